@@ -1,0 +1,32 @@
+# make run: set up and run the demo.  make test | lint | soak.  PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+PY = .venv/bin/python
+
+.PHONY: run setup test lint soak clean
+.DEFAULT_GOAL := run
+
+run: .venv/ready
+	$(PY) -m src.run experiment=demo
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: .venv/ready
+	$(PY) -m pytest
+
+lint: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+soak: .venv/ready
+	$(PY) -m pytest -m soak
+
+clean:
+	rm -rf .venv runs report

@@ -1,0 +1,9 @@
+"""Backbones: plain modules whose every width is an argument, built by name.
+
+For example, `build("resnet20", seed_width=8)` is a ResNet-20 with 8 filters in every convolution.
+"""
+
+from budgetnet.backbones.common import match_channels
+from budgetnet.backbones.registry import NAMES, build, full_widths
+
+__all__ = ["NAMES", "build", "full_widths", "match_channels"]

@@ -1,0 +1,86 @@
+"""The ResNets of He et al. 2016, section 4.2, for 32×32 images, with parameter-free shortcuts (option A).
+
+Every convolution may have its own width, also within a block and between the blocks of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from budgetnet.backbones.common import convolution, initialise, match_channels
+
+DEPTHS = {
+    "resnet20": (3, 3, 3),
+    "resnet32": (5, 5, 5),
+    "resnet44": (7, 7, 7),
+    "resnet56": (9, 9, 9),
+    "resnet110": (18, 18, 18),
+    "resnet42-42-42": (42, 42, 42),  # what AutoGrow (Wen et al. 2020) grows to on CIFAR-10
+}
+"""Blocks in each of the three stages."""
+
+
+def full_widths(depths: Sequence[int]) -> dict[str, int]:
+    """Filters of every convolution, in order of execution."""
+    widths = {"conv1": 16}
+    for stage, (width, depth) in enumerate(zip((16, 32, 64), depths, strict=True), start=1):
+        for i in range(depth):
+            widths[f"layer{stage}.{i}.conv1"] = widths[f"layer{stage}.{i}.conv2"] = width
+    return widths
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut, subsampled, then padded or cropped to the block's width."""
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = convolution(in_channels, hidden, stride=stride)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = convolution(hidden, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.stride != 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(out + match_channels(x, out))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of basic blocks: (batch, in_channels, height, width) to (batch, num_classes).
+
+    depths: blocks in each stage. widths: filters of conv1 and of layer{stage}.{block}.conv1 and .conv2.
+    """
+
+    def __init__(
+        self, depths: Sequence[int], widths: Mapping[str, int], num_classes: int, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        channels = widths["conv1"]
+        self.conv1 = convolution(in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        stages = []
+        for stage, depth in enumerate(depths, start=1):
+            blocks = []
+            for i in range(depth):
+                name = f"layer{stage}.{i}"
+                out_channels = widths[f"{name}.conv2"]
+                stride = 2 if stage > 1 and i == 0 else 1
+                blocks.append(BasicBlock(channels, widths[f"{name}.conv1"], out_channels, stride))
+                channels = out_channels
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.fc = nn.Linear(channels, num_classes)
+        initialise(self, classifier=self.fc)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: torch.Tensor = self.fc(x.mean((2, 3)))  # fvcore counts a mean as free, a pooling layer not
+        return logits

@@ -1,0 +1,56 @@
+"""last.ckpt after every epoch, best.ckpt at the best validation accuracy of the final network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from budgetnet.methods.base import BudgetedModule
+
+
+class Checkpoint(pl.callbacks.Checkpoint):
+    """Runs after the other callbacks, so a checkpoint taken at a growth round holds the grown network.
+
+    Files are written under a temporary name and renamed. `best.ckpt` is chosen by validation top-1 among the epochs
+    after growth (the widths are the final ones there); without a validation set it is the last epoch.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self.best_top1 = -1.0
+        self.best_epoch = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        epochs = trainer.current_epoch + 1
+        validated = sum(trainer.num_val_batches) > 0
+        top1 = pl_module.results.get("val_top1", -1.0) if validated else float(epochs)
+        better = self._comparable(trainer, pl_module) and top1 > self.best_top1
+        if better:
+            self.best_top1, self.best_epoch = top1, epochs
+        if pl_module.finished(epochs):
+            trainer.should_stop = True
+        self._save(trainer, "last.ckpt")
+        if better:
+            self._save(trainer, "best.ckpt")
+
+    def _comparable(self, trainer: pl.Trainer, module: BudgetedModule) -> bool:
+        """Whether the epoch that ended trained the final network: growth ends at an epoch's end, so not that one."""
+        return module.phase == "train" or (
+            module.phase == "finetune" and trainer.current_epoch + 1 > getattr(module, "growing_epochs", 0)
+        )
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        temporary = self.directory / f"{name}.tmp"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.directory / name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_top1, self.best_epoch = state_dict["best_top1"], state_dict["best_epoch"]

@@ -1,0 +1,83 @@
+"""Growth rounds and budget checks, between epochs of a running trainer."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from budgetnet.callbacks.record import log
+from budgetnet.errors import UsageError
+from budgetnet.growth import GrowthPlan
+from budgetnet.methods.adenel import AdeNeL
+from budgetnet.records import Records
+
+
+class Growth(pl.Callback):
+    """At the end of every growth round: measure and plan on rank 0, broadcast, resize, wrap again, record."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a strategy under which a network cannot change its shape."""
+        strategy = trainer.strategy
+        unsafe = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
+        if unsafe or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+            name = "ddp with find_unused_parameters" if unsafe else type(strategy).__name__
+            raise UsageError(
+                f"trainer.strategy={name}: parameters that grow would silently drift apart; use trainer.strategy=ddp"
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, AdeNeL)
+        epochs = trainer.current_epoch + 1
+        if not pl_module.round_is_over(epochs):
+            return
+        start = time.perf_counter()
+        images = pl_module.ledger.images_per_epoch
+        plan = pl_module.plan_round(epochs, images) if trainer.is_global_zero else None
+        plan = trainer.strategy.broadcast(plan)
+        assert isinstance(plan, GrowthPlan)
+        batch = None
+        if pl_module.rounds.init == "gradmax":
+            assert trainer.train_dataloader is not None
+            inputs, labels = next(iter(trainer.train_dataloader))
+            batch = (inputs.to(pl_module.device), labels.to(pl_module.device))
+        pl_module.grow(plan, epochs, batch)
+        if isinstance(trainer.strategy, DDPStrategy) and plan.changes:
+            rewrap(trainer, trainer.strategy)
+        pause = time.perf_counter() - start
+        pl_module.ledger.growth_seconds += pause
+        if trainer.is_global_zero:
+            self._record(trainer, pl_module, plan, epochs, pause)
+
+    def _record(self, trainer: pl.Trainer, module: AdeNeL, plan: GrowthPlan, epochs: int, pause: float) -> None:
+        costs = module.costs()
+        self.records.growth(
+            {
+                "round": plan.round,
+                "epoch": epochs,
+                "step": trainer.global_step,
+                "saturation": dict(plan.saturation),
+                "candidates": list(plan.candidates),
+                "plan": {name: [plan.before[name], width] for name, width in plan.changes.items()},
+                "widths": dict(plan.after),
+                **costs,
+                "train_cost_flops": module.ledger.spent,
+                "clipped": plan.clipped,
+                "stop": plan.stop,
+                "pause_ms": round(1000 * pause, 3),
+            }
+        )
+        widths = {f"growth/{name}": float(width) for name, width in plan.after.items()}
+        log(trainer, {"growth/round": float(plan.round), "growth/grown_groups": float(len(plan.changes)), **widths})
+
+
+def rewrap(trainer: pl.Trainer, strategy: DDPStrategy) -> None:
+    """Wrap the resized module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
+    strategy.model = trainer.lightning_module
+    gc.collect()
+    strategy.configure_ddp()

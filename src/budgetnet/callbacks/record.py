@@ -1,0 +1,58 @@
+"""One row per epoch, the same numbers in metrics.csv and in every logger."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from budgetnet.methods.adenel import AdeNeL
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.records import Records
+
+
+def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Send scalars to the loggers at the trainer's step, without Lightning's per-step bookkeeping."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
+
+
+class Recorder(pl.Callback):
+    """Writes metrics.csv and saturation.csv and logs both. Comes before Growth: a row is of the epoch's network."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        row = self.row(trainer, pl_module)
+        saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
+        if not trainer.is_global_zero:
+            return
+        self.records.metrics(row)
+        if saturation:
+            self.records.saturation(row["epoch"], row["round"], saturation)
+        numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+        log(trainer, {**numbers, **{f"saturation/{name}": value for name, value in saturation.items()}})
+
+    def row(self, trainer: pl.Trainer, module: BudgetedModule) -> dict[str, Any]:
+        """The epoch that just ended (budgetnet.records.METRICS names the columns)."""
+        module.results.update(module.epoch_metrics())
+        lr = module.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
+        return {
+            "epoch": trainer.current_epoch + 1,
+            "phase": module.phase,
+            "round": module.round,
+            "step": trainer.global_step,
+            "lr": lr,
+            **{k: v for k, v in module.results.items() if k.startswith(("train_", "val_"))},
+            **module.costs(),
+            "train_cost_flops": module.ledger.spent,
+            "train_cost_baseline_percent": module.ledger.percent_of_baseline(),
+            "seconds": time.perf_counter() - self._start,
+        }

@@ -1,0 +1,6 @@
+"""Width groups: which tensors share a width, and how a live network changes it."""
+
+from budgetnet.channels.graph import ChannelGraph, GraphError, WidthGroup
+from budgetnet.channels.resize import resize
+
+__all__ = ["ChannelGraph", "GraphError", "WidthGroup", "resize"]

@@ -1,0 +1,132 @@
+"""GradMax (Evci et al., ICLR 2022): new channels whose incoming weights have the largest gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.channels.graph import GraphError
+from budgetnet.channels.surgery import Surgery
+
+_NUDGE = 1e-3  # shift of a silent new channel, so that a ReLU behind it passes gradient
+_ITERATIONS = 8
+
+
+def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Zero incoming weights; outgoing weights that maximise the gradient norm of the incoming ones.
+
+    The gradient of the incoming weights at zero is linear in the outgoing weights V, A·V, so the best orthonormal V
+    are the top right singular vectors of A (equation 11 of the paper). Subspace iteration V <- orth(AᵀA V) finds them
+    with two backward passes a step, which holds for any path between producer and consumer (pooling, flattening,
+    depthwise, squeeze-excite), in eval mode and on one `batch` (inputs, targets). Columns are scaled to half the mean
+    norm of the old ones.
+    """
+    model = surgery.graph.model
+    grown = [name for name, source in surgery.sources.items() if bool((source < 0).any())]
+    columns = {name: _columns(surgery, name) for name in grown}
+    for name in grown:
+        _close(surgery, name)
+        _write(columns[name], _orthonormal([torch.randn_like(part) for part in _read(columns[name])]))
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    incoming = {
+        name: [model.get_parameter(f"{p}.weight") for p in surgery.graph.group(name).producers] for name in grown
+    }
+    try:
+        for _ in range(_ITERATIONS):
+            value = loss(model(batch[0]), batch[1])
+            producers = [weight for name in grown for weight in incoming[name]]
+            consumers = [weight for name in grown for weight, _, _ in columns[name]]
+            first = torch.autograd.grad(value, producers, create_graph=True, allow_unused=True)
+            taken = iter(first)
+            square = torch.zeros((), dtype=value.dtype, device=value.device)
+            for name in grown:
+                new = (surgery.sources[name] < 0).nonzero().flatten()
+                for gradient in (next(taken) for _ in incoming[name]):
+                    if gradient is not None:
+                        square = square + gradient.index_select(0, new.to(gradient.device)).square().sum()
+            second = iter(torch.autograd.grad(square, consumers, allow_unused=True))
+            for name in grown:
+                gradients = [next(second) for _ in columns[name]]
+                _write(columns[name], _orthonormal(_select(columns[name], gradients)))
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    with torch.no_grad():
+        for name in grown:
+            _rescale(columns[name])
+
+
+_Columns = list[tuple[nn.Parameter, Tensor, int]]
+"""(consumer weight, (n, k) positions on its input axis of each of the n new channels, n)"""
+
+
+def _columns(surgery: Surgery, name: str) -> _Columns:
+    found: _Columns = []
+    for tensor, dims in surgery.graph.axes.items():
+        if any(segment.group == name for segment in dims.get(1, ())):
+            if dims[1][0].parts > 1:
+                raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
+            labels = surgery.labels(dims[1], name)
+            count = int(labels.max()) + 1
+            position = torch.stack([(labels == j).nonzero().flatten() for j in range(count)])
+            parameter = surgery.graph.model.get_parameter(tensor)
+            found.append((parameter, position.to(parameter.device), count))
+    return found
+
+
+def _close(surgery: Surgery, name: str) -> None:
+    """Zero the incoming weights of the group's new channels, and nudge the shift behind them."""
+    model = surgery.graph.model
+    new = (surgery.sources[name] < 0).nonzero().flatten()
+    with torch.no_grad():
+        for producer in surgery.graph.group(name).producers:
+            shift = getattr(model.get_submodule(surgery.graph.norm_after.get(producer, producer)), "bias", None)
+            weight = model.get_parameter(f"{producer}.weight")
+            if shift is None:  # nothing to nudge: leave a trace of the He weights instead
+                weight[new.to(weight.device)] *= _NUDGE
+            else:
+                weight[new.to(weight.device)] = 0
+                shift[new.to(shift.device)] = _NUDGE
+
+
+def _select(columns: _Columns, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """(n, entries) of each consumer: what belongs to each new channel."""
+    parts = []
+    for (weight, position, count), tensor in zip(columns, tensors, strict=True):
+        full = torch.zeros_like(weight) if tensor is None else tensor
+        parts.append(full.movedim(1, 0)[position].reshape(count, -1))
+    return parts
+
+
+def _read(columns: _Columns) -> list[Tensor]:
+    return _select(columns, [weight.detach() for weight, _, _ in columns])
+
+
+def _write(columns: _Columns, parts: list[Tensor]) -> None:
+    with torch.no_grad():
+        for (weight, position, _), part in zip(columns, parts, strict=True):
+            shape = (*position.shape, weight.shape[0], *weight.shape[2:])
+            weight.movedim(1, 0)[position] = part.reshape(shape)
+
+
+def _orthonormal(parts: list[Tensor]) -> list[Tensor]:
+    """Rows over all consumers together made orthonormal, keeping their span."""
+    sizes = [part.shape[1] for part in parts]
+    joined = torch.cat(parts, dim=1)
+    basis = torch.linalg.qr(joined.T.double()).Q.T.to(joined.dtype)
+    if basis.shape[0] < joined.shape[0]:  # more new channels than directions: the rest repeat them
+        basis = basis.repeat(-(-joined.shape[0] // basis.shape[0]), 1)[: joined.shape[0]]
+    return list(basis.split(sizes, dim=1))
+
+
+def _rescale(columns: _Columns) -> None:
+    for weight, position, _ in columns:
+        old = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        old[position.flatten()] = False
+        rows = weight.movedim(1, 0)
+        per_unit = rows[old].flatten(1).norm(dim=1).mean() if bool(old.any()) else rows.new_ones(())
+        norm = rows[position.flatten()].flatten(1).norm(dim=1).clamp_min(1e-12).mean()
+        rows[position] = rows[position] * (0.5 * per_unit / norm)

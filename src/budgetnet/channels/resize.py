@@ -1,0 +1,133 @@
+"""Change the widths of a live model together with its optimizer's state: the only code that changes a shape."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
+from budgetnet.channels.initialise import INITIALISATIONS, initialise
+from budgetnet.channels.surgery import Surgery
+from budgetnet.errors import nearest
+
+Plan = Mapping[str, "int | Sequence[int]"]
+"""New widths by group name. A list of channel indices instead of a number narrows the group to those channels."""
+
+
+def resize(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer | None = None,
+    init: str = "he",
+    seed: int | None = None,
+    batch: tuple[Tensor, Tensor] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+) -> ChannelGraph:
+    """Widen or narrow the groups named in `plan`, in place; returns the model's graph.
+
+    New channels are appended at the end of their group, so old slices stay bit-identical; narrowing to a number keeps
+    the first channels. Parameters are replaced in the same slot of the same param group, and every optimizer state
+    tensor of the parameter's shape (momentum, Adam moments, Z, Γ) moves along, zero for new channels.
+
+    init: "he" (the paper: every new tensor entry is drawn with the fan of the grown layer), "zero_out" (He, but the
+    function stays the same), "net2wider", or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
+    seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
+    Raises GraphError for an unknown group, an impossible width, a DDP-wrapped or an untraced model; nothing has
+    changed then.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise GraphError("resize the module inside DistributedDataParallel (model.module), then wrap it again")
+    if init not in INITIALISATIONS:
+        raise GraphError(f"unknown initialisation init={init!r}{nearest(init, INITIALISATIONS)}")
+    if init == "gradmax" and batch is None:
+        raise GraphError("init='gradmax' chooses the new channels by a gradient: pass batch=(inputs, targets)")
+    graph = ChannelGraph.of(model)
+    sources = {name: _source(graph, name, width) for name, width in plan.items()}
+    widths = graph.widths
+    sources = {
+        name: source
+        for name, source in sources.items()
+        if len(source) != widths[name] or not torch.equal(source, torch.arange(widths[name]))
+    }
+    if not sources:
+        warnings.warn(f"resize: the plan {dict(plan)} changes nothing", stacklevel=2)
+        return graph
+    surgery = Surgery(graph, widths, sources, seed)
+    if init == "net2wider":
+        surgery.duplicate()
+    replaced = _replace_tensors(surgery)
+    _set_attributes(graph)
+    initialise(surgery, init, batch, loss)
+    if optimizer is not None:
+        _migrate(optimizer, replaced, surgery)
+    return graph
+
+
+def _source(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
+    """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
+    group = graph.group(name)
+    if not isinstance(width, int):
+        kept = list(width)
+        block_size = group.width // group.blocks
+        per_block = [sum(index // block_size == block for index in kept) for block in range(group.blocks)]
+        increasing = kept == sorted(set(kept)) and all(0 <= index < group.width for index in kept)
+        if not kept or not increasing or len(set(per_block)) != 1:
+            raise GraphError(
+                f"{name}: the channels to keep must be increasing indices below {group.width}"
+                + (f", equally many in each of its {group.blocks} blocks" if group.blocks > 1 else "")
+            )
+        return torch.tensor(kept)
+    if isinstance(width, bool) or width < 1 or width % group.blocks:
+        multiple = f", in multiples of {group.blocks}" if group.blocks > 1 else ""
+        raise GraphError(f"{name}: cannot have width {width}; it takes 1 or more{multiple}")
+    blocks = torch.arange(group.width).reshape(group.blocks, -1)
+    new = width // group.blocks - blocks.shape[1]
+    if new > 0:
+        blocks = torch.cat([blocks, blocks.new_full((group.blocks, new), -1)], dim=1)
+    return blocks[:, : width // group.blocks].flatten()
+
+
+def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]:
+    """Swap in resized tensors; returns old parameter -> (name, new parameter)."""
+    replaced: dict[Tensor, tuple[str, nn.Parameter]] = {}
+    for name in surgery.tensors():
+        path, _, leaf = name.rpartition(".")
+        module = surgery.graph.model.get_submodule(path)
+        old = getattr(module, leaf)
+        new = surgery.migrate(name, old.detach())
+        if leaf in module._parameters:
+            parameter = replaced[old][1] if old in replaced else nn.Parameter(new, requires_grad=old.requires_grad)
+            module._parameters[leaf] = parameter
+            replaced[old] = (name, parameter)
+        else:
+            module._buffers[leaf] = new
+    return replaced
+
+
+def _set_attributes(graph: ChannelGraph) -> None:
+    widths = graph.widths
+    for (path, attribute), layout in graph.attributes.items():
+        module, size = graph.model.get_submodule(path), layout_size(layout, widths)
+        if isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (size, *module.normalized_shape[1:])
+        else:
+            setattr(module, attribute, size)
+
+
+def _migrate(
+    optimizer: torch.optim.Optimizer,
+    replaced: Mapping[Tensor, tuple[str, nn.Parameter]],
+    surgery: Surgery,
+) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [replaced[p][1] if p in replaced else p for p in group["params"]]
+    for old, (name, new) in replaced.items():
+        state = optimizer.state.pop(old, None)
+        if state is not None:
+            optimizer.state[new] = {
+                key: surgery.migrate(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value
+                for key, value in state.items()
+            }

@@ -1,0 +1,34 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done. The text is one line: the thing, its value, what was expected, what to do.
+
+    At the command line it becomes exit code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that was possible failed on the way. The text is one line; at the command line it becomes exit code 1."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A suffix for an error message that names the closest options.
+
+    >>> nearest("resnet21", ["resnet20", "vgg16"])
+    "; did you mean 'resnet20'?"
+    """
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(option) for option in close) + "?"
+    return f"; known: {', '.join(options)}" if options else ""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with one line that says how to continue."""

@@ -1,0 +1,9 @@
+"""When and where a network grows."""
+
+from budgetnet.growth.capacity import initial_norms, saturation, selection_threshold, sparse_sets
+from budgetnet.growth.policy import GrowthPlan, GrowthRule, Limit, Planner
+
+__all__ = [
+    "GrowthPlan", "GrowthRule", "Limit", "Planner",
+    "initial_norms", "saturation", "selection_threshold", "sparse_sets",
+]  # fmt: skip

@@ -1,0 +1,247 @@
+"""Who grows, by how much, within the budget: pure functions from saturations to a GrowthPlan."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from budgetnet.costs.model import CostModel
+from budgetnet.errors import UsageError, nearest
+
+FULL = 0.99
+"""A budget that is used to this part counts as reached."""
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What one growth round does: group -> new width, and why growth ends here if it does (`stop`)."""
+
+    round: int
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    saturation: Mapping[str, float] = field(default_factory=dict)
+    candidates: tuple[str, ...] = ()
+    clipped: bool = False
+    stop: str | None = None
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """New widths of the groups that change: what `resize` takes."""
+        return {name: width for name, width in self.after.items() if width != self.before[name]}
+
+    def __repr__(self) -> str:
+        changes = ", ".join(f"{name} {self.before[name]}->{width}" for name, width in self.changes.items())
+        stop = f"; growth ends: {self.stop}" if self.stop else ""
+        return f"GrowthPlan(round {self.round}: {changes or 'nothing grows'}{', clipped' * self.clipped}{stop})"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`form`(widths) <= `most`: a budget in terms of a closed form of the widths ("flops" or "params").
+
+    next_most: what the network may cost if another growth round is to follow it; None where that makes no difference.
+    """
+
+    kind: str
+    form: str
+    most: int
+    next_most: int | None = None
+
+
+@dataclass(frozen=True)
+class GrowthRule:
+    """How much a round adds. See conf/growth/*.yaml for the meaning of each.
+
+    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of round_to. `cost_ratio` is the
+    rise of FLOPs per round of the cost_aware policy.
+    """
+
+    policy: str = "saturation"
+    threshold: float = 0.8
+    number: int = 2
+    ratio: float = 0.3
+    cost_ratio: float = 0.5
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise UsageError(f"growth.policy={self.policy!r} is unknown{nearest(self.policy, POLICIES)}")
+        if self.number < 0 or self.ratio < 0 or (self.number == 0 and self.ratio == 0):
+            raise UsageError(f"growth.number={self.number}, growth.ratio={self.ratio}: one must be above 0, none below")
+        if not 0 <= self.threshold < 1:
+            raise UsageError(f"growth.threshold={self.threshold}: expected a saturation from 0 up to, not including, 1")
+        if self.cost_ratio <= 0:
+            raise UsageError(f"growth.cost_ratio={self.cost_ratio}: expected a rise of FLOPs per round above 0")
+        if self.round_to < 1:
+            raise UsageError(f"growth.round_to={self.round_to}: expected 1 or more channels")
+
+
+class Planner:
+    """Plans growth rounds for one network: rule, prices, the largest allowed widths.
+
+    max_widths names the groups that may grow; the others keep their width.
+    """
+
+    def __init__(self, cost: CostModel, rule: GrowthRule, max_widths: Mapping[str, int], seed: int = 0) -> None:
+        self.cost, self.rule, self.max_widths, self.seed = cost, rule, dict(max_widths), seed
+        self.step = {
+            group.name: math.lcm(group.blocks, rule.round_to) for group in cost.graph.groups if group.name in max_widths
+        }
+
+    def plan(self, round: int, saturation: Mapping[str, float], limits: Sequence[Limit]) -> GrowthPlan:
+        """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
+
+        Deterministic in its arguments and the widths now. `stop` is the kind of the limit that was reached,
+        "saturation" when nobody is a candidate, or "max_width" when every candidate is as wide as it may be.
+        """
+        before = self.cost.graph.widths
+        open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
+        candidates = [name for name in POLICIES[self.rule.policy](self, round, saturation) if name in open_groups]
+        stay = GrowthPlan(round, before, before, dict(saturation))
+        if not candidates:
+            return GrowthPlan(
+                round, before, before, dict(saturation), (), False, "saturation" if open_groups else "max_width"
+            )
+        wanted = self._wanted(before, candidates, saturation)
+        after, clipped = self._clip(before, wanted, limits)
+        reached = clipped or not self._room_to_go_on(after, limits)
+        if reached:
+            after = self._top_up(after, self._ranked(candidates, saturation), limits)
+            if max(self._used(after, limits).values()) < FULL:
+                after = self._top_up(after, self._ranked(list(self.max_widths), saturation), limits)
+        used = self._used(after, limits)
+        stop = max(used, key=used.__getitem__) if reached else None
+        return GrowthPlan(round, stay.before, after, dict(saturation), tuple(candidates), clipped, stop)
+
+    # -- how much ---------------------------------------------------------------------------------------------------
+
+    def _wanted(
+        self, before: Mapping[str, int], candidates: Sequence[str], saturation: Mapping[str, float]
+    ) -> dict[str, int]:
+        if self.rule.policy == "cost_aware":
+            return self._cost_aware(before, candidates, saturation)
+        wanted = dict(before)
+        for name in candidates:
+            width = before[name]
+            more = max(width + self.rule.number, math.floor(width * (1 + self.rule.ratio) + 1e-9))
+            wanted[name] = min(self._round_up(name, more), self._widest(name))
+        return wanted
+
+    def _cost_aware(
+        self, before: Mapping[str, int], candidates: Sequence[str], saturation: Mapping[str, float]
+    ) -> dict[str, int]:
+        """Channels one by one to the group with the highest s·w/(w+Δ) per root of its marginal FLOPs."""
+        wanted = dict(before)
+        target = self.cost.flops(before) * (1 + self.rule.cost_ratio)
+        while True:
+            now = self.cost.flops(wanted)
+            best, best_score = None, 0.0
+            for name in candidates:
+                wider = self._next(name, wanted[name])
+                if wider > self.max_widths[name]:
+                    continue
+                marginal = self.cost.flops({**wanted, name: wider}) - now
+                score = saturation.get(name, 0.0) * before[name] / wanted[name] / math.sqrt(max(marginal, 1))
+                if score > best_score:
+                    best, best_score = name, score
+            if best is None or now >= target:
+                return wanted
+            wanted[best] = self._next(best, wanted[best])
+
+    # -- within the limits ------------------------------------------------------------------------------------------
+
+    def _fits(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
+        w = self.cost.vector(widths)
+        return all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
+
+    def _used(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> dict[str, float]:
+        w = self.cost.vector(widths)
+        return {limit.kind: self.cost.price(limit.form, w) / max(limit.most, 1) for limit in limits}
+
+    def _room_to_go_on(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
+        """Whether another round fits, the budget is not used up yet, and some group could still take a channel."""
+        w = self.cost.vector(widths)
+        if any(limit.next_most is not None and self.cost.price(limit.form, w) > limit.next_most for limit in limits):
+            return False
+        if max(self._used(widths, limits).values(), default=0) >= FULL:
+            return False
+        narrower = [name for name in self.max_widths if self._next(name, widths[name]) <= self.max_widths[name]]
+        return not narrower or any(self._fits({**widths, n: self._next(n, widths[n])}, limits) for n in narrower)
+
+    def _clip(
+        self, before: Mapping[str, int], wanted: Mapping[str, int], limits: Sequence[Limit]
+    ) -> tuple[dict[str, int], bool]:
+        """The largest common share of every increase that fits."""
+        if self._fits(wanted, limits):
+            return dict(wanted), False
+
+        def at(share: float) -> dict[str, int]:
+            return {
+                name: max(width, self._round_down(name, width + share * (wanted[name] - width)))
+                if wanted[name] > width
+                else width
+                for name, width in before.items()
+            }
+
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._fits(at(middle), limits) else (low, middle)
+        return at(low), True
+
+    def _top_up(self, widths: Mapping[str, int], order: Sequence[str], limits: Sequence[Limit]) -> dict[str, int]:
+        """Single channels, round robin in this order, until none fits."""
+        widths = dict(widths)
+        waiting = list(order)
+        while waiting:
+            fitted = []
+            for name in waiting:
+                wider = self._next(name, widths[name])
+                if wider <= self.max_widths[name] and self._fits({**widths, name: wider}, limits):
+                    widths[name] = wider
+                    fitted.append(name)
+            waiting = fitted
+        return widths
+
+    # -- widths -----------------------------------------------------------------------------------------------------
+
+    def _ranked(self, names: Sequence[str], saturation: Mapping[str, float]) -> list[str]:
+        return sorted(names, key=lambda name: -saturation.get(name, 0.0))
+
+    def _next(self, name: str, width: int) -> int:
+        return (width // self.step[name] + 1) * self.step[name]
+
+    def _round_up(self, name: str, width: float) -> int:
+        return math.ceil(width / self.step[name]) * self.step[name]
+
+    def _round_down(self, name: str, width: float) -> int:
+        return math.floor(width / self.step[name]) * self.step[name]
+
+    def _widest(self, name: str) -> int:
+        return max(self._round_down(name, self.max_widths[name]), self.cost.graph.group(name).width)
+
+
+def _saturated(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
+    """The paper, equation 9: every group with s > τ."""
+    return [name for name in planner.max_widths if saturation.get(name, 0.0) > planner.rule.threshold]
+
+
+def _every(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
+    return list(planner.max_widths)
+
+
+def _random(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
+    """As many groups as `saturation` would choose, at random."""
+    count = len(_saturated(planner, round, saturation))
+    chosen = random.Random(f"{planner.seed}/{round}").sample(sorted(planner.max_widths), count)
+    return [name for name in planner.max_widths if name in chosen]
+
+
+POLICIES: dict[str, Callable[[Planner, int, Mapping[str, float]], list[str]]] = {
+    "saturation": _saturated,
+    "cost_aware": _every,
+    "uniform": _every,
+    "random": _random,
+}

@@ -1,0 +1,83 @@
+"""Weights & Biases beside the files of the run directory. It is never needed, and never fails a run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], directory: Path) -> list[Any]:
+    """The trainer's loggers for conf/logger: none for "csv" (the files are always written), else W&B.
+
+    W&B is online where a key is found, else offline; the run's id is a hash of its directory, so that a continued run
+    continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line.
+    """
+    if options["name"] == "csv" or options.get("mode") == "disabled":
+        return []
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = options["mode"] or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+
+    def start(mode: Any) -> Any:
+        return wandb.init(
+            project=options["project"],
+            entity=options["entity"],
+            group=options["group"],
+            tags=list(options["tags"]),
+            name=directory.name,
+            id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+            resume="allow" if mode == "online" else None,
+            dir=str(directory),
+            config=dict(config),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=options["init_timeout"], silent=True, console="off"),
+        )
+
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return []
+    try:
+        experiment = start(mode)
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        log.warning("W&B cannot be reached (%s); logging offline", str(error).splitlines()[0])
+        experiment = start("offline")
+    experiment.define_metric("train_cost_flops")
+    experiment.define_metric("*", step_metric="train_cost_flops")
+    return [WandbLogger(experiment=experiment)]
+
+
+def log_images(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
+    """Send the report's figures and the summary's numbers."""
+    for logger in loggers:
+        import wandb
+
+        logger.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
+        logger.experiment.summary.update(
+            {key: value for key, value in summary.items() if isinstance(value, (int, float, str))}
+        )
+
+
+def close_loggers(loggers: list[Any]) -> None:
+    """End the W&B run, also after an error: a second job in this process must not log into it."""
+    if loggers:
+        import wandb
+
+        wandb.finish()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

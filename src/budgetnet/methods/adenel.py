@@ -1,0 +1,240 @@
+"""AdeNeL: a seed network that grows, while it trains, until it meets the budget (Zhong, Liu, Fu, BMVC 2021)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from budgetnet.channels import ChannelGraph
+from budgetnet.channels.fresh import growing_groups, max_widths, reshape_fresh, seed_widths
+from budgetnet.costs import Budget, CostModel, TrainCostLedger
+from budgetnet.errors import UsageError
+from budgetnet.growth import (
+    GrowthPlan,
+    GrowthRule,
+    Limit,
+    Planner,
+    initial_norms,
+    saturation,
+    selection_threshold,
+    sparse_sets,
+)
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.options import Bregman, FineTuning, Optimization, Rounds, options
+from budgetnet.methods.schedule import learning_rate
+from budgetnet.optim import LBI
+
+
+class AdeNeL(BudgetedModule):
+    """Grows `net` in rounds under LBI at a constant learning rate, then fine-tunes it.
+
+    net: the seed network, traced. budget: resolved (whole numbers). max_widths: what each group that may grow may
+    become. epochs: of the whole run at most; growth stops in time to leave the fine-tuning its epochs. The growth
+    callback asks `plan_round` at the end of each round and carries the plan out with `grow`.
+    """
+
+    phase = "grow"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        ledger: TrainCostLedger,
+        budget: Budget,
+        optim: Optimization,
+        lbi: Bregman,
+        rule: GrowthRule,
+        rounds: Rounds,
+        finetune: FineTuning,
+        max_widths: Mapping[str, int],
+        epochs: int,
+        grow_linear: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(net, num_classes, ledger, budget, optim.label_smoothing)
+        self.optim, self.lbi, self.rounds, self.finetune = optim, lbi, rounds, finetune
+        self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
+        self.planner = Planner(self.cost, rule, max_widths, seed)
+        self.growing_epochs = 0  # epochs of the growing phase, once it is over
+        self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
+
+    # -- optimizer --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> LBI:
+        """LBI over filters, hidden linear entries, other matrices, and vectors (no weight decay), in that order."""
+        kinds = sparse_sets(self.graph, self.grow_linear)
+        rest = [p for p in self.net.parameters() if p not in kinds]
+        steps = self.rounds.epochs_per_round * self.trainer.datamodule.steps_per_epoch(self.trainer.world_size)  # type: ignore[attr-defined]
+        groups: list[dict[str, Any]] = []
+        for kind in ("filter", "entry"):
+            params = [p for p in self.net.parameters() if kinds.get(p) == kind]
+            if params:
+                groups.append({"params": params, "sparse": kind, "threshold": self.threshold(kind, steps)})
+        groups.append({"params": [p for p in rest if p.dim() > 1]})
+        groups.append({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0})
+        return LBI(
+            [group for group in groups if group["params"]],
+            lr=self.optim.lr,
+            nu=self.lbi.nu,
+            kappa=self.lbi.kappa,
+            momentum=self.optim.momentum,
+            weight_decay=self.optim.weight_decay,
+        )
+
+    def threshold(self, kind: str, steps_per_round: int) -> float:
+        """λ of one kind of unit ("filter" or "entry"): `lbi.threshold`, or what the clock makes of the bar."""
+        if self.lbi.threshold is not None:
+            return self.lbi.threshold
+        norm = self.initial_norms[kind]
+        return selection_threshold(self.lbi.selection_norm, norm, self.optim.lr, self.lbi.nu, steps_per_round)
+
+    @property
+    def optimizer(self) -> LBI:
+        """The one optimizer, without the trainer's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, LBI)
+        return optimizer
+
+    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
+        """Constant while growing (it must not decay before the last growth); then the fine-tuning's own schedule."""
+        if self.phase == "grow":
+            return self.optim.lr
+        tune, spe = self.finetune, steps_per_epoch
+        step = (epoch - self.growing_epochs) * spe + batch
+        base = self.optim.lr if tune.lr is None else tune.lr
+        return learning_rate(tune.schedule, base, step, tune.epochs * spe, tune.warmup_epochs * spe)
+
+    def finished(self, epochs: int) -> bool:
+        return self.phase == "finetune" and epochs >= self.growing_epochs + self.finetune.epochs
+
+    # -- growth -----------------------------------------------------------------------------------------------------
+
+    def round_is_over(self, epochs: int) -> bool:
+        """Whether a growth round ends after `epochs` epochs."""
+        return self.phase == "grow" and epochs % self.rounds.epochs_per_round == 0
+
+    def saturation(self) -> dict[str, float]:
+        """s of every group that may grow, now (equation 9)."""
+        read = saturation(self.graph, self.optimizer, self.rounds.reduction)
+        return {name: read[name] for name in self.planner.max_widths}
+
+    def limits(self, images_per_epoch: int) -> list[Limit]:
+        """The budget in closed forms of the widths.
+
+        What is left of the train cost bounds the FLOPs: fine-tuning must still fit; and another round besides, if
+        growth is to go on.
+        """
+        limits = []
+        for kind, most in self.budget.limits.items():
+            if kind == "train_cost":
+                left = most - self.ledger.spent
+                tune = self.finetune.epochs * images_per_epoch
+                another = tune + self.rounds.epochs_per_round * images_per_epoch
+                limits.append(Limit(kind, "flops", left // max(tune, 1), left // another))
+            else:
+                limits.append(Limit(kind, kind, most))
+        return limits
+
+    def plan_round(self, epochs: int, images_per_epoch: int) -> GrowthPlan:
+        """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
+        plan = self.planner.plan(self.round + 1, self.saturation(), self.limits(images_per_epoch))
+        if plan.stop is not None:
+            return plan
+        stop = None
+        if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
+            stop = "max_rounds"
+        elif epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
+            stop = "epochs"
+        return GrowthPlan(plan.round, plan.before, plan.after, plan.saturation, plan.candidates, plan.clipped, stop)
+
+    def grow(self, plan: GrowthPlan, epochs: int, batch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+        """Carry out a plan after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""
+        optimizer = self.optimizer
+        if plan.changes:
+            self.resize(
+                plan.changes, optimizer=optimizer, init=self.rounds.init, seed=_key(self.seed, plan.round), batch=batch
+            )
+        if self.rounds.state == "reset":
+            optimizer.reset_state()
+        self.round = plan.round
+        if plan.stop is not None:
+            self.stop_reason = plan.stop
+            self.start_finetuning(epochs)
+
+    def start_finetuning(self, epochs: int) -> None:
+        """End the growing phase after `epochs` epochs. SGD is LBI without a sparse set: Z and Γ are dropped."""
+        self.phase, self.growing_epochs = "finetune", epochs
+        if self.finetune.optimizer == "sgd":
+            for group in self.optimizer.param_groups:
+                group["sparse"] = None
+            for state in self.optimizer.state.values():
+                state.pop("z", None)
+                state.pop("gamma", None)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["budgetnet"] |= {
+            "growing_epochs": self.growing_epochs,
+            "stop_reason": self.stop_reason,
+            "initial_norms": self.initial_norms,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["budgetnet"]
+        self.growing_epochs, self.stop_reason = state["growing_epochs"], state["stop_reason"]
+        self.initial_norms = state["initial_norms"]
+
+
+def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> AdeNeL:
+    """The method for a resolved configuration; `net` is the full backbone, traced, and becomes the seed network.
+
+    Raises UsageError for options out of range, a budget that the seed network misses or that no allowed network
+    reaches, and a growth round longer than the run.
+    """
+    growth = dict(config["growth"])
+    rule = options(GrowthRule, "growth", growth)
+    rounds = options(Rounds, "growth", growth)
+    finetune = options(FineTuning, "finetune", config["finetune"])
+    epochs, linear = config["epochs"], growth["linear"]
+    if rounds.epochs_per_round + finetune.epochs > epochs:
+        raise UsageError(
+            f"growth.epochs_per_round={rounds.epochs_per_round} and finetune.epochs={finetune.epochs} do not fit into "
+            f"epochs={epochs}: a growth round is longer than the run; raise epochs or shorten one of them"
+        )
+    graph = ChannelGraph.of(net)
+    cost = CostModel(graph)
+    budget = Budget(**config["budget"])
+    budget.require()
+    budget = budget.resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
+    largest = max_widths(graph, growth["max_width"], linear)
+    seed = seed_widths(graph, growth["seed_width"], growth["seed_shape"], linear)
+    shortest = (rounds.epochs_per_round + finetune.epochs) * ledger.images_per_epoch * cost.flops(seed)
+    budget.check({**cost.costs(seed), "train_cost": shortest}, cost.costs(largest))
+    reshape_fresh(net, seed, config["seed"])
+    return AdeNeL(
+        net,
+        num_classes,
+        ledger,
+        budget,
+        options(Optimization, "optim", config["optim"]),
+        options(Bregman, "lbi", config["lbi"]),
+        rule,
+        rounds,
+        finetune,
+        {name: largest[name] for name in growing_groups(graph, linear)},
+        epochs,
+        linear,
+        config["seed"],
+    )
+
+
+def _key(seed: int, round: int) -> int:
+    """Seed of a round's new channels: a function of (seed, round), so that ranks agree and a resumed run repeats it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}".encode()).digest()[:7], "big")

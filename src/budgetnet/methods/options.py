@@ -1,0 +1,120 @@
+"""Options of the methods, one value object for each configuration section; they check themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from budgetnet.errors import UsageError, nearest
+from budgetnet.methods.schedule import SCHEDULES
+
+
+def _positive(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{section}.{name}={value}: expected a number above 0")
+
+
+def _not_negative(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= 0:
+            raise UsageError(f"{section}.{name}={value}: expected 0 or more")
+
+
+def _one_of(section: str, name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise UsageError(f"{section}.{name}={value!r} is unknown{nearest(value, options)}")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """conf/optim: SGD's settings; `schedule` and `warmup_epochs` are those of training a fixed network."""
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("optim", lr=self.lr)
+        _not_negative("optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
+        _one_of("optim", "schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"optim.label_smoothing={self.label_smoothing}: expected 0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class Bregman:
+    """conf/lbi: ν, κ and the bar of selection; `threshold` fixes λ and switches the clock off."""
+
+    nu: float = 100.0
+    kappa: float = 1.0
+    selection_norm: float = 0.9
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive("lbi", nu=self.nu, kappa=self.kappa, selection_norm=self.selection_norm, threshold=self.threshold)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """conf/finetune: what follows the last growth round. `lr` None: that of optim."""
+
+    epochs: int
+    optimizer: str = "sgd"
+    lr: float | None = None
+    schedule: str = "cosine"
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("finetune", lr=self.lr)
+        _not_negative("finetune", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+        _one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))
+        _one_of("finetune", "schedule", self.schedule, SCHEDULES)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """conf/growth: when the network grows and how its new channels start (GrowthRule says who and by how much)."""
+
+    epochs_per_round: int = 10
+    max_rounds: int | None = None
+    init: str = "he"
+    state: str = "reset"
+    reduction: str = "max"
+
+    def __post_init__(self) -> None:
+        from budgetnet.channels.initialise import INITIALISATIONS
+        from budgetnet.growth.capacity import REDUCTIONS
+
+        _positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
+        _one_of("growth", "init", self.init, INITIALISATIONS)
+        _one_of("growth", "state", self.state, ("reset", "carry"))
+        _one_of("growth", "reduction", self.reduction, REDUCTIONS)
+
+
+Section = TypeVar("Section")
+
+
+def options(section: type[Section], name: str, values: Mapping[str, Any]) -> Section:
+    """Build one of the value objects above from its part of the configuration, with OmegaConf's type conversion.
+
+    Keys that belong to another object of the same section are left alone. Raises UsageError for a wrong type.
+    """
+    known = {field.name for field in fields(section)}  # type: ignore[arg-type]
+    try:
+        schema = OmegaConf.structured(section)
+        OmegaConf.set_readonly(schema, False)
+        merged = OmegaConf.merge(schema, {key: value for key, value in values.items() if key in known})
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "key", None)
+        raise UsageError(f"{name}.{key}={values.get(str(key))!r}: {str(error).splitlines()[0]}") from error
+    assert isinstance(built, section)
+    return built

@@ -1,0 +1,27 @@
+"""Learning rates as functions of where a phase stands: nothing to save, nothing to restart."""
+
+from __future__ import annotations
+
+import math
+
+from budgetnet.errors import UsageError, nearest
+
+SCHEDULES = ("constant", "cosine", "step")
+
+
+def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int = 0) -> float:
+    """Learning rate at `step` (from 0) of a phase of `steps` steps.
+
+    "cosine" decays to 0 at the end of the phase; "step" multiplies by 0.1 at each third (the paper's baselines);
+    `warmup` steps of linear rise come first and count in the phase. Raises UsageError for another schedule.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if schedule == "constant":
+        return base
+    if schedule == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "step":
+        return base * 0.1 ** min(2, int(3 * progress))
+    raise UsageError(f"schedule={schedule!r} is unknown{nearest(schedule, SCHEDULES)}")

@@ -1,0 +1,84 @@
+"""Plain training of a fixed network: the full backbone, a width multiplier, or widths that another run found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from budgetnet.channels import ChannelGraph
+from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.costs import Budget, CostModel, TrainCostLedger
+from budgetnet.errors import UsageError
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.options import Optimization, options
+from budgetnet.methods.schedule import learning_rate
+
+
+class Train(BudgetedModule):
+    """SGD with momentum on a network whose widths never change ("train-scratch-base" of the paper's Table 4)."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        ledger: TrainCostLedger,
+        budget: Budget,
+        optim: Optimization,
+        epochs: int,
+    ) -> None:
+        super().__init__(net, num_classes, ledger, budget, optim.label_smoothing)
+        self.optim = optim
+        self.epochs = epochs
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.net.parameters() if p.dim() > 1]
+        vectors = [p for p in self.net.parameters() if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.SGD(
+            groups,
+            lr=self.optim.lr,
+            momentum=self.optim.momentum,
+            weight_decay=self.optim.weight_decay,
+        )
+
+    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
+        o, spe = self.optim, steps_per_epoch
+        return learning_rate(o.schedule, o.lr, epoch * spe + batch, self.epochs * spe, o.warmup_epochs * spe)
+
+
+def widths_of_run(path: str) -> Mapping[str, int]:
+    """The final widths of another run: `path` is its directory or its summary.json."""
+    file = Path(path)
+    file = file / "summary.json" if file.is_dir() else file
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text())
+        widths: dict[str, int] = summary["widths"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"method.widths_from={path}: no finished run's summary.json there ({error})") from error
+    return widths
+
+
+def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> Train:
+    """The method for a resolved configuration; `net` is the backbone, traced.
+
+    Raises UsageError for options out of range, and where the network costs more than a budget that is given.
+    """
+    graph, cost = ChannelGraph.of(net), CostModel(ChannelGraph.of(net))
+    budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
+    if config["method"]["widths_from"] is not None:
+        widths = widths_of_run(config["method"]["widths_from"])
+        reshape_fresh(net, {name: width for name, width in widths.items() if graph.group(name)}, config["seed"])
+    spent = config["epochs"] * ledger.images_per_epoch * cost.flops()
+    costs = {**cost.costs(), "train_cost": spent}
+    for kind, limit in budget.limits.items():
+        if costs[kind] > limit:
+            raise UsageError(
+                f"budget.{kind}={limit:,} is below the {costs[kind]:,} of this fixed network, which method=train does "
+                "not change: raise the budget, or lower backbone.multiplier or epochs"
+            )
+    return Train(net, num_classes, ledger, budget, options(Optimization, "optim", config["optim"]), config["epochs"])

@@ -1,0 +1,77 @@
+"""The text files of a run directory: appended while the run goes on, cut back when it is resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = (
+    "epoch", "phase", "round", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
+    "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds",
+)  # fmt: skip
+
+
+class Records:
+    """metrics.csv, saturation.csv and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One row per epoch."""
+        self._append_csv("metrics.csv", {name: row.get(name, "") for name in METRICS})
+
+    def saturation(self, epoch: int, round: int, saturation: Mapping[str, float]) -> None:
+        """One row per epoch of the growing phase: s of every group that may grow."""
+        self._append_csv("saturation.csv", {"epoch": epoch, "round": round, **saturation})
+
+    def growth(self, record: Mapping[str, Any]) -> None:
+        """One line per growth round."""
+        with open(self.directory / "growth.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut(self, epochs: int) -> None:
+        """Forget what was written after `epochs` epochs: a resumed run writes it again."""
+        for name in ("metrics.csv", "saturation.csv", "growth.jsonl"):
+            path = self.directory / name
+            if not path.exists():
+                continue
+            lines = path.read_text().splitlines(keepends=True)
+            if name == "growth.jsonl":
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+            else:
+                kept = lines[:1] + [
+                    line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= epochs
+                ]
+            if kept != lines:
+                write_text(path, "".join(kept))
+
+    def _append_csv(self, name: str, row: Mapping[str, Any]) -> None:
+        path = self.directory / name
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        if not path.exists():
+            writer.writeheader()
+        writer.writerow({key: repr(value) if isinstance(value, float) else value for key, value in row.items()})
+        with open(path, "a") as file:
+            file.write(text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: readers see the old text or the new, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

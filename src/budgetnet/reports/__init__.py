@@ -1,0 +1,1 @@
+"""What run directories hold, as tables, figures and reports."""

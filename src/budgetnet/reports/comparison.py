@@ -1,0 +1,87 @@
+"""Accuracy against cost for a set of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.reports.drawing import COLOURS, GREY, PALE, log_quantities, new_figure, note, styled
+from budgetnet.reports.tables import Repetitions, Row, repetitions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
+_MARKERS = "osD^vP"
+
+
+def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Indices, by rising cost, of the points that no other beats: none is as cheap and as accurate.
+
+    Of equal points the first counts.
+
+    >>> pareto_front([1, 2, 3], [70, 60, 80])
+    [0, 2]
+    """
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i])):
+        if not front or accuracies[index] > accuracies[front[-1]]:
+            front.append(index)
+    return front
+
+
+def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
+    """Test accuracy (validation-selected) of the finished runs against FLOPs, params and train cost.
+
+    A row of panels per dataset. A point is a configuration: mean over its seeds, bars of one sample standard
+    deviation. A colour is a backbone and method; the grey line is the Pareto front.
+    """
+    groups = [group for group in repetitions(rows) if group.spread("test_top1") is not None]
+    series = list(dict.fromkeys(_series(group) for group in groups))
+    datasets = list(dict.fromkeys(group.rows[0].dataset for group in groups)) or [""]
+    with styled():
+        figure = new_figure(width=10, height=0.9 + 3.4 * len(datasets) + 0.2 * (len(series) // 3))
+        panels = figure.subplots(len(datasets), len(_COSTS), squeeze=False, sharey="row")
+        for dataset, line in zip(datasets, panels, strict=True):
+            here = [group for group in groups if group.rows[0].dataset == dataset]
+            for axes, (cost, label) in zip(line, _COSTS.items(), strict=True):
+                _panel(axes, here, cost, series)
+                axes.set_xlabel(label)
+            line[0].set_ylabel(f"test top-1 (%), {dataset}" if dataset else "test top-1 (%)")
+        if not groups:
+            for axes in panels[0]:
+                note(axes, "no finished run")
+        legend: dict[str, Any] = {}
+        for axes in panels.flat:
+            handles, labels = axes.get_legend_handles_labels()
+            legend |= dict(zip(labels, handles, strict=True))
+        if legend:
+            figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 4))
+        return figure
+
+
+def _series(group: Repetitions) -> str:
+    return f"{group.rows[0].backbone}, {group.rows[0].method}"
+
+
+def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequence[str]) -> None:
+    points = [(group, group.spread(cost), group.spread("test_top1")) for group in groups]
+    known = [(group, x, y) for group, x, y in points if x is not None and y is not None]
+    axes.grid(color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if not known:
+        return
+    front = pareto_front([x.mean for _, x, _ in known], [y.mean for _, _, y in known])
+    axes.plot(
+        [known[index][1].mean for index in front], [known[index][2].mean for index in front],
+        drawstyle="steps-post", color=GREY, linewidth=1.2, zorder=1, label="Pareto front",
+    )  # fmt: skip
+    for group, x, y in known:
+        number = series.index(_series(group))
+        axes.errorbar(
+            x.mean, y.mean, xerr=x.deviation or None, yerr=y.deviation or None, label=_series(group),
+            color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)],
+            markersize=5, capsize=2.5, linestyle="none", elinewidth=1, zorder=2,
+        )  # fmt: skip
+    log_quantities(axes, [x.mean for _, x, _ in known])

@@ -1,0 +1,203 @@
+"""Figures of one run: how widths grew, what was saturated, what accuracy cost, and where the widths ended."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.reports.drawing import (
+    BLUE,
+    GREY,
+    PALE,
+    SIZE,
+    VERMILION,
+    depth_colours,
+    depth_map,
+    every,
+    in_quantities,
+    mark_rounds,
+    new_figure,
+    note,
+    shade_phases,
+    spread_out,
+    styled,
+)
+from budgetnet.reports.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_EPOCHS, _WIDTH = "epochs finished", "width (channels)"
+_WIDE_BARS = 40  # with more groups than this, one bar no longer shows behind another
+_NAMED_LINES = 12  # with more groups than this, lines are told apart by a colour bar
+
+
+def growth_path(run: RunDirectory) -> Figure:
+    """Width of every group over the epochs, a step per growth round."""
+    from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import ScaledTranslation
+
+    with styled():
+        figure = new_figure()
+        axes = figure.add_subplot(title=_title(run, "Growth path"), xlabel=_EPOCHS, ylabel=_WIDTH)
+        widths = run.widths()
+        if not widths:
+            note(axes, "no growth round yet")
+            return figure
+        end = max(len(run.metrics), widths[-1][0] + 1)
+        times = [time for time, _ in widths] + [end]
+        names = list(widths[0][1])
+        for name, colour in zip(names, depth_colours(len(names)), strict=True):
+            steps = [at[name] for _, at in widths]
+            line = axes.step(times, [*steps, steps[-1]], where="post", color=colour, linewidth=1.4)[0]
+            # Equal widths lie on each other: a shift of a few points, by depth, shows them as a bundle.
+            inches = (names.index(name) / max(len(names) - 1, 1) - 0.5) * min(len(names), 5) / 72
+            line.set_transform(axes.transData + ScaledTranslation(-inches, inches, figure.dpi_scale_trans))
+        axes.set_xlim(0, end)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(0, 1.08 * max(width for _, at in widths for width in at.values()))
+        shade_phases(axes, run.column("phase"), run.column("epoch"))
+        _mark_rounds(axes, run, "epoch")
+        _tell_apart(figure, axes, names, [widths[-1][1][name] for name in names])
+        return figure
+
+
+def saturation_map(run: RunDirectory) -> Figure:
+    """Saturation of every group (down, in network order) over the epochs of the growing phase."""
+    from matplotlib.ticker import MaxNLocator
+
+    with styled():
+        rows = run.saturation
+        names = [name for name in (rows[0] if rows else {}) if name not in ("epoch", "round")]
+        figure = new_figure(height=_height(len(names)))
+        axes = figure.add_subplot(title=_title(run, "Saturation"), xlabel=_EPOCHS)
+        if not names:
+            note(axes, "saturation was not measured: there was no growing phase")
+            return figure
+        edges = [rows[0]["epoch"] - 1] + [row["epoch"] for row in rows]
+        values = [[nan if row[name] is None else row[name] for row in rows] for name in names]
+        mesh = axes.pcolormesh(edges, range(len(names) + 1), values, vmin=0, vmax=1, cmap="cividis")
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        shown = every(len(names), figure.get_figheight() - 0.9, 0.12)
+        axes.set_yticks([index + 0.5 for index in shown], [names[index] for index in shown])
+        axes.tick_params(axis="y", length=0, labelsize=8 if len(names) <= 20 else 6.5)
+        _mark_rounds(axes, run, "epoch", colour="white")
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02, label="saturation (part of the filters selected)")
+        threshold = _threshold(run)
+        if threshold is not None:
+            bar.ax.axhline(threshold, color=VERMILION, linewidth=2)
+            axes.set_title(_title(run, "Saturation", f"; a group above τ = {threshold:g} may grow"))
+        return figure
+
+
+def accuracy_against_train_cost(run: RunDirectory) -> Figure:
+    """Validation accuracy against the FLOPs spent on training so far; the test accuracy stands at the end."""
+    with styled():
+        figure = new_figure()
+        axes = figure.add_subplot(
+            title=_title(run, "Accuracy against train cost"),
+            xlabel="train cost so far (FLOPs of one forward pass, over every image)",
+            ylabel="top-1 accuracy (%)",
+        )
+        evaluated = [row for row in run.metrics if row["val_top1"] is not None]
+        if not evaluated:
+            note(axes, "no epoch was evaluated yet")
+            return figure
+        cost, accuracy = [[row[name] for row in evaluated] for name in ("train_cost_flops", "val_top1")]
+        marker = "o" if len(evaluated) < 40 else None
+        axes.plot(
+            cost, accuracy, color=BLUE, linewidth=1.6, marker=marker, markersize=3, clip_on=False, label="validation"
+        )
+        spent = run.column("train_cost_flops")
+        axes.set_xlim(0, spent[-1])
+        in_quantities(axes.xaxis)
+        shade_phases(axes, run.column("phase"), spent)
+        _mark_rounds(axes, run, "train_cost_flops")
+        summary = run.summary
+        if summary is not None:
+            tests = (
+                ("test_top1", "full", f"epoch {summary['best_epoch']}, selected by validation"),
+                ("test_top1_last", "none", "last epoch"),
+            )
+            for key, fill, which in tests:
+                axes.plot(
+                    spent[-1], summary[key], label=f"test {summary[key]:.2f} ({which})", color=VERMILION,
+                    marker="D", fillstyle=fill, markersize=7, linestyle="none", clip_on=False, zorder=5,
+                )  # fmt: skip
+        axes.grid(axis="y", color=PALE, linewidth=0.6)
+        axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.07), frameon=True, edgecolor="none")
+        return figure
+
+
+def final_widths(run: RunDirectory) -> Figure:
+    """Final width of every group, beside the seed network's and the full backbone's."""
+    with styled():
+        figure = new_figure()
+        axes = figure.add_subplot(title=_title(run, "Widths"), ylabel=_WIDTH)
+        path, summary = run.widths(), run.summary or {}
+        if not path:
+            note(axes, "no growth round yet")
+            return figure
+        final, seed, full = path[-1][1], summary.get("seed_widths") or path[0][1], summary.get("full_widths")
+        names = list(final)
+        x = range(len(names))
+        if full and len(names) > _WIDE_BARS:
+            edges = [index - 0.5 for index in range(len(names) + 1)]
+            axes.stairs([full[name] for name in names], edges, color=GREY, linewidth=1.5, label="full backbone")
+        elif full:
+            axes.bar(x, [full[name] for name in names], width=0.86, color=PALE, label="full backbone")
+        now = "final" if summary else "so far"
+        axes.bar(x, [final[name] for name in names], width=0.56, color=BLUE, label=now)
+        left, right = [index - 0.28 for index in x], [index + 0.28 for index in x]
+        axes.hlines([seed[name] for name in names], left, right, VERMILION, linewidth=2, label="seed network")
+        shown = every(len(names), SIZE[0] - 0.9, 0.13)
+        turned = sum(map(len, names)) > 70
+        axes.set_xticks(list(shown), [names[index] for index in shown], rotation=90 if turned else 0)
+        axes.tick_params(axis="x", length=0, labelsize=8 if len(names) <= 20 else 6.5)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.grid(axis="y", color=PALE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+        return figure
+
+
+def _title(run: RunDirectory, text: str, more: str = "") -> str:
+    parts = [part for part in (run.choice("backbone"), run.choice("dataset")) if part]
+    return f"{text}{': ' * bool(parts)}{' on '.join(parts)}{more}\n"  # the second line is for round numbers
+
+
+def _height(groups: int) -> float:
+    return min(max(SIZE[1], 1.0 + 0.125 * groups), 7.0)
+
+
+def _threshold(run: RunDirectory) -> float | None:
+    growth = run.config.get("growth")
+    threshold = growth.get("threshold") if isinstance(growth, dict) else None
+    return float(threshold) if isinstance(threshold, int | float) else None
+
+
+def _mark_rounds(axes: Axes, run: RunDirectory, x: str, **options: Any) -> None:
+    at, numbers = [[record[name] for record in run.rounds] for name in (x, "round")]
+    mark_rounds(axes, at, numbers, **options)
+
+
+def _tell_apart(figure: Figure, axes: Axes, names: list[str], final: list[int]) -> None:
+    """Name every line at its right end, or, where there are too many, explain colours by a bar."""
+    if len(names) > _NAMED_LINES:
+        from matplotlib.cm import ScalarMappable
+
+        bar = figure.colorbar(ScalarMappable(cmap=depth_map()), ax=axes, pad=0.02)
+        named = [0, len(names) // 2, len(names) - 1]
+        bar.set_ticks([index / named[-1] for index in named], labels=[names[index] for index in named], fontsize=7)
+        bar.ax.set_title("depth", fontsize=8, loc="center")
+        return
+    top = axes.get_ylim()[1]
+    colours = depth_colours(len(names))
+    height = 8 / 72 * 1.3 / (SIZE[1] - 1.1)  # of a line of text, in parts of the axes
+    places = spread_out([width / top for width in final], height)
+    for name, width, place, colour in zip(names, final, places, colours, strict=True):
+        ends = [width / top, place]
+        axes.plot([1.0, 1.025], ends, color=colour, linewidth=1, transform=axes.transAxes, clip_on=False)
+        axes.text(1.03, place, f"{name}  {width}", transform=axes.transAxes, va="center", fontsize=8, color=colour)

@@ -1,0 +1,151 @@
+"""report.md: one run on one page, written from its run directory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetnet.costs.budget import format_quantity
+from budgetnet.records import write_text
+from budgetnet.reports import drawing, figures
+from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.reports.tables import as_markdown, final_row, markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
+    "growth_path": (
+        figures.growth_path,
+        "Each line is a width group; it steps up in the growth rounds (dotted, numbered above) in which it grew. "
+        "Lines of equal width are drawn side by side.",
+    ),
+    "saturation": (
+        figures.saturation_map,
+        "Each line down is a width group, each column an epoch; the brighter, the larger the part of its filters that "
+        "is in the support. A group that is bright at the end of a round (dotted) could not do without its filters; a "
+        "map that is bright everywhere tells the groups apart no more.",
+    ),
+    "accuracy_against_train_cost": (
+        figures.accuracy_against_train_cost,
+        "Equal distances to the right cost equal amounts of computation, so the slim epochs of the growing phase lie "
+        "close together.",
+    ),
+    "widths": (
+        figures.final_widths,
+        "Groups stand in network order; a blue bar that ends below the grey of the full backbone is a layer that "
+        "needed less, one that ends above it a layer that needed more.",
+    ),
+}
+_MOST_NAMED = 6
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.md and figures/*.png into a run directory, finished or not, and return the path of report.md.
+
+    Figures of growth are left out of a run that has no growing phase. Raises UsageError for a path that is not a
+    run directory.
+    """
+    run = RunDirectory(run_dir)
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    grew = bool(run.saturation or run.rounds)
+    shown = [name for name in _FIGURES if grew or name not in ("growth_path", "saturation")]
+    for name in shown:
+        drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
+    sections = [_head(run), _figure_section(shown), _widths(run), _rounds(run), _reading(run), _origin(run)]
+    report = run.path / "report.md"
+    write_text(report, "\n".join(section for section in sections if section))
+    return report
+
+
+def _head(run: RunDirectory) -> str:
+    row, summary = final_row(run), run.summary or {}
+    lines = [f"# {row.name}\n"]
+    if not row.finished:
+        lines.append(f"**Unfinished**: read after epoch {row.epochs}; there is no test accuracy yet.\n")
+    if summary.get("command"):
+        lines.append(f"    {summary['command']}\n")
+    lines.append(as_markdown([row]))
+    for kind, entry in (summary.get("budget") or {}).items():
+        used, limit = format_quantity(entry["used"]), format_quantity(entry["limit"])
+        lines.append(f"Budget of {kind}: {used} of {limit} used ({entry['percent']:.2f} %).\n")
+    return "\n".join(lines)
+
+
+def _figure_section(names: list[str]) -> str:
+    parts = [f"![{name}](figures/{name}.png)\n\n{_FIGURES[name][1]}\n" for name in names]
+    return "## Figures\n\n" + "\n".join(parts)
+
+
+def _widths(run: RunDirectory) -> str:
+    path, summary = run.widths(), run.summary or {}
+    if not path:
+        return ""
+    final, seed, full = path[-1][1], summary.get("seed_widths") or path[0][1], summary.get("full_widths") or {}
+    lines = []
+    for name, width in final.items():
+        share = f"{100 * width / full[name]:.0f} %" if name in full else ""
+        lines.append([name, str(seed[name]), str(width), str(full.get(name, "")), share])
+    header = ("Width group", "Seed", "Final" if summary else "So far", "Full backbone", "Of full")
+    return "## Widths\n\n" + markdown_table(header, lines)
+
+
+def _rounds(run: RunDirectory) -> str:
+    if not run.rounds:
+        return ""
+    header = ("Round", "Epoch", "Who grew", "FLOPs", "Params", "Train cost so far", "Pause (ms)", "Growth ends by")
+    lines = [
+        [
+            str(record["round"]), str(record["epoch"]), _who_grew(record), format_quantity(record["flops"]),
+            format_quantity(record["params"]), format_quantity(record["train_cost_flops"]),
+            f"{record['pause_ms']:.1f}", record["stop"] or "",
+        ]
+        for record in run.rounds
+    ]  # fmt: skip
+    return "## Growth rounds\n\n" + markdown_table(header, lines)
+
+
+def _who_grew(record: dict[str, Any]) -> str:
+    plan: dict[str, list[int]] = record["plan"]
+    if not plan:
+        return "nobody"
+    largest = sorted(plan, key=lambda name: plan[name][0] - plan[name][1])
+    named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
+    if len(plan) <= _MOST_NAMED:
+        return named
+    added = sum(new - old for old, new in plan.values())
+    return f"{len(plan)} of {len(record['widths'])} groups, {added} channels in all; most: {named}"
+
+
+def _reading(run: RunDirectory) -> str:
+    summary = run.summary or {}
+    lines = ["## How the numbers were read\n"]
+    if summary:
+        lines.append(
+            f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, the epoch with the best "
+            f'accuracy on a validation split of the training set ({summary["val_top1"]:.2f} %); "last epoch" is the '
+            f"network as training left it. The test set was read once, at the end."
+        )
+    lines += [
+        "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "
+        "per batch-norm element.",
+        "* Train cost is the FLOPs of the network as it was then, summed over every image trained on: (a) in percent "
+        "of the full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
+        "* Saturation is the part of a group's filters in the support; pause is the time a growth round took.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _origin(run: RunDirectory) -> str:
+    summary = run.summary
+    if summary is None:
+        return ""
+    seconds = {"in all": "seconds", "growing": "growth_seconds", "compiling": "compile_seconds"}
+    lines = [["seed", str(summary["seed"])]]
+    lines += [
+        [f"seconds {name}", f"{summary[key]:.1f}"] for name, key in seconds.items() if summary.get(key) is not None
+    ]
+    lines += [[name, str(value)] for part in ("hardware", "versions") for name, value in summary.get(part, {}).items()]
+    return "## Where it ran\n\n" + markdown_table(("", ""), lines)

@@ -1,0 +1,192 @@
+"""RunDirectory: what one run left on disk, finished or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+from budgetnet.errors import UsageError
+
+Record = dict[str, Any]
+Line = TypeVar("Line")
+
+
+class RunDirectory:
+    """The files of one run, each read when it is first asked for.
+
+    A run that was killed has no summary and is read as far as it got; a last line that was cut off while being
+    written is dropped. Raises UsageError for a path that is not a run directory, and, on reading, for a file that
+    is damaged elsewhere than in its last line.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not is_run_directory(self.path):
+            raise UsageError(
+                f"{self.path} is not a run directory: expected config.yaml and metrics.csv in it; "
+                f"give a directory that python -m src.run wrote"
+            )
+
+    @cached_property
+    def config(self) -> Record:
+        """config.yaml: the resolved configuration."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        yaml: Any = import_module("yaml")  # it has no type hints
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
+        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise _damaged(self.path / "config.yaml", " ".join(str(error).split())) from error
+        if not isinstance(config, dict):
+            raise _damaged(self.path / "config.yaml", "it holds no keys")
+        return {str(key): value for key, value in config.items()}
+
+    @cached_property
+    def metrics(self) -> list[Record]:
+        """metrics.csv: a row per epoch, oldest first. Numbers are numbers, an empty cell is None."""
+        return _read_csv(self.path / "metrics.csv")
+
+    @cached_property
+    def saturation(self) -> list[Record]:
+        """saturation.csv: a row per epoch of the growing phase: epoch, round, and s (0..1) of every growable group."""
+        return _read_csv(self.path / "saturation.csv")
+
+    @cached_property
+    def rounds(self) -> list[Record]:
+        """growth.jsonl: an object per growth round."""
+        return _read_json_lines(self.path / "growth.jsonl")
+
+    @cached_property
+    def summary(self) -> Record | None:
+        """summary.json; None while the run is unfinished."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_text())
+        except ValueError as error:
+            raise _damaged(path, str(error)) from error
+        if not isinstance(summary, dict):
+            raise _damaged(path, "it holds no keys")
+        return summary
+
+    @property
+    def done(self) -> bool:
+        """Whether the run wrote everything: done.json is its last file."""
+        return (self.path / "done.json").exists()
+
+    def column(self, name: str) -> list[Any]:
+        """One column of metrics.csv; None where a row has no such cell."""
+        return [row.get(name) for row in self.metrics]
+
+    def choice(self, name: str) -> str:
+        """The option chosen for `name` ("method", "backbone", "dataset"), by the summary or the configuration."""
+        if self.summary is not None and name in self.summary:
+            return str(self.summary[name])
+        chosen = self.config.get(name, "")
+        return str(chosen.get("name", "") if isinstance(chosen, dict) else chosen)
+
+    def widths(self) -> list[tuple[int, dict[str, int]]]:
+        """(epochs finished, widths from then on): the seed network at 0, then every round that changed widths.
+
+        Groups stand in network order. Empty for an unfinished run that has not grown yet.
+        """
+        changed = [record for record in self.rounds if record["plan"]]
+        if changed:
+            before = dict(changed[0]["widths"])
+            before.update({name: old for name, (old, _) in changed[0]["plan"].items()})
+        elif self.summary is not None:
+            before = self.summary["widths"]
+        elif self.rounds:
+            before = self.rounds[0]["widths"]
+        else:
+            return []
+        return [(0, before)] + [(record["epoch"], record["widths"]) for record in changed]
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "unfinished"
+        return f"RunDirectory({str(self.path)!r}, {len(self.metrics)} epochs, {state})"
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a run has written to `path`: it holds config.yaml and metrics.csv."""
+    return (path / "config.yaml").is_file() and (path / "metrics.csv").is_file()
+
+
+def find_run_directories(paths: Iterable[str | Path]) -> list[RunDirectory]:
+    """Every run directory at or below `paths`, each once, sorted by path.
+
+    Raises UsageError for a path that does not exist or holds none.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        below = [path] if is_run_directory(path) else [config.parent for config in path.rglob("config.yaml")]
+        runs = [run for run in below if is_run_directory(run)]
+        if not runs:
+            missing = "there is no such directory" if not path.is_dir() else "expected config.yaml and metrics.csv"
+            raise UsageError(f"{path} holds no run directory: {missing}; give one that python -m src.run wrote")
+        found.update({run.resolve(): run for run in runs})
+    return [RunDirectory(run) for run in sorted(found.values())]
+
+
+def _damaged(path: Path, problem: str) -> UsageError:
+    return UsageError(f"{path} is damaged: {problem}; restore the file or repeat the run")
+
+
+def _read_csv(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+
+    def parse(line: str) -> list[str]:
+        cells = next(csv.reader([line]))
+        if len(cells) != len(header):
+            raise ValueError(f"{len(cells)} cells under {len(header)} names")
+        return cells
+
+    text = path.read_text(errors="replace")
+    first, _, rest = text.partition("\n")
+    header = next(csv.reader([first]), [])
+    # A row without its line end may have lost digits of its last number.
+    complete = rest[: rest.rfind("\n") + 1]
+    rows = _parse_lines(path, complete, parse, first_line=2)
+    return [{name: _number(cell) for name, cell in zip(header, row, strict=True)} for row in rows]
+
+
+def _read_json_lines(path: Path) -> list[Record]:
+    def parse(line: str) -> Record:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError("expected a JSON object")
+        return record
+
+    return _parse_lines(path, path.read_text(errors="replace"), parse) if path.exists() else []
+
+
+def _parse_lines(path: Path, text: str, parse: Callable[[str], Line], first_line: int = 1) -> list[Line]:
+    """Every line parsed; a last line that cannot be is dropped."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), first_line) if line.strip()]
+    parsed = []
+    for number, line in lines:
+        try:
+            parsed.append(parse(line))
+        except (ValueError, csv.Error) as error:
+            if number != lines[-1][0]:
+                raise _damaged(path, f"line {number}: {error}") from error
+    return parsed
+
+
+def _number(cell: str) -> int | float | str | None:
+    if not cell:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell

@@ -1,0 +1,209 @@
+"""The final table: one row per run, and a mean over seeds where runs differ in nothing else."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from budgetnet.costs.budget import format_quantity
+from budgetnet.reports.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Row:
+    """The final numbers of one run, or of as many epochs as an unfinished one got through.
+
+    Accuracies in percent; FLOPs are multiply-accumulates of one image. None: not known (yet).
+    train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
+    (b): against the final network for the same epochs. budget: used percent by kind. settings: the configuration
+    without seed and directory as text; runs that share it are repetitions.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    dataset: str
+    seed: int | None
+    finished: bool
+    epochs: int
+    test_top1: float | None = None
+    test_top1_last: float | None = None
+    val_top1: float | None = None
+    params: int | None = None
+    flops: int | None = None
+    macs: int | None = None
+    train_cost_flops: int | None = None
+    train_cost_baseline_percent: float | None = None
+    train_cost_final_percent: float | None = None
+    stop_reason: str | None = None
+    seconds: float | None = None
+    budget: dict[str, float] = field(default_factory=dict)
+    settings: str = field(default="", repr=False)
+    directory: str = ""
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (n - 1; 0 for a single run)."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Repetitions:
+    """Runs that differ in nothing but their seed."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def finished(self) -> tuple[Row, ...]:
+        """Those that count."""
+        return tuple(row for row in self.rows if row.finished)
+
+    def spread(self, measure: str) -> Spread | None:
+        """Mean and deviation of one numeric field of Row over the finished runs; None where one of them lacks it."""
+        values = [getattr(row, measure) for row in self.finished]
+        if not values or any(value is None for value in values):
+            return None
+        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+
+def final_row(run: RunDirectory) -> Row:
+    """The row of one run: summary.json's numbers, or the last line of metrics.csv where the run is unfinished."""
+    known: dict[str, Any] = {
+        "name": run.path.resolve().name,
+        "seed": run.config.get("seed"),
+        "epochs": len(run.metrics),
+    }
+    if run.summary is not None:
+        known |= {item.name: run.summary[item.name] for item in fields(Row) if item.name in run.summary}
+        known["budget"] = {kind: entry["percent"] for kind, entry in (run.summary.get("budget") or {}).items()}
+    elif run.metrics:
+        now = ("params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent")
+        known |= {name: run.metrics[-1].get(name) for name in now}
+        known["val_top1"] = max((value for value in run.column("val_top1") if value is not None), default=None)
+        known["seconds"] = sum(value or 0.0 for value in run.column("seconds"))
+    known |= {name: run.choice(name) for name in ("method", "backbone", "dataset")}
+    known |= {"finished": run.summary is not None, "settings": settings(run.config), "directory": str(run.path)}
+    return Row(**known)
+
+
+def settings(config: object) -> str:
+    """A configuration as text, without what tells repetitions of one run apart: seeds, names, where it is written."""
+    told_apart = {"seed", "name", "run", "logger"}
+
+    def strip(value: object, outermost: bool = False) -> object:
+        if isinstance(value, dict):
+            dropped = told_apart if outermost else {"seed"}
+            return {str(key): strip(item) for key, item in value.items() if key not in dropped}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(config, outermost=True), sort_keys=True, default=str)
+
+
+def repetitions(rows: Sequence[Row]) -> list[Repetitions]:
+    """The rows by settings, in order of appearance; a run without a repetition stands alone."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.settings, []).append(row)
+    return [Repetitions(tuple(group)) for group in groups.values()]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _quantity(value: float | None) -> str:
+    return "" if value is None else format_quantity(value)
+
+
+_IDENTITY: dict[str, Callable[[Row], str]] = {
+    "Run": lambda row: row.name,
+    "Method": lambda row: row.method,
+    "Backbone": lambda row: row.backbone,
+    "Dataset": lambda row: row.dataset,
+    "Seed": lambda row: "" if row.seed is None else str(row.seed),
+}
+_NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "Test top-1 %": ("test_top1", _percent),
+    "last epoch %": ("test_top1_last", _percent),
+    "Params": ("params", _quantity),
+    "FLOPs": ("flops", _quantity),
+    "Train cost (a) %": ("train_cost_baseline_percent", _percent),
+    "(b) %": ("train_cost_final_percent", _percent),
+}
+
+
+def _state(row: Row) -> str:
+    if not row.finished:
+        return f"unfinished, epoch {row.epochs}"
+    return row.stop_reason or "-"
+
+
+def _budget_used(row: Row) -> str:
+    return ", ".join(f"{kind} {percent:.1f}%" for kind, percent in row.budget.items())
+
+
+HEADER = (*_IDENTITY, *list(_NUMBERS)[:4], "Budget used", *list(_NUMBERS)[4:], "Stop reason")
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table's text under HEADER: a line per run, repetitions together, their mean ± deviation after them."""
+    lines = []
+    for group in repetitions(rows):
+        for row in group.rows:
+            line = {name: text(row) for name, text in _IDENTITY.items()}
+            line |= {name: text(getattr(row, key)) for name, (key, text) in _NUMBERS.items()}
+            line |= {"Budget used": _budget_used(row), "Stop reason": _state(row)}
+            lines.append([line[name] for name in HEADER])
+        if len(group.finished) > 1:
+            line = {name: text(group.rows[0]) for name, text in _IDENTITY.items()}
+            line |= {"Run": "mean ± std", "Seed": f"{len(group.finished)} seeds"}
+            line |= {name: _spread_text(group.spread(key), text) for name, (key, text) in _NUMBERS.items()}
+            lines.append([line.get(name, "") for name in HEADER])
+    return lines
+
+
+def _spread_text(spread: Spread | None, text: Callable[[float | None], str]) -> str:
+    if spread is None:
+        return ""
+    return f"{text(spread.mean)} ± {text(spread.deviation)}" if spread.deviation else text(spread.mean)
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    ruled = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ruled) + "\n"
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table of `rows` in Markdown."""
+    return markdown_table(HEADER, cells(rows))
+
+
+def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
+    """Print the table of `rows` (at least one). Columns that say the same of every run stand once, in the title."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = cells(rows)
+    told = {HEADER[number] for number in range(len(HEADER)) if len({line[number] for line in lines}) > 1}
+    once = [(name, cell) for name, cell in zip(HEADER, lines[0], strict=True) if name in _IDENTITY and name not in told]
+    shown = [number for number, name in enumerate(HEADER) if (name, lines[0][number]) not in once]
+    table = Table(title=", ".join(f"{name.lower()} {cell}" for name, cell in once) or None)
+    for number in shown:
+        table.add_column(HEADER[number], justify="right" if HEADER[number] in _NUMBERS else "left")
+    for line in lines:
+        table.add_row(*(Text(line[number]) for number in shown))
+    if console is None:
+        # Nobody reads a pipe at 80 columns; a terminal keeps its own width.
+        console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)

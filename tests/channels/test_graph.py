@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Odd
+from torch import nn
+
+from budgetnet import ChannelGraph, backbones, resize
+from budgetnet.channels import GraphError
+
+SHAPES = {"lenet5": (1, 28, 28), "resnet18": (3, 32, 32), "resnet34": (3, 32, 32), "resnet50": (3, 32, 32)}
+
+
+def traced(net: nn.Module, *shape: int) -> ChannelGraph:
+    return ChannelGraph.trace(net, torch.empty(1, *shape))
+
+
+@pytest.mark.parametrize("name", [name for name in backbones.NAMES if name not in ("resnet110", "resnet42-42-42")])
+def test_every_group_of_every_backbone_grows_and_narrows_without_changing_the_function(name: str) -> None:
+    graph = traced(backbones.build(name, seed_width=3), *SHAPES.get(name, (3, 32, 32)))
+    assert set(graph.verify().values()) == {"function kept"}
+
+
+def test_groups_of_a_network_that_no_backbone_resembles() -> None:
+    graph = traced(Odd(), 3, 8, 8)
+    assert graph.widths == {
+        "stem": 8, "attention.reduce": 4, "left": 5, "right": 7, "mix": 12, "grouped": 9, "hidden": 14,
+    }  # fmt: skip
+    stem = graph.group("stem")
+    assert stem.producers == ("stem", "attention.expand", "pointwise")
+    assert stem.consumers == ("attention.reduce", "pointwise", "left", "right")
+    assert (graph.group("grouped").blocks, graph.group("hidden").kind) == (3, "linear")
+    assert repr(graph.group("left")) == "WidthGroup('left', width=5, convolution, left -> mix)"
+
+
+def test_verify_proves_that_network() -> None:
+    assert set(traced(Odd(), 3, 8, 8).verify().values()) == {"function kept"}
+
+
+def test_a_wrong_graph_does_not_pass_verify() -> None:
+    graph = traced(Odd(), 3, 8, 8)
+    del graph.axes["mix.weight"][1]
+    with pytest.raises(GraphError, match="left"):
+        graph.verify()
+
+
+def test_verify_leaves_the_model_alone() -> None:
+    net = Odd()
+    before = copy.deepcopy(net.state_dict())
+    traced(net, 3, 8, 8).verify()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_tracing_changes_neither_state_nor_mode() -> None:
+    net = Odd().train()
+    before = copy.deepcopy(net.state_dict())
+    traced(net, 3, 8, 8)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_widths_are_read_off_the_live_model() -> None:
+    net = Odd()
+    graph = traced(net, 3, 8, 8)
+    resize(net, {"left": 6})
+    assert graph.widths["left"] == graph.group("left").width == net.left.out_channels == 6
+
+
+def test_a_deep_copy_has_its_own_graph() -> None:
+    net = Odd()
+    traced(net, 3, 8, 8)
+    twin = copy.deepcopy(net)
+    resize(twin, {"left": 6})
+    assert ChannelGraph.of(net).widths["left"] == 5
+    assert ChannelGraph.of(twin).model is twin
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), norm, nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.gelu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(4, 8), nn.LayerNorm((8, 6, 6))])
+def test_a_norm_across_channels_is_checked_for_shapes_and_says_so(norm: nn.Module) -> None:
+    assert traced(Normed(norm), 3, 6, 6).verify()["conv"].startswith("shapes only: a norm across channels")
+
+
+def test_a_group_norm_keeps_its_members_together() -> None:
+    net = Normed(nn.GroupNorm(4, 8))
+    graph = traced(net, 3, 6, 6)
+    with pytest.raises(GraphError, match="multiples of 4"):
+        resize(net, {"conv": 9})
+    old = net.conv.weight.detach().clone()
+    resize(net, {"conv": 12})
+    assert graph.group("conv").blocks == 4
+    assert torch.equal(net.conv.weight[[0, 1, 3, 4, 6, 7, 9, 10]], old)
+
+
+class Valley(nn.Module):
+    """A block that is narrower than both its neighbours: widening it lets cropped shortcut channels through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 10, 1)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        out = self.b(x)
+        x = out + backbones.match_channels(x, out)
+        out = self.c(x)
+        return self.head((out + backbones.match_channels(x, out)).mean((2, 3)))
+
+
+def test_a_width_that_reopens_a_cropped_shortcut_is_named() -> None:
+    proven = traced(Valley(), 3, 4, 4).verify()
+    assert proven["a"] == proven["c"] == "function kept"
+    assert proven["b"].startswith("shapes only: growing it reopens")
+
+
+class Softmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner = nn.Conv2d(3, 4, 1), Inner()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.conv(x)).flatten(1)
+
+
+class Inner(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x, 1)
+
+
+class Hard(nn.Module):
+    """Flattens to a number of features that is written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).view(-1, 64))
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Shuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = torch.chunk(self.conv(x), 2, dim=1)
+        return a + b
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Softmax(), r"'softmax' \(softmax\) in module 'inner' is not in the table .* frozen=\('inner',\)"),
+        (Hard(), r"fixes the number of features to 64; write x.flatten\(1\)"),
+        (Branching(), "cannot be traced"),
+        (Shuffle(), r"'chunk' \(chunk\) in Shuffle.forward is not in the table"),
+    ],
+)
+def test_an_operation_outside_the_table_is_named_with_the_remedy(net: nn.Module, message: str) -> None:
+    with pytest.raises(GraphError, match=message) as error:
+        traced(net, 3, 4, 4)
+    assert "\n" not in str(error.value)
+
+
+def test_freezing_a_module_keeps_the_widths_around_it() -> None:
+    net = Softmax()
+    assert ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("inner",)).widths == {}
+    with pytest.raises(GraphError, match="neither a module path nor an operation"):
+        ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("outer",))
+
+
+def test_image_and_logits_are_frozen() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert traced(net, 3, 4, 4).widths == {"0": 4}
+
+
+def test_a_layer_that_is_used_twice_has_one_width() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.shared(self.shared(self.first(x))).mean((2, 3)))
+
+    graph = traced(Twice(), 3, 4, 4)
+    assert list(graph.widths) == ["first"]
+    assert graph.verify() == {"first": "function kept"}

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from nets import Odd
+from torch import nn
+
+from budgetnet import LBI, ChannelGraph, backbones, resize
+from budgetnet.channels import GraphError
+
+
+def odd(dtype: torch.dtype = torch.float32) -> Odd:
+    torch.manual_seed(0)
+    net = Odd().to(dtype)
+    ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    return net
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dtype = next(net.parameters()).dtype
+    for _ in range(steps):
+        x = torch.randn(4, 3, 8, 8, generator=generator, dtype=dtype)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 2, 3])).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("init", ["he", "zero_out"])
+def test_old_slices_stay_bit_identical(init: str) -> None:
+    net = odd()
+    old = copy.deepcopy(net.state_dict())
+    resize(net, {"stem": 11, "attention.reduce": 6}, init=init)
+    assert torch.equal(net.stem.weight[:8], old["stem.weight"])
+    assert torch.equal(net.norm.running_var[:8], old["norm.running_var"])
+    assert torch.equal(net.attention.reduce.weight[:4, :8], old["attention.reduce.weight"])
+    assert torch.equal(net.depthwise.weight[:8], old["depthwise.weight"])
+    assert (net.depthwise.groups, net.norm.num_features, net.pointwise.in_channels) == (11, 11, 11)
+
+
+def test_columns_behind_a_concatenation_are_inserted_in_their_segment() -> None:
+    net = odd()
+    old = net.mix.weight.detach().clone()
+    resize(net, {"left": 7})
+    assert torch.equal(net.mix.weight[:, :5], old[:, :5])
+    assert torch.equal(net.mix.weight[:, 7:], old[:, 5:])
+
+
+def test_columns_behind_a_flatten_follow_their_channel() -> None:
+    net = odd()
+    old = net.hidden.weight.detach().clone().reshape(14, 9, 2 * 16)
+    resize(net, {"grouped": 12})
+    new = net.hidden.weight.detach().reshape(14, 12, 2 * 16)
+    assert torch.equal(new[:, [0, 1, 2, 4, 5, 6, 8, 9, 10]], old)  # three blocks of three, each grown by one
+
+
+def test_narrowing_keeps_the_named_channels() -> None:
+    net = odd(torch.float64)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():  # a channel that nothing reads may go without changing the function
+        net.mix.weight[:, 1] = 0
+    net.eval()
+    before = net(x)
+    resize(net, {"left": [0, 2, 3, 4]})
+    assert torch.allclose(net(x), before, atol=1e-12)
+    assert ChannelGraph.of(net).widths["left"] == 4
+
+
+@pytest.mark.parametrize("kept", [[2, 1], [0, 0], [5], [], [-1, 0]])
+def test_an_impossible_index_set_is_refused(kept: list[int]) -> None:
+    with pytest.raises(GraphError, match="increasing indices below 5"):
+        resize(odd(), {"left": kept})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: LBI([{"params": [q], "sparse": "filter" if q.dim() > 1 else None} for q in p], lr=0.1, nu=1.0),
+    ],
+    ids=["SGD", "AdamW", "LBI"],
+)
+def test_optimizer_state_moves_along_in_the_same_slots(make) -> None:  # type: ignore[no-untyped-def]
+    net = odd()
+    optimizer = make(list(net.parameters()))
+    step(net, optimizer)
+    slots = [[name_of(net, p) for p in group["params"]] for group in optimizer.param_groups]
+    old = {name: copy.deepcopy(optimizer.state[p]) for name, p in net.named_parameters()}
+    resize(net, {"stem": 11, "mix": 15}, optimizer=optimizer)
+    assert [[name_of(net, p) for p in group["params"]] for group in optimizer.param_groups] == slots
+    assert set(optimizer.state) == set(net.parameters())
+    for key, value in old["mix.weight"].items():
+        new = optimizer.state[net.mix.weight][key]
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            assert new.shape == net.mix.weight.shape
+            kept = [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13]  # three blocks, each grown by one
+            assert torch.equal(new[kept], value)
+            assert not new[[4, 9, 14]].any()
+        else:
+            assert torch.equal(torch.as_tensor(new), torch.as_tensor(value))
+    step(net, optimizer)
+
+
+def name_of(net: nn.Module, parameter: torch.Tensor) -> str:
+    return next(name for name, p in net.named_parameters() if p is parameter)
+
+
+def test_new_entries_have_the_fan_of_the_grown_layer() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 256, 3), nn.Flatten(), nn.Linear(256 * 16, 2)
+    )
+    ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    resize(net, {"0": 512, "2": 512}, seed=0)
+    new = net[2].weight[256:]
+    assert new.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert new.mean().item() == pytest.approx(0, abs=1e-4)
+    assert torch.equal(net[1].weight, torch.ones(512)) and torch.equal(net[1].running_var, torch.ones(512))
+    assert not net[1].running_mean.any() and not net[2].bias[256:].any()
+
+
+def test_new_entries_are_a_function_of_the_seed_alone() -> None:
+    first, second, third = odd(), odd(), odd()
+    torch.rand(7)
+    resize(first, {"stem": 11, "left": 6}, seed=1)
+    torch.rand(5)
+    resize(second, {"left": 6, "stem": 11}, seed=1)
+    resize(third, {"stem": 11, "left": 6}, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    assert not torch.equal(first.stem.weight, third.stem.weight)
+
+
+@pytest.mark.parametrize("plan", [{"stem": 11, "mix": 18, "hidden": 20}, {"left": 9, "right": 8, "grouped": 15}])
+@pytest.mark.parametrize("init", ["zero_out", "net2wider"])
+def test_function_preserving_initialisations_keep_the_function(init: str, plan: dict[str, int]) -> None:
+    net = odd(torch.float64)
+    step(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    net.eval()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    before = net(x)
+    resize(net, plan, init=init, seed=0)
+    assert torch.allclose(net(x), before, atol=1e-12)
+
+
+def test_zero_out_keeps_the_function_of_a_residual_network_that_grows_everywhere_and_trains_on() -> None:
+    net = backbones.build("resnet20", seed_width=4).double()
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 16, 16))
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    net(x)
+    net.eval()
+    before = net(x)
+    plan = {name: width + 2 + i % 3 * 0 for i, (name, width) in enumerate(graph.widths.items())}
+    resize(net, plan, init="zero_out", seed=0)
+    assert torch.allclose(net(x), before, atol=1e-12)
+    net.train()
+    nn.functional.cross_entropy(net(x), torch.arange(4)).backward()
+    new = {name: net.get_parameter(f"{name}.weight").grad[4:] for name in graph.widths}
+    columns = {c: net.get_parameter(f"{c}.weight").grad[:, 4:] for g in graph.groups for c in g.consumers}
+    alive = [new[g.name].any() or any(columns[c].any() for c in g.consumers) for g in graph.groups]
+    assert all(alive)
+
+
+def test_gradmax_finds_the_top_singular_vectors_of_the_bypass_gradient() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).double()
+    ChannelGraph.trace(net, torch.empty(1, 6))
+    x, y = torch.randn(32, 6, dtype=torch.float64), torch.randint(4, (32,))
+    logits = net(x)
+    (delta,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y), logits)
+    best = torch.linalg.svd(delta.T @ x)[0][:, :2]  # outgoing directions of largest incoming gradient
+    resize(net, {"0": 7}, init="gradmax", batch=(x, y), seed=0)
+    found = torch.linalg.qr(net[2].weight[:, 5:].detach())[0]
+    assert torch.linalg.svdvals(best.T @ found).min() > 1 - 1e-3
+    assert not net[0].weight[5:].any()
+    half = 0.5 * net[2].weight[:, :5].norm(dim=0).mean()
+    assert torch.allclose(net[2].weight[:, 5:].norm(dim=0), half, rtol=1e-6)
+    assert torch.allclose(net(x), logits, atol=1e-2)
+
+
+def test_gradmax_reaches_through_pooling_and_flattening_and_gives_a_larger_gradient_than_he() -> None:
+    x, y = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+
+    def incoming_gradient(init: str) -> float:
+        torch.manual_seed(0)
+        net = backbones.build("vgg11", seed_width=4)
+        ChannelGraph.trace(net, x)
+        resize(net, {"conv8": 8, "conv3": 6}, init=init, batch=(x, y), seed=0)
+        if init == "he":  # the same outgoing norm and a silent start
+            with torch.no_grad():
+                net.conv3.weight[4:], net.conv8.weight[4:] = 0, 0
+                net.bn3.bias[4:], net.bn8.bias[4:] = 1e-3, 1e-3
+                for w, old in ((net.conv4.weight, 4), (net.fc1.weight, 4)):
+                    norm = w.movedim(1, 0)[:old].flatten(1).norm(dim=1).mean()
+                    w[:, old:] *= 0.5 * norm / w.movedim(1, 0)[old:].flatten(1).norm(dim=1).mean()
+        net.eval()
+        nn.functional.cross_entropy(net(x), y).backward()
+        return net.conv3.weight.grad[4:].norm().item() + net.conv8.weight.grad[4:].norm().item()
+
+    assert incoming_gradient("gradmax") > 1.2 * incoming_gradient("he")
+
+
+def test_a_plan_that_changes_nothing_is_a_no_op_with_a_warning() -> None:
+    net = odd()
+    parameters = list(net.parameters())
+    with pytest.warns(UserWarning, match="changes nothing"):
+        resize(net, {"left": 5})
+    assert all(a is b for a, b in zip(parameters, net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "message"),
+    [
+        ({"lefd": 6}, {}, "did you mean 'left'"),
+        ({"left": 0}, {}, "cannot have width 0"),
+        ({"grouped": 10}, {}, "multiples of 3"),
+        ({"left": 6}, {"init": "xavier"}, "unknown initialisation"),
+        ({"left": 6}, {"init": "gradmax"}, "pass batch"),
+    ],
+)
+def test_an_impossible_plan_changes_nothing(plan: dict[str, int], options: dict[str, str], message: str) -> None:
+    net = odd()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(GraphError, match=message):
+        resize(net, plan, **options)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_an_untraced_and_a_ddp_wrapped_model_are_refused() -> None:
+    with pytest.raises(GraphError, match="no channel graph yet"):
+        resize(Odd(), {"left": 6})
+    wrapped = object.__new__(nn.parallel.DistributedDataParallel)
+    with pytest.raises(GraphError, match="inside DistributedDataParallel"):
+        resize(wrapped, {"left": 6})
+
+
+def test_channels_last_stays_channels_last() -> None:
+    net = odd().to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resize(net, {"stem": 11})
+    assert net.left.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not net.left.weight.is_contiguous()
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    net = odd()
+    net.left.weight.requires_grad_(False)
+    resize(net, {"left": 6})
+    assert not net.left.weight.requires_grad and net.left.bias.requires_grad

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from budgetnet import ChannelGraph, CostModel, UsageError, backbones
+from budgetnet.growth import GrowthRule, Limit, Planner
+
+SHAPES = {"lenet5": (1, 28, 28)}
+
+
+def cost_model(name: str, **options: object) -> CostModel:
+    net = backbones.build(name, **options)  # type: ignore[arg-type]
+    return CostModel(ChannelGraph.trace(net, torch.empty(1, *SHAPES.get(name, (3, 32, 32)))))
+
+
+COSTS = {name: cost_model(name, seed_width=6) for name in ("lenet5", "vgg11", "resnet20", "resnet18")}
+
+
+def planner(cost: CostModel, most: int = 64, **rule: object) -> Planner:
+    growing = {group.name: most for group in cost.graph.groups if group.kind == "convolution"}
+    return Planner(cost, GrowthRule(**rule), growing)  # type: ignore[arg-type]
+
+
+def limits(cost: CostModel, **factors: float) -> list[Limit]:
+    return [Limit(kind, kind, int(cost.costs()[kind] * factor)) for kind, factor in factors.items()]
+
+
+def single_channel(cost: CostModel, widths: dict[str, int], form: str, names: list[str]) -> int:
+    price = {name: cost.price(form, cost.vector({**widths, name: widths[name] + 1})) for name in names}
+    return max(price.values()) - cost.price(form, cost.vector(widths))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(COSTS)))
+    cost = COSTS[name]
+    rule = {
+        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random"])),
+        "threshold": data.draw(st.floats(0, 0.99)),
+        "number": data.draw(st.integers(0, 40)),
+        "ratio": data.draw(st.floats(0.01, 6)),
+        "cost_ratio": data.draw(st.floats(0.1, 9)),
+    }
+    plans = planner(cost, most=data.draw(st.integers(8, 200)), **rule)
+    saturation = {group: data.draw(st.floats(0, 1)) for group in plans.max_widths}
+    kinds = data.draw(st.sets(st.sampled_from(["flops", "params"]), min_size=1))
+    given_limits = limits(cost, **{kind: data.draw(st.floats(1, 30)) for kind in sorted(kinds)})
+    plan = plans.plan(1, saturation, given_limits)
+
+    after = dict(plan.after)
+    used = {limit.kind: cost.price(limit.form, cost.vector(after)) / limit.most for limit in given_limits}
+    assert all(part <= 1 for part in used.values())
+    assert all(before <= after[group] for group, before in plan.before.items())
+    assert all(after[group] <= max(plans.max_widths[group], plan.before[group]) for group in plans.max_widths)
+    assert set(plan.changes) <= plans.max_widths.keys()
+    if plan.stop in used:
+        assert plan.stop == max(used, key=used.__getitem__)
+        not_full = [g for g in plans.max_widths if after[g] < plans.max_widths[g]]
+        cheap = all(single_channel(cost, after, kind, not_full) < 0.01 * lim.most for lim in given_limits
+                    for kind in [lim.form]) if not_full else False  # fmt: skip
+        if cheap:
+            assert max(used.values()) >= 0.99
+    assert plans.plan(1, saturation, given_limits) == plan
+
+
+def test_exactly_the_groups_above_the_threshold_grow_by_the_larger_of_number_and_ratio() -> None:
+    cost = COSTS["vgg11"]
+    plans = planner(cost, threshold=0.8, number=3, ratio=0.25)
+    saturation = dict.fromkeys(plans.max_widths, 0.5) | {"conv2": 0.81, "conv4": 0.8}
+    assert plans.plan(1, saturation, limits(cost, flops=10)).changes == {"conv2": 9}
+    assert planner(cost, threshold=0.8, number=1, ratio=1.0).plan(1, saturation, limits(cost, flops=10)).changes == {
+        "conv2": 12
+    }
+
+
+def test_nobody_above_the_threshold_ends_growth_by_saturation() -> None:
+    cost = COSTS["vgg11"]
+    plan = planner(cost).plan(1, {}, limits(cost, flops=10))
+    assert (plan.changes, plan.stop) == ({}, "saturation")
+
+
+def test_everybody_at_the_largest_width_ends_growth_by_max_width() -> None:
+    cost = COSTS["vgg11"]
+    plans = planner(cost, most=6)
+    plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), limits(cost, flops=10))
+    assert (plan.changes, plan.stop) == ({}, "max_width")
+
+
+def test_the_last_round_is_clipped_evenly_and_topped_up() -> None:
+    cost = COSTS["resnet20"]
+    plans = planner(cost, number=20, ratio=0)
+    budget = limits(cost, flops=4)
+    plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), budget)
+    assert plan.clipped and plan.stop == "flops"
+    assert max(plan.after.values()) - min(plan.after.values()) <= 2
+    assert cost.flops(plan.after) <= budget[0].most
+    assert all(cost.flops({**plan.after, name: width + 1}) > budget[0].most for name, width in plan.after.items()
+               if name in plans.max_widths)  # fmt: skip
+
+
+def test_train_cost_ends_growth_when_another_round_would_not_fit() -> None:
+    cost = COSTS["resnet20"]
+    plans = planner(cost, number=1, ratio=0)
+    now = cost.flops()
+    everybody = dict.fromkeys(plans.max_widths, 1.0)
+    roomy = plans.plan(1, everybody, [Limit("train_cost", "flops", 10 * now, 8 * now)])
+    assert roomy.stop is None
+    last = plans.plan(1, everybody, [Limit("train_cost", "flops", 3 * now, now)])
+    assert last.stop == "train_cost"
+    assert 0.99 * 3 * now <= cost.flops(last.after) <= 3 * now
+
+
+def test_cost_aware_growth_prefers_cheap_channels_and_rises_by_its_ratio() -> None:
+    cost = COSTS["vgg11"]
+    plans = planner(cost, policy="cost_aware", cost_ratio=0.5)
+    plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), limits(cost, flops=10))
+    assert 1.5 <= cost.flops(plan.after) / cost.flops() < 1.6
+    assert plan.after["conv8"] > plan.after["conv1"]
+
+
+def test_random_growth_chooses_as_many_groups_as_saturation_would() -> None:
+    cost = COSTS["resnet20"]
+    saturated = random.Random(0).sample(sorted(planner(cost).max_widths), 5)
+    saturation = dict.fromkeys(saturated, 0.9)
+    chosen = [planner(cost, policy="random").plan(r, saturation, limits(cost, flops=99)).candidates for r in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(chosen[0]) == 5
+
+
+def test_widths_are_rounded() -> None:
+    cost = COSTS["vgg11"]
+    plans = planner(cost, round_to=8, number=1, ratio=0)
+    plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), limits(cost, flops=10))
+    assert set(plan.changes.values()) == {8}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"policy": "saturated"}, "did you mean 'saturation'"),
+        ({"number": -1}, "growth.number"),
+        ({"number": 0, "ratio": 0.0}, "growth.number"),
+        ({"threshold": 1.0}, "growth.threshold"),
+        ({"round_to": 0}, "growth.round_to"),
+    ],
+)
+def test_impossible_rules_are_refused(rule: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GrowthRule(**rule)  # type: ignore[arg-type]
+
+
+def test_a_plan_prints_what_will_happen() -> None:
+    cost = COSTS["lenet5"]
+    plans = planner(cost, number=2, ratio=0)
+    plan = plans.plan(3, {"conv1": 1.0, "conv2": 0.1}, limits(cost, flops=9))
+    assert repr(plan) == "GrowthPlan(round 3: conv1 6->8)"

@@ -1,0 +1,49 @@
+"""A network that no backbone resembles: what the channel graph must follow, in one small model."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention by two 1×1 convolutions."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class Odd(nn.Module):
+    """(batch, 3, 8, 8) to (batch, 10): depthwise, squeeze-excite, residual, concatenation, grouped, 4×4 flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.depthwise_norm = nn.BatchNorm2d(8)
+        self.attention = SqueezeExcite(8, 4)
+        self.pointwise = nn.Conv2d(8, 8, 1)
+        self.left = nn.Conv2d(8, 5, 3, stride=2, padding=1)
+        self.right = nn.Conv2d(8, 7, 1, stride=2)
+        self.mix = nn.Conv2d(12, 12, 1)
+        self.grouped = nn.Conv2d(12, 9, 3, padding=1, groups=3)
+        self.multiplied = nn.Conv2d(9, 18, 3, padding=1, groups=9)
+        self.hidden = nn.Linear(18 * 16, 14)
+        self.classifier = nn.Linear(14, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = x + self.pointwise(self.attention(F.hardswish(self.depthwise_norm(self.depthwise(x)))))
+        x = torch.cat([self.left(x), self.right(x)], dim=1)
+        x = F.silu(self.grouped(F.silu(self.mix(x))))
+        x = self.multiplied(x)
+        x = x.view(x.size(0), -1)
+        return self.classifier(torch.relu(self.hidden(x)))
