@@ -8,22 +8,18 @@ python -m src.report runs/paper runs/mine/vgg16
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from budgetnet.errors import UsageError
 from budgetnet.reports.run_directory import find_run_directories
-from budgetnet.reports.tables import Row, as_markdown, final_row, print_table
+from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and write the files; the exit code: 0, or 2 if there is nothing to report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.report", description="Tables and figures from run directories."
-    )
+    parser = argparse.ArgumentParser("python -m src.report", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", type=Path, help="run directories, or folders that hold some")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to write (default: ./report)")
     options = parser.parse_args(arguments)
@@ -44,21 +40,11 @@ def write(rows: Sequence[Row], directory: Path) -> None:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "runs.csv").write_text(as_csv(rows))
         (directory / "table.md").write_text(as_markdown(rows))
-        with open(directory / "runs.csv", "w", newline="") as file:
-            lines = [flat(row) for row in rows]
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
-            writer.writeheader()
-            writer.writerows(lines)
         save(accuracy_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error
-
-
-def flat(row: Row) -> dict[str, object]:
-    """A row as a line of CSV: one column per kind of budget."""
-    line = {name: value for name, value in asdict(row).items() if name not in ("budget", "settings")}
-    return line | {f"budget_{kind}_percent": percent for kind, percent in row.budget.items()}
 
 
 if __name__ == "__main__":

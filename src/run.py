@@ -12,13 +12,17 @@ from __future__ import annotations
 import os
 import sys
 
+from pathlib import Path
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> float:
     """One job of the command: returns the test accuracy, for sweepers that optimise it."""
     from budgetnet.command import explain, run_job

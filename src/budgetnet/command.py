@@ -84,9 +84,8 @@ def explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         text = str(error) if isinstance(error, Interrupted) else "nothing was started"
         return _say(f"interrupted: {text}", 130, "")
-    if isinstance(error, MissingConfigException):
-        missing = str(error.missing_cfg_file)
-        group, _, name = missing.rpartition("/")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
         return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"override '([^']+)'", str(error))):
         return _say(f"no option is called {key[1]!r}{nearest(key[1], known_options())}", 2)

@@ -8,15 +8,18 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import HydraException
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from budgetnet.callbacks.checkpoint import Checkpoint
 from budgetnet.callbacks.growth import Growth
@@ -28,6 +31,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import Interrupted, UsageError
 from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.options import WholeRun, options
 from budgetnet.records import Records, write_json, write_text
 
 Config = Mapping[str, Any]
@@ -47,16 +51,18 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary
     quiet()
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    data: DataModule = instantiate(config["dataset"])
-    data.prepare_data()
-    data.setup("fit")
-    module, full = build(config, data)
+    with _configuration_errors():
+        whole = options(WholeRun, "", config)
+        pl.seed_everything(whole.seed, workers=True, verbose=False)
+        data: DataModule = instantiate(config["dataset"])
+        data.prepare_data()
+        module, full = build(config, data)
     checkpoint = _prepare(config, directory)
     loggers = make_loggers(config["logger"], config, directory)
     try:
         records = Records(directory)
-        trainer = make_trainer(config, directory, module, records, loggers)
+        with _configuration_errors():
+            trainer = make_trainer(config, directory, module, records, loggers)
         start = time.perf_counter()
         _fit(trainer, module, data, checkpoint, records)
         summary = _evaluate(trainer, module, data, directory)
@@ -116,6 +122,20 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+@contextmanager
+def _configuration_errors() -> Iterator[None]:
+    """Whatever a wrong option breaks while the run is put together is the option's fault: one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, HydraException, MisconfigurationException) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        if isinstance(cause, UsageError):
+            raise cause from error
+        raise UsageError(f"this configuration cannot be built: {str(cause).splitlines()[0]}") from error
 
 
 def quiet() -> None:

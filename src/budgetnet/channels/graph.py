@@ -21,7 +21,7 @@ class GraphError(UsageError):
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of units along a tensor axis: `factor` units for each channel of `group` (None: a constant run of `factor`).
+    """A run of units along a tensor axis: `factor` units for each channel of `group` (None: `factor` fixed units).
 
     `factor` is above 1 where flattening multiplied channels by the spatial size, or a depthwise convolution by its
     multiplier. `parts` is above 1 on the input axis of a grouped convolution, which sees 1/parts of the group.

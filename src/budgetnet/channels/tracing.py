@@ -122,7 +122,11 @@ class _Builder(fx.Interpreter):
         try:
             value = super().run_node(node)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise self._error(f"failed on the example input: {str(error).splitlines()[0]}") from error
+            shape = tuple(next(iter(self.env.values())).shape[1:])
+            raise GraphError(
+                f"{type(self.model).__name__} does not take images of shape {shape}: {node.name} fails "
+                f"({str(error).splitlines()[0].rstrip('.')})"
+            ) from error
         if isinstance(value, torch.Tensor) and value.dim() >= 2:
             self.layouts[node] = self._layout(node, value)
         elif node.op == "get_attr" or (isinstance(value, torch.Tensor) and node.name not in self.frozen):

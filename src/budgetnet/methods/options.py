@@ -31,6 +31,21 @@ def _one_of(section: str, name: str, value: str, options: tuple[str, ...]) -> No
 
 
 @dataclass(frozen=True)
+class WholeRun:
+    """The options of conf/config.yaml itself."""
+
+    seed: int
+    epochs: int
+    export: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
+        if self.epochs < 1:
+            raise UsageError(f"epochs={self.epochs}: expected 1 or more")
+
+
+@dataclass(frozen=True)
 class Optimization:
     """conf/optim: SGD's settings; `schedule` and `warmup_epochs` are those of training a fixed network."""
 
@@ -114,7 +129,7 @@ def options(section: type[Section], name: str, values: Mapping[str, Any]) -> Sec
         merged = OmegaConf.merge(schema, {key: value for key, value in values.items() if key in known})
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        key = getattr(error, "key", None)
-        raise UsageError(f"{name}.{key}={values.get(str(key))!r}: {str(error).splitlines()[0]}") from error
+        key = str(getattr(error, "key", None))
+        raise UsageError(f"{name}.{key}={values.get(key)}: {str(error).splitlines()[0]}".lstrip(".")) from error
     assert isinstance(built, section)
     return built

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.reports.drawing import (
     BLUE,
-    GREY,
+    INK,
     PALE,
     SIZE,
     VERMILION,
@@ -56,7 +56,7 @@ def growth_path(run: RunDirectory) -> Figure:
             line.set_transform(axes.transData + ScaledTranslation(-inches, inches, figure.dpi_scale_trans))
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(0, 1.08 * max(width for _, at in widths for width in at.values()))
+        _width_axis(axes, [width for _, at in widths for width in at.values()])
         shade_phases(axes, run.column("phase"), run.column("epoch"))
         _mark_rounds(axes, run, "epoch")
         _tell_apart(figure, axes, names, [widths[-1][1][name] for name in names])
@@ -101,21 +101,18 @@ def accuracy_against_train_cost(run: RunDirectory) -> Figure:
             xlabel="train cost so far (FLOPs of one forward pass, over every image)",
             ylabel="top-1 accuracy (%)",
         )
-        evaluated = [row for row in run.metrics if row["val_top1"] is not None]
-        if not evaluated:
+        evaluated, summary = [row for row in run.metrics if row["val_top1"] is not None], run.summary
+        if not evaluated and summary is None:
             note(axes, "no epoch was evaluated yet")
             return figure
         cost, accuracy = [[row[name] for row in evaluated] for name in ("train_cost_flops", "val_top1")]
         marker = "o" if len(evaluated) < 40 else None
-        axes.plot(
-            cost, accuracy, color=BLUE, linewidth=1.6, marker=marker, markersize=3, clip_on=False, label="validation"
-        )
+        axes.plot(cost, accuracy, color=BLUE, marker=marker, markersize=3, clip_on=False, label="validation")
         spent = run.column("train_cost_flops")
         axes.set_xlim(0, spent[-1])
         in_quantities(axes.xaxis)
         shade_phases(axes, run.column("phase"), spent)
         _mark_rounds(axes, run, "train_cost_flops")
-        summary = run.summary
         if summary is not None:
             tests = (
                 ("test_top1", "full", f"epoch {summary['best_epoch']}, selected by validation"),
@@ -145,7 +142,7 @@ def final_widths(run: RunDirectory) -> Figure:
         x = range(len(names))
         if full and len(names) > _WIDE_BARS:
             edges = [index - 0.5 for index in range(len(names) + 1)]
-            axes.stairs([full[name] for name in names], edges, color=GREY, linewidth=1.5, label="full backbone")
+            axes.stairs([full[name] for name in names], edges, color=INK, zorder=3, label="full backbone")
         elif full:
             axes.bar(x, [full[name] for name in names], width=0.86, color=PALE, label="full backbone")
         now = "final" if summary else "so far"
@@ -173,14 +170,32 @@ def _height(groups: int) -> float:
 
 
 def _threshold(run: RunDirectory) -> float | None:
-    growth = run.config.get("growth")
-    threshold = growth.get("threshold") if isinstance(growth, dict) else None
+    growth: dict[str, Any] = run.config.get("growth") or {}
+    if growth.get("policy", "saturation") != "saturation":  # the others grow without asking for it
+        return None
+    threshold = growth.get("threshold")
     return float(threshold) if isinstance(threshold, int | float) else None
 
 
 def _mark_rounds(axes: Axes, run: RunDirectory, x: str, **options: Any) -> None:
     at, numbers = [[record[name] for record in run.rounds] for name in (x, "round")]
     mark_rounds(axes, at, numbers, **options)
+
+
+def _width_axis(axes: Axes, widths: list[int]) -> None:
+    """From zero, or, where that would flatten the narrow groups, logarithmic: equal steps are equal ratios."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    low, high = min(widths), max(widths)
+    if high <= 8 * low:
+        axes.set_ylim(0, 1.08 * high)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        return
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(low / 1.5, 1.25 * high)
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _tell_apart(figure: Figure, axes: Axes, names: list[str], final: list[int]) -> None:
@@ -193,11 +208,11 @@ def _tell_apart(figure: Figure, axes: Axes, names: list[str], final: list[int]) 
         bar.set_ticks([index / named[-1] for index in named], labels=[names[index] for index in named], fontsize=7)
         bar.ax.set_title("depth", fontsize=8, loc="center")
         return
-    top = axes.get_ylim()[1]
+    to_axes = axes.transScale + axes.transLimits
+    heights = [to_axes.transform((0, width))[1] for width in final]
     colours = depth_colours(len(names))
-    height = 8 / 72 * 1.3 / (SIZE[1] - 1.1)  # of a line of text, in parts of the axes
-    places = spread_out([width / top for width in final], height)
-    for name, width, place, colour in zip(names, final, places, colours, strict=True):
-        ends = [width / top, place]
-        axes.plot([1.0, 1.025], ends, color=colour, linewidth=1, transform=axes.transAxes, clip_on=False)
+    line = 8 / 72 * 1.3 / (SIZE[1] - 1.1)  # height of a line of text, in parts of the axes
+    places = spread_out(heights, line)
+    for name, width, height, place, colour in zip(names, final, heights, places, colours, strict=True):
+        axes.plot([1.0, 1.025], [height, place], color=colour, linewidth=1, transform=axes.transAxes, clip_on=False)
         axes.text(1.03, place, f"{name}  {width}", transform=axes.transAxes, va="center", fontsize=8, color=colour)

@@ -24,8 +24,8 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     "saturation": (
         figures.saturation_map,
         "Each line down is a width group, each column an epoch; the brighter, the larger the part of its filters that "
-        "is in the support. A group that is bright at the end of a round (dotted) could not do without its filters; a "
-        "map that is bright everywhere tells the groups apart no more.",
+        "is in the support. A group that is bright at the end of a round (dotted) has used up its capacity; a map "
+        "that is bright everywhere no longer tells the groups apart.",
     ),
     "accuracy_against_train_cost": (
         figures.accuracy_against_train_cost,
@@ -123,10 +123,12 @@ def _reading(run: RunDirectory) -> str:
     summary = run.summary or {}
     lines = ["## How the numbers were read\n"]
     if summary:
+        chosen = "the last: nothing was held out for validation"
+        if summary["val_top1"] is not None:
+            chosen = f"the best on a validation split of the training set ({summary['val_top1']:.2f} %)"
         lines.append(
-            f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, the epoch with the best "
-            f'accuracy on a validation split of the training set ({summary["val_top1"]:.2f} %); "last epoch" is the '
-            f"network as training left it. The test set was read once, at the end."
+            f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the last epoch's "
+            f"stands beside it. The test set was read at the end only."
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "
@@ -144,8 +146,6 @@ def _origin(run: RunDirectory) -> str:
         return ""
     seconds = {"in all": "seconds", "growing": "growth_seconds", "compiling": "compile_seconds"}
     lines = [["seed", str(summary["seed"])]]
-    lines += [
-        [f"seconds {name}", f"{summary[key]:.1f}"] for name, key in seconds.items() if summary.get(key) is not None
-    ]
+    lines += [[f"seconds {name}", f"{summary[key]:.1f}"] for name, key in seconds.items()]
     lines += [[name, str(value)] for part in ("hardware", "versions") for name, value in summary.get(part, {}).items()]
     return "## Where it ran\n\n" + markdown_table(("", ""), lines)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from budgetnet.errors import UsageError
 
+SUMMARY_FORMAT = 1
+
 Record = dict[str, Any]
 Line = TypeVar("Line")
 
@@ -72,8 +74,8 @@ class RunDirectory:
             summary = json.loads(path.read_text())
         except ValueError as error:
             raise _damaged(path, str(error)) from error
-        if not isinstance(summary, dict):
-            raise _damaged(path, "it holds no keys")
+        if not isinstance(summary, dict) or summary.get("format") != SUMMARY_FORMAT:
+            raise _damaged(path, f"expected a summary of format {SUMMARY_FORMAT}")
         return summary
 
     @property
@@ -90,7 +92,7 @@ class RunDirectory:
         if self.summary is not None and name in self.summary:
             return str(self.summary[name])
         chosen = self.config.get(name, "")
-        return str(chosen.get("name", "") if isinstance(chosen, dict) else chosen)
+        return str(chosen.get("name", chosen.get("_target_", "")) if isinstance(chosen, dict) else chosen)
 
     def widths(self) -> list[tuple[int, dict[str, int]]]:
         """(epochs finished, widths from then on): the seed network at 0, then every round that changed widths.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.costs.budget import format_quantity
@@ -97,7 +99,7 @@ def final_row(run: RunDirectory) -> Row:
 
 def settings(config: object) -> str:
     """A configuration as text, without what tells repetitions of one run apart: seeds, names, where it is written."""
-    told_apart = {"seed", "name", "run", "logger"}
+    told_apart = {"seed", "name", "run", "logger", "export"}
 
     def strip(value: object, outermost: bool = False) -> object:
         if isinstance(value, dict):
@@ -188,6 +190,20 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return markdown_table(HEADER, cells(rows))
 
 
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every number of `rows` in full, a line per run; a column per kind of budget holds its used percent."""
+    lines = []
+    for row in rows:
+        line = {name: value for name, value in asdict(row).items() if name not in ("budget", "settings")}
+        lines.append(line | {f"budget_{kind}_percent": percent for kind, percent in row.budget.items()})
+    text = io.StringIO()
+    header = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(text, list(header), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the table of `rows` (at least one). Columns that say the same of every run stand once, in the title."""
     from rich.console import Console
@@ -200,7 +216,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     shown = [number for number, name in enumerate(HEADER) if (name, lines[0][number]) not in once]
     table = Table(title=", ".join(f"{name.lower()} {cell}" for name, cell in once) or None)
     for number in shown:
-        table.add_column(HEADER[number], justify="right" if HEADER[number] in _NUMBERS else "left")
+        table.add_column(HEADER[number], justify="right" if HEADER[number] in _NUMBERS else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(line[number]) for number in shown))
     if console is None:

@@ -1,0 +1,17 @@
+"""What tests of several parts share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder that holds the published datasets: $BUDGETNET_DATA. A test of the real data is skipped without it."""
+    root = os.environ.get("BUDGETNET_DATA")
+    if not root:
+        pytest.skip("BUDGETNET_DATA is not set: there is no real data to check")
+    return Path(root)

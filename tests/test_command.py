@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from budgetnet.command import known_options, run_directory, run_name
+from src.run import main
+
+QUICK = ["dataset=digits", "logger=csv", "backbone=lenet5", "trainer.progress=false", "growth.seed_shape=equal"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["src/run.py", *overrides])
+    capfd.readouterr()
+    code = 0
+    try:
+        code = main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    return code, capfd.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone=resnet21"], "backbone=resnet21 is unknown; did you mean"),
+        (["dataset=cifar11"], "did you mean 'cifar10'"),
+        (["bugdet.flops=1M"], "did you mean 'budget.flops'"),
+        (["budget.flop=1M"], "did you mean 'budget.flops'"),
+        (["growth.polcy=uniform"], "did you mean 'growth.policy'"),
+        (["method=adanel"], "did you mean 'adenel'"),
+        ([], "no budget: state at least one of"),
+        (["budget.flops=0.5Q"], "budget.flops=0.5Q: unknown suffix 'Q'"),
+        (["budget.flops=-3"], "budget.flops=-3: expected a positive number"),
+        (["budget.params=0"], "budget.params=0: expected a positive number"),
+        (["budget.flops=1k"], "budget.flops=1,000 is below the 141,320 of the seed network"),
+        (["budget.flops=1T"], "is above the 16,695,720 of the largest network allowed"),
+        (["budget.flops=50%", "budget.params=1k"], "budget.params=1,000 is below the 23,642 of the seed network"),
+        (["budget.flops=50%", "budget.train_cost=0.1%"], "budget.train_cost="),
+        (["budget.flops=50%", "growth.epochs_per_round=400"], "a growth round is longer than the run"),
+        (["budget.flops=50%", "growth.number=abc"], "growth.number=abc"),
+        (["budget.flops=50%", "growth.policy=saturated"], "did you mean 'saturation'"),
+        (["budget.flops=50%", "growth.init=xavier"], "growth.init='xavier' is unknown"),
+        (["budget.flops=50%", "optim.lr=0"], "optim.lr=0.0: expected a number above 0"),
+        (["budget.flops=50%", "seed=abc"], "seed=abc"),
+        (["budget.flops=50%", "dataset.batch_size=0"], "dataset.batch_size=0"),
+        (["budget.flops=50%", "dataset.name=x", "dataset.rot=/nowhere"], "did you mean 'dataset.root'"),
+        (["budget.flops=50%", "backbone=vgg11"], "VGG does not take images of shape (1, 28, 28)"),
+        (["budget.flops=50%", "optim.lr=[1"], "no viable alternative"),
+        (["method=train", "budget.flops=50%"], "this fixed network, which method=train does not change"),
+        (["method=train", "method.widths_from=/nowhere"], "no finished run's summary.json there"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
+    overrides: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code, errors = command(monkeypatch, capfd, *QUICK, f"run.root={tmp_path}/runs", *overrides)
+    lines = [line for line in errors.splitlines() if not line.startswith("Error executing job")]
+    assert code == 2
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and ".sweep" not in path.parts]
+
+
+def test_a_run_is_named_by_its_overrides_whatever_their_order() -> None:
+    assert run_name(["seed=1", "budget.flops=50%", "logger=csv"]) == run_name(["budget.flops=50%", "seed=1"])
+    assert run_name(["backbone=vgg16", "+new.option=a/b"]) == "backbone=vgg16,new.option=a_b"
+    assert run_name([]) == "default"
+
+
+def test_long_names_are_cut_and_stay_different() -> None:
+    names = {run_name([f"growth.option_{i}=value" for i in range(20)] + [f"seed={s}"]) for s in range(3)}
+    assert len(names) == 3 and all(len(name) <= 120 for name in names)
+
+
+def test_a_run_directory_can_be_given() -> None:
+    run = {"root": "runs", "experiment": "table1", "name": None, "dir": None}
+    assert run_directory({"run": run}, ["seed=1"]) == Path("runs/table1/seed=1")
+    assert run_directory({"run": {**run, "name": "mine"}}, ["seed=1"]) == Path("runs/table1/mine")
+    assert run_directory({"run": {**run, "dir": "/tmp/x"}}, ["seed=1"]) == Path("/tmp/x")
+
+
+def test_every_option_is_known() -> None:
+    options = known_options()
+    assert {"budget.flops", "growth.policy", "backbone", "dataset.batch_size", "seed", "run.dir"} <= set(options)
