@@ -18,8 +18,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_method, instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from budgetnet.callbacks.checkpoint import Checkpoint
 from budgetnet.callbacks.growth import Growth
@@ -218,7 +218,7 @@ def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, dir
         state = torch.load(best, map_location="cpu", weights_only=True)
         selected = state["callbacks"]["Checkpoint"]
         results["best_epoch"] = selected["best_epoch"]
-        results["val_top1"] = selected["best_top1"] if sum(trainer.num_val_batches) else None
+        results["val_top1"] = selected["best_top1"] if data.splits.validation is not None else None
         if state["epoch"] + 1 != epochs:
             module.load_state_dict(state["state_dict"])
             trainer.test(module, datamodule=data, verbose=False)

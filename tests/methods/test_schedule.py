@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from budgetnet import UsageError
@@ -18,7 +20,7 @@ def test_cosine_starts_at_the_base_passes_half_of_it_midway_and_falls_to_zero() 
     cosine = rates("cosine", 100)
     assert cosine[0] == 0.1 and cosine[50] == pytest.approx(0.05)
     assert learning_rate("cosine", 0.1, 100, 100) == pytest.approx(0)
-    assert all(a > b for a, b in zip(cosine, cosine[1:]))
+    assert all(a > b for a, b in pairwise(cosine))
 
 
 def test_step_divides_by_ten_at_each_third() -> None:

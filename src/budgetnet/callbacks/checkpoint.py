@@ -28,7 +28,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         epochs = trainer.current_epoch + 1
         validated = sum(trainer.num_val_batches) > 0
         top1 = pl_module.results.get("val_top1", -1.0) if validated else float(epochs)
-        better = self._comparable(trainer, pl_module) and top1 > self.best_top1
+        better = self._comparable(trainer, pl_module) and top1 >= max(self.best_top1, 0.0)  # of equals the last
         if better:
             self.best_top1, self.best_epoch = top1, epochs
         if pl_module.finished(epochs):

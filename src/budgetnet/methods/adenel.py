@@ -65,7 +65,11 @@ class AdeNeL(BudgetedModule):
     # -- optimizer --------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> LBI:
-        """LBI over filters, hidden linear entries, other matrices, and vectors (no weight decay), in that order."""
+        """LBI over filters, hidden linear entries, other matrices, and vectors (no weight decay), in that order.
+
+        While the network grows, weights decay by `lbi.weight_decay`: another decay would lower every norm that the
+        clock's bar is set against. Fine-tuning brings that of `optim`.
+        """
         kinds = sparse_sets(self.graph, self.grow_linear)
         rest = [p for p in self.net.parameters() if p not in kinds]
         steps = self.rounds.epochs_per_round * self.trainer.datamodule.steps_per_epoch(self.trainer.world_size)  # type: ignore[attr-defined]
@@ -75,22 +79,22 @@ class AdeNeL(BudgetedModule):
             if params:
                 groups.append({"params": params, "sparse": kind, "threshold": self.threshold(kind, steps)})
         groups.append({"params": [p for p in rest if p.dim() > 1]})
-        groups.append({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0})
+        groups.append({"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0, "decays": False})
         return LBI(
-            [group for group in groups if group["params"]],
+            [{"decays": True, **group} for group in groups if group["params"]],
             lr=self.optim.lr,
-            nu=self.lbi.nu,
+            nu=self.lbi.nu_of(self.optim.lr, steps),
             kappa=self.lbi.kappa,
             momentum=self.optim.momentum,
-            weight_decay=self.optim.weight_decay,
+            weight_decay=self.lbi.weight_decay,
         )
 
     def threshold(self, kind: str, steps_per_round: int) -> float:
         """λ of one kind of unit ("filter" or "entry"): `lbi.threshold`, or what the clock makes of the bar."""
         if self.lbi.threshold is not None:
             return self.lbi.threshold
-        norm = self.initial_norms[kind]
-        return selection_threshold(self.lbi.selection_norm, norm, self.optim.lr, self.lbi.nu, steps_per_round)
+        lr, nu = self.optim.lr, self.lbi.nu_of(self.optim.lr, steps_per_round)
+        return selection_threshold(self.lbi.selection_norm, self.initial_norms[kind], lr, nu, steps_per_round)
 
     @property
     def optimizer(self) -> LBI:
@@ -168,6 +172,8 @@ class AdeNeL(BudgetedModule):
     def start_finetuning(self, epochs: int) -> None:
         """End the growing phase after `epochs` epochs. SGD is LBI without a sparse set: Z and Γ are dropped."""
         self.phase, self.growing_epochs = "finetune", epochs
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.optim.weight_decay if group["decays"] else 0.0
         if self.finetune.optimizer == "sgd":
             for group in self.optimizer.param_groups:
                 group["sparse"] = None

@@ -66,15 +66,23 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Bregman:
-    """conf/lbi: ν, κ and the bar of selection; `threshold` fixes λ and switches the clock off."""
+    """conf/lbi: the clock of a growth round (`coupling`, `selection_norm`), or ν and λ (`threshold`) fixed by hand."""
 
-    nu: float = 100.0
-    kappa: float = 1.0
+    coupling: float = 0.1
     selection_norm: float = 0.9
+    kappa: float = 1.0
+    weight_decay: float = 0.0
+    nu: float | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("lbi", nu=self.nu, kappa=self.kappa, selection_norm=self.selection_norm, threshold=self.threshold)
+        _positive("lbi", coupling=self.coupling, selection_norm=self.selection_norm, kappa=self.kappa)
+        _positive("lbi", nu=self.nu, threshold=self.threshold)
+        _not_negative("lbi", weight_decay=self.weight_decay)
+
+    def nu_of(self, lr: float, steps: int) -> float:
+        """ν for which the coupling pulls an unselected filter by `coupling` in a round: lr · steps / ν = coupling."""
+        return lr * steps / self.coupling if self.nu is None else self.nu
 
 
 @dataclass(frozen=True)

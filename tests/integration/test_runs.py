@@ -1,0 +1,223 @@
+"""Runs that are interrupted, fail, are swept, or learn on real data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import REPOSITORY, TINY, arguments, environment, run
+
+from budgetnet import experiment
+from budgetnet.experiment import command_line
+
+
+def rows(path: Path, *without: str) -> list[dict[str, str]]:
+    with open(path) as file:
+        return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
+
+
+def learned(directory: Path) -> dict[str, Any]:
+    """Everything a run learned and recorded, without what the clock says."""
+    state = torch.load(directory / "last.ckpt", weights_only=True)
+    rounds = [json.loads(line) for line in (directory / "growth.jsonl").read_text().splitlines()]
+    return {
+        "weights": {key: value.tolist() for key, value in state["state_dict"].items()},
+        "optimizer": [
+            {key: torch.as_tensor(value).tolist() for key, value in slot.items()}
+            for slot in state["optimizer_states"][0]["state"].values()
+        ],
+        "metrics": rows(directory / "metrics.csv", "seconds"),
+        "saturation": rows(directory / "saturation.csv"),
+        "rounds": [{**record, "pause_ms": None} for record in rounds],
+        "widths": state["budgetnet"]["widths"],
+    }
+
+
+def test_the_same_command_twice_gives_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:
+    assert run(*TINY, f"run.dir={tmp_path}/again").returncode == 0
+    assert learned(tmp_path / "again") == learned(tiny_run)
+
+
+def test_the_tiny_run_grows_more_than_twice_and_stays_within_its_budget(tiny_run: Path) -> None:
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert summary["rounds"] > 2 and summary["stop_reason"] == "flops"
+    assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(tiny_run / "metrics.csv"))
+
+
+def start(directory: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments(*TINY, f"run.dir={directory}", *overrides),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_epoch(process: subprocess.Popen[str], directory: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (directory / "metrics.csv").exists() and len(rows(directory / "metrics.csv")) >= epoch:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"epoch {epoch} was never reached: {process.communicate()}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_to_the_same_bits(how: signal.Signals, tiny_run: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    for _ in range(2):
+        written = directory / "metrics.csv"
+        process = start(directory)
+        wait_for_epoch(process, directory, 2 + (len(rows(written)) if written.exists() else 0))
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert "continue with the same command: python -m src.run" in errors.strip().splitlines()[-1]
+        assert not (directory / "done.json").exists()
+    finished = run(*TINY, f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    assert learned(directory) == learned(tiny_run)
+
+
+def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    for name in ("config.yaml", "metrics.csv", "saturation.csv", "growth.jsonl", "last.ckpt", "best.ckpt"):
+        (directory / name).write_bytes((tiny_run / name).read_bytes())
+    assert run(*TINY, f"run.dir={directory}").returncode == 0
+    old, new = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, directory))
+    clock = {"seconds": 0, "name": "", "growth_seconds": 0, "command": ""}
+    assert {**new, **clock} == {**old, **clock}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    failed = run(*TINY, f"run.dir={tmp_path}/run", "optim.lr=1e20", "finetune.lr=1e20")
+    assert failed.returncode == 1
+    assert "error: the loss is not finite at step" in failed.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_a_train_cost_budget_is_never_exceeded_and_well_used(tmp_path: Path) -> None:
+    overrides = [o for o in TINY if not o.startswith(("budget", "epochs"))]
+    finished = run(*overrides, "budget.train_cost=8%", "epochs=40", f"run.dir={tmp_path}/run", "growth.number=1")
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    used = summary["budget"]["train_cost"]
+    assert summary["stop_reason"] == "train_cost"
+    assert used["used"] == summary["train_cost_flops"] <= used["limit"]
+    assert used["percent"] > 90  # a single channel of this network costs more than 1 % of the budget
+
+
+@pytest.mark.parametrize("init", ["zero_out", "net2wider", "gradmax"])
+@pytest.mark.parametrize("state", ["reset", "carry"])
+def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, state: str, tmp_path: Path) -> None:
+    config = {**configuration(tmp_path), "growth": {**configuration(tmp_path)["growth"], "init": init, "state": state}}
+    summary = experiment.run(config, tmp_path / "run", command_line())
+    assert summary["stop_reason"] == "flops"
+    assert summary["flops"] <= summary["budget"]["flops"]["limit"]
+
+
+def configuration(root: Path, *overrides: str) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = compose("config", [*TINY, "trainer.progress=false", f"run.root={root}", *overrides])
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return plain
+
+
+class Listener(pl.loggers.Logger):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, float]] = []
+        self.name, self.version = "listener", 0  # type: ignore[misc]
+
+    name = "listener"
+    version = 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.heard.append(metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    monkeypatch.setattr(experiment, "make_loggers", lambda *_: [listener])
+    monkeypatch.setattr(experiment, "log_images", lambda *_: None)
+    monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
+    experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
+    epochs = [heard for heard in listener.heard if "val_top1" in heard]
+    written = rows(tmp_path / "run" / "metrics.csv", "phase")
+    assert [{key: float(value) for key, value in row.items()} for row in written] == [
+        {key: float(value) for key, value in heard.items() if not key.startswith("saturation/")} for heard in epochs
+    ]
+    rounds = [heard for heard in listener.heard if "growth/round" in heard]
+    assert len(rounds) == len((tmp_path / "run" / "growth.jsonl").read_text().splitlines())
+
+
+def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, tmp_path: Path) -> None:
+    base = [o for o in TINY if not o.startswith("budget")]
+    finished = run(*base, "method=train", f"method.widths_from={tiny_run}", "epochs=2", f"run.dir={tmp_path}/run")
+    assert finished.returncode == 0, finished.stderr
+    grown, fixed = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, tmp_path / "run"))
+    assert (fixed["widths"], fixed["flops"], fixed["params"]) == (grown["widths"], grown["flops"], grown["params"])
+    assert fixed["stop_reason"] is None
+
+
+def test_a_sweep_makes_one_directory_a_job_and_the_report_reads_them_all(tmp_path: Path) -> None:
+    swept = run("-m", *TINY, f"run.root={tmp_path}/runs", "seed=0,1", "growth.max_rounds=1")
+    assert swept.returncode == 0, swept.stderr
+    directories = sorted(path.parent for path in tmp_path.rglob("done.json"))
+    assert len(directories) == 2
+    reported = run(f"{tmp_path}/runs", "--out", f"{tmp_path}/report", module="src.report")
+    assert reported.returncode == 0, reported.stderr
+    table = rows(tmp_path / "report" / "runs.csv")
+    summaries = [json.loads((d / "summary.json").read_text()) for d in directories]
+    assert sorted(float(row["test_top1"]) for row in table) == sorted(s["test_top1"] for s in summaries)
+    assert (tmp_path / "report" / "accuracy_against_cost.png").exists()
+
+
+def test_several_devices_in_a_sweep_are_refused_with_the_command_to_use(tmp_path: Path) -> None:
+    refused = run("-m", *TINY, f"run.root={tmp_path}", "trainer.devices=2", "seed=0,1")
+    assert refused.returncode == 2
+    assert "run the jobs one by one, the first as: python -m src.run dataset=digits" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone", "budget"),
+    [
+        ("cifar10", "resnet20", "budget.flops=9%"),
+        ("cifar100", "vgg11", "budget.params=4%"),
+        ("mnist", "lenet5", "budget.flops=60%"),
+    ],
+)
+def test_real_data_trains_and_grows_to_the_budget(
+    dataset: str, backbone: str, budget: str, data_root: Path, tmp_path: Path
+) -> None:
+    overrides = [o for o in TINY if not o.startswith(("dataset=", "backbone=", "budget", "growth.seed_shape", "optim"))]
+    finished = run(
+        *overrides, f"dataset={dataset}", f"backbone={backbone}", budget, f"dataset.root={data_root}",
+        "dataset.limit_train=512", "dataset.limit_test=500", "dataset.validation=500", f"run.dir={tmp_path}/run",
+        "growth.ratio=0.5", "growth.seed_width=3",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (kind,) = summary["budget"]
+    assert summary["stop_reason"] == kind
+    assert 99 <= summary["budget"][kind]["percent"] <= 100 or backbone == "lenet5"
