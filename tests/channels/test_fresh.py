@@ -59,11 +59,11 @@ def test_the_largest_width_is_a_number_or_a_multiple(most: int | str | None, exp
 
 @pytest.mark.parametrize("most", [0, "x", "-1x", "wide", "nanx"])
 def test_an_impossible_largest_width_is_refused(most: int | str) -> None:
-    with pytest.raises(UsageError, match="growth.max_width"):
+    with pytest.raises(UsageError, match=r"growth\.max_width"):
         max_widths(graph_of("resnet20"), most)
 
 
 @pytest.mark.parametrize(("width", "shape"), [(0, "equal"), (-1, "proportional"), (1.5, "equal"), (4, "even")])
 def test_an_impossible_seed_is_refused(width: int, shape: str) -> None:
-    with pytest.raises(UsageError, match="growth.seed_"):
+    with pytest.raises(UsageError, match=r"growth\.seed_"):
         seed_widths(graph_of("lenet5"), width, shape)
