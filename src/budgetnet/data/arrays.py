@@ -1,0 +1,106 @@
+"""A set of images in memory, and ways to split it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetnet.data.sharding import keyed_generator
+from budgetnet.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageArrays:
+    """Images (N, C, H, W), uint8 in 0..255 or float32, and their labels (N,), int64 in 0..num_classes - 1.
+
+    Raises UsageError if there is no image, or shapes, types or labels do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape, count = tuple(self.images.shape), len(self.labels)
+        if len(shape) != 4 or not shape[0] or self.images.dtype not in (torch.uint8, torch.float32):
+            raise UsageError(f"images of shape {shape}, {self.images.dtype}: expected (N, C, H, W), uint8 or float32")
+        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
+            raise UsageError(
+                f"labels of shape {tuple(self.labels.shape)}, {self.labels.dtype}: expected ({shape[0]},), int64"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise UsageError(f"labels from {low} to {high} of {count} images: expected 0 to {self.num_classes - 1}")
+
+    @staticmethod
+    def of(
+        images: np.ndarray | Tensor,
+        labels: np.ndarray | Tensor | Sequence[int],
+        num_classes: int | None = None,
+    ) -> ImageArrays:
+        """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one."""
+        pixels, classes = torch.as_tensor(images), torch.as_tensor(labels)
+        if pixels.is_floating_point():
+            pixels = pixels.float()
+        if classes.dtype not in (torch.bool, torch.float16, torch.float32, torch.float64):
+            classes = classes.long()
+        if num_classes is None:
+            num_classes = int(classes.max()) + 1 if len(classes) else 0
+        return ImageArrays(pixels, classes, num_classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ImageArrays({len(self)} images of {'x'.join(map(str, self.shape))}, {self.num_classes} classes)"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def subset(self, indices: Tensor) -> ImageArrays:
+        """The images at `indices` (M,), in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation (1 where it is 0) of each channel (C,); of uint8 images in units of 255."""
+        mean, std = [], []
+        for channel in self.images.unbind(1):
+            if self.images.dtype == torch.uint8:  # from the histogram: exact, and no copy in floating point
+                counts = torch.bincount(channel.reshape(-1), minlength=256).double()
+                values = torch.arange(256, dtype=torch.float64) / 255
+            else:
+                values = channel.reshape(-1).double()
+                counts = torch.ones_like(values)
+            average = float((counts * values).sum() / counts.sum())
+            variance = float((counts * (values - average) ** 2).sum() / counts.sum())
+            mean.append(average)
+            std.append(math.sqrt(variance) or 1.0)
+        return tuple(mean), tuple(std)
+
+
+def stratified_order(labels: Tensor, *key: object) -> Tensor:
+    """A random order (N,) of the images, a function of `key` alone, whose every prefix is stratified.
+
+    labels: (N,). The first n of the order hold every class in proportion, to within one image.
+    """
+    shuffled = torch.randperm(len(labels), generator=keyed_generator("stratified", *key))
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = torch.bincount(labels)
+    own = labels[by_class]
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[own]  # 0, 1, 2, ... within each class
+    return by_class[torch.argsort((place + 0.5).double() / counts[own], stable=True)]
+
+
+def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices (kept, held out) of a fixed stratified split: disjoint, ascending, and together all; `count` held out."""
+    order = stratified_order(labels, "hold out", seed)
+    return order[count:].sort().values, order[:count].sort().values

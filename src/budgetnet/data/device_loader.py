@@ -1,0 +1,117 @@
+"""Images that live on the device, cropped, flipped and normalised there a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from budgetnet.data.arrays import ImageArrays
+from budgetnet.data.sharding import Batch, ShardedLoader, keyed_generator
+from budgetnet.errors import UsageError
+
+
+class Normalise:
+    """(pixels / scale - mean) / std per channel: from (N, H, W, C) to float32 (N, C, H, W).
+
+    scale is 255 for uint8 pixels and 1 for float32 ones, which are overwritten. channels_last: the memory format of the
+    result, contiguous otherwise.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        channels_last: bool,
+    ) -> None:
+        channels, _, width = shape
+        if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
+            raise UsageError(
+                f"dataset.mean={list(mean)}, dataset.std={list(std)}: expected {channels} numbers each, std > 0"
+            )
+        scale = 255.0 if dtype == torch.uint8 else 1.0
+        # a whole row at a time: broadcasting over the channels alone is several times slower on a CPU
+        self.mean = torch.tensor(mean, device=device).mul(scale).repeat(width)
+        self.std = torch.tensor(std, device=device).mul(scale).repeat(width)
+        self.channels_last = channels_last
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        rows = pixels.flatten(2).float().sub_(self.mean).div_(self.std)
+        images = rows.view(pixels.shape).permute(0, 3, 1, 2)
+        return images if self.channels_last else images.contiguous()
+
+
+class DeviceLoader(ShardedLoader):
+    """Batches (images float32 (N, C, H, W), labels int64 (N,)) of a set that is kept on `device`.
+
+    Order, crops and flips are drawn on the CPU and are a function of (seed, epoch, image) alone: the same bits for any
+    device, batch size and number of processes.
+    padding: zero (black) pixels around every image, out of which a window of the image's size is cut at random; flip:
+    mirror every other image, on average. Sharding, order and resuming: see `ShardedLoader`.
+    Raises UsageError for statistics of the wrong length, and what `plan_batches` raises.
+    """
+
+    def __init__(
+        self,
+        data: ImageArrays,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        padding: int = 0,
+        flip: bool = False,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(len(data), batch_size, shuffle, drop_last, seed, rank, world_size)
+        if not isinstance(padding, int) or padding < 0:
+            raise UsageError(f"dataset.augment.padding={padding}: expected a whole number of pixels, 0 or more")
+        self.device = torch.device(device)
+        self.normalise = Normalise(mean, std, data.shape, data.images.dtype, self.device, channels_last)
+        self.padding, self.flip = padding, flip
+        self.shape = data.shape
+        self.labels = data.labels.to(self.device)
+        padded = functional.pad(data.images.to(self.device), (padding,) * 4).permute(0, 2, 3, 1).contiguous()
+        # (N, H + 2 padding, W + 2 padding, C); mirrored copies follow, which costs memory and saves most of the time
+        self.padded = torch.cat([padded, padded.flip(2)]) if flip else padded
+
+    def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
+        if not parts:
+            return
+        generator = keyed_generator("augment", self.seed, self.epoch)
+        top, left = torch.randint(2 * self.padding + 1, (2, self.size), generator=generator)
+        mirrored = torch.randint(2, (self.size,), generator=generator) * int(self.flip)
+        offset = top * self.padded.shape[2] + left
+
+        chosen = torch.cat(parts)
+        images = (chosen + mirrored[chosen] * self.size).to(self.device)
+        offsets = offset[chosen].to(self.device)
+        labels = self.labels[chosen.to(self.device)]
+        sizes = [len(part) for part in parts]
+        for image, start, target in zip(
+            *(torch.split(drawn, sizes) for drawn in (images, offsets, labels)), strict=True
+        ):
+            yield self.normalise(self._windows(self.padded.index_select(0, image), start)), target
+
+    def _windows(self, padded: Tensor, offset: Tensor) -> Tensor:
+        """Of each image of (N, H + 2 padding, W + 2 padding, C), the (H, W) window whose first pixel is at `offset`."""
+        if not self.padding:
+            return padded
+        channels, height, width = self.shape
+        count, padded_height, padded_width, _ = padded.shape
+        pixels = count * padded_height * padded_width
+        # a gather of whole rows: row i of this view is the `width` pixels that begin at pixel i
+        stretches = padded.as_strided((pixels - width + 1, width * channels), (channels, 1))
+        first = torch.arange(count, device=self.device) * (padded_height * padded_width) + offset
+        rows = first[:, None] + torch.arange(height, device=self.device) * padded_width
+        return stretches.index_select(0, rows.view(-1)).view(count, height, width, channels)

@@ -1,0 +1,238 @@
+"""Image sets too large for memory, such as ImageNet: a folder of files per class, decoded by worker processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from budgetnet.data.device_loader import Normalise
+from budgetnet.data.sharding import Batch, ShardedLoader
+from budgetnet.errors import UsageError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels of the image as stored."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFolder:
+    """Image files and their labels (N,); a label is the place of the class's folder in `class_names`.
+
+    image_size: height and width that images are cut and resized to.
+    """
+
+    root: Path
+    files: np.ndarray  # (N,) of bytes: a million str objects would be copied into every worker as they are touched
+    labels: Tensor
+    class_names: tuple[str, ...]
+    image_size: int = 224
+
+    @staticmethod
+    def scan(root: str | Path, image_size: int = 224) -> ImageFolder:
+        """All `root/<class>/<name>` that end in .jpeg, .jpg or .png, in alphabetical order.
+
+        Raises UsageError if the folder is missing, has no class, or a class has no image.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise UsageError(
+                f"{root} is not a directory: expected a folder for each class in it, with that class's images"
+            )
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        if not names:
+            raise UsageError(f"{root} has no class: expected a folder for each class in it, with that class's images")
+        files: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(names):
+            found = sorted(file.name for file in os.scandir(root / name) if file.name.lower().endswith(SUFFIXES))
+            if not found:
+                raise UsageError(
+                    f"{root / name} has no image: expected files ending in {', '.join(SUFFIXES)}, or no folder"
+                )
+            files += [os.fsencode(f"{name}/{file}") for file in found]
+            labels += [label] * len(found)
+        return ImageFolder(root, np.array(files), torch.tensor(labels), tuple(names), image_size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({self.root}, {len(self)} images, {self.num_classes} classes)"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return 3, self.image_size, self.image_size
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / os.fsdecode(self.files[index])
+
+    def subset(self, indices: Tensor) -> ImageFolder:
+        """The images at `indices` (M,), in that order."""
+        return replace(self, files=self.files[indices.numpy()], labels=self.labels[indices])
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel: ImageNet's."""
+        return IMAGENET_MEAN, IMAGENET_STD
+
+
+def imagenet(root: str | Path, download: bool = False, image_size: int = 224) -> tuple[ImageFolder, ImageFolder]:
+    """Training set `root/train/<class>/*.JPEG` and test set `root/val/<class>/*.JPEG`; any such pair of folders.
+
+    Nothing is ever downloaded. Raises what `ImageFolder.scan` raises, and UsageError if the classes differ.
+    """
+    for part in ("train", "val"):
+        if not (Path(root) / part).is_dir():
+            raise UsageError(
+                f"dataset.root={root} holds no folder {part}: expected train/<class>/*.JPEG and val/<class>/*.JPEG"
+            )
+    train, test = (ImageFolder.scan(Path(root) / part, image_size) for part in ("train", "val"))
+    different = sorted(set(train.class_names) ^ set(test.class_names))
+    if different:
+        raise UsageError(
+            f"{root}: train and val must have the same classes, but {different[0]} is in one of them alone"
+        )
+    return train, test
+
+
+# -- one image --------------------------------------------------------------------------------------------------------
+
+
+def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """The part of an image file that `crop` chooses from (width, height), resized: uint8 (size, size, 3).
+
+    Grey, palette and CMYK images become RGB. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part still has
+    `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            box = crop(width, height)
+            enlarge = size / (box[2] - box[0]), size / (box[3] - box[1])
+            image.draft("RGB", (math.ceil(width * enlarge[0]), math.ceil(height * enlarge[1])))
+            pixels = image.convert("RGB")
+            across, down = pixels.width / width, pixels.height / height
+            part = (
+                box[0] * across,
+                box[1] * down,
+                min(pixels.width, box[2] * across),
+                min(pixels.height, box[3] * down),
+            )
+            return np.array(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"{path} cannot be read as an image ({(str(error).splitlines() or [''])[0]}); replace or remove it"
+        ) from error
+
+
+def centre_crop(width: int, height: int, fraction: float = 224 / 256) -> Box:
+    """The square in the middle whose side is this fraction of the shorter one: resize to 256, cut out 224."""
+    side = min(width, height) * fraction
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random_crop(width: int, height: int, draw: random.Random) -> Box:
+    """8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015); the middle, if ten tries miss."""
+    for _ in range(10):
+        area = width * height * draw.uniform(0.08, 1)
+        ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = draw.randint(0, width - across), draw.randint(0, height - down)
+            return left, top, left + across, top + down
+    return centre_crop(width, height, fraction=1)
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+class _BatchReader(Dataset[Batch | UsageError]):
+    """Indices (N,) to (images uint8 (N, H, W, C), labels (N,)), in a worker process.
+
+    An image that cannot be read makes the batch its UsageError: raised here, it would reach the main process wrapped in
+    the worker's traceback.
+    """
+
+    def __init__(self, data: ImageFolder, augment: bool, seed: int, epoch: int) -> None:
+        self.data, self.augment, self.key = data, augment, f"{seed}/{epoch}"
+
+    def __getitem__(self, indices: Tensor) -> Batch | UsageError:
+        try:
+            images = np.stack([self._read(index) for index in indices.tolist()])
+        except UsageError as error:
+            return error
+        return torch.from_numpy(images), self.data.labels[indices]
+
+    def _read(self, index: int) -> np.ndarray:
+        path, size = self.data.path(index), self.data.image_size
+        if not self.augment:
+            return decode(path, centre_crop, size)
+        draw = random.Random(f"{self.key}/{index}")
+        pixels = decode(path, lambda width, height: random_crop(width, height, draw), size)
+        return pixels[:, ::-1] if draw.random() < 0.5 else pixels
+
+
+class FolderLoader(ShardedLoader):
+    """Batches (images float32 (N, C, H, W), labels int64 (N,)) on `device` of an image folder.
+
+    augment: a random part and flip of every image, a function of (seed, epoch, image) alone; otherwise the middle.
+    workers: processes that decode, per training process; 0 decodes in this one. Images travel as uint8 and are
+    normalised on the device. Sharding, order and resuming: see `ShardedLoader`.
+    Iterating raises UsageError for an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        data: ImageFolder,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: bool = False,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(len(data), batch_size, shuffle, drop_last, seed, rank, world_size)
+        self.data, self.augment, self.workers, self.device = data, augment, workers, torch.device(device)
+        self.normalise = Normalise(mean, std, data.shape, torch.uint8, self.device, channels_last)
+
+    def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
+        reader = _BatchReader(self.data, self.augment, self.seed, self.epoch)
+        pin = self.device.type == "cuda"
+        loader = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=parts,
+            num_workers=self.workers,
+            pin_memory=pin,
+            generator=torch.Generator(),  # leaves the global one, which dropout draws from, alone
+        )
+        for batch in loader:
+            if isinstance(batch, UsageError):
+                raise batch
+            images, labels = (tensor.to(self.device, non_blocking=pin) for tensor in batch)
+            yield self.normalise(images), labels
