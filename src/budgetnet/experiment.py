@@ -54,6 +54,8 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
     with _configuration_errors():
         whole = options(WholeRun, "", config)
         pl.seed_everything(whole.seed, workers=True, verbose=False)
+        if whole.threads is not None:
+            torch.set_num_threads(whole.threads)
         data: DataModule = instantiate(config["dataset"])
         data.prepare_data()
         module, full = build(config, data)

@@ -36,6 +36,7 @@ class WholeRun:
 
     seed: int
     epochs: int
+    threads: int | None = None
     export: bool = True
 
     def __post_init__(self) -> None:
@@ -43,6 +44,8 @@ class WholeRun:
             raise UsageError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
         if self.epochs < 1:
             raise UsageError(f"epochs={self.epochs}: expected 1 or more")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads={self.threads}: expected 1 or more, or null")
 
 
 @dataclass(frozen=True)
