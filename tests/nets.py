@@ -1,4 +1,4 @@
-"""A network that no backbone resembles: what the channel graph must follow, in one small model."""
+"""Networks that no backbone resembles: what the channel graph must follow, and what it must refuse."""
 
 from __future__ import annotations
 
@@ -47,3 +47,26 @@ class Odd(nn.Module):
         x = self.multiplied(x)
         x = x.view(x.size(0), -1)
         return self.classifier(torch.relu(self.hidden(x)))
+
+
+class Small(nn.Module):
+    """A user's network for (batch, 1, 28, 28) digits."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(in_channels, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.second, self.classifier = nn.Conv2d(8, 16, 3, stride=2), nn.Linear(16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.second(F.relu(self.norm(self.first(x)))))
+        return self.classifier(self.pick(x).mean((2, 3)))
+
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Sorting(Small):
+    """The same, with an operation that nothing can be said about."""
+
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x, dim=1).values

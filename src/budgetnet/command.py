@@ -13,7 +13,7 @@ from typing import Any
 from budgetnet.errors import Interrupted, RunError, UsageError, nearest
 
 CONF = Path(__file__).parents[2] / "conf"
-_UNNAMED = ("run.", "logger", "trainer", "hydra", "hydra/", "export", "experiment", "debug")
+_UNNAMED = ("run.", "logger", "trainer", "hydra", "export", "experiment")
 _LONGEST_NAME = 120
 
 

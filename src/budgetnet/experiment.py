@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from hydra.utils import get_method, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-from budgetnet.callbacks.checkpoint import Checkpoint
+from budgetnet.callbacks.checkpoint import Checkpoint, load_checkpoint
 from budgetnet.callbacks.growth import Growth
 from budgetnet.callbacks.progress import Progress
 from budgetnet.callbacks.record import Recorder
@@ -33,11 +31,28 @@ from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.methods.options import WholeRun, options
 from budgetnet.records import Records, write_json, write_text
+from budgetnet.summary import describe
 
 Config = Mapping[str, Any]
 
-_FREE = ("trainer", "logger", "run", "export")
-"""Sections that may differ when a run is continued: they do not change what is learned."""
+_FREE = (
+    "logger.",
+    "run.",
+    "export",
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "progress")),
+)
+"""Options that may differ when a run is continued: they do not change what is learned."""
+
+_REPLACED = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
+    "limit_val_batches": "dataset.validation",
+    "limit_test_batches": "dataset.limit_test",
+    "fast_dev_run": "debug=quick",
+    "gradient_clip_val": "a smaller optim.lr",
+    "accumulate_grad_batches": "dataset.batch_size",
+}
+"""Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
 
 
 def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
@@ -59,17 +74,17 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
         data: DataModule = instantiate(config["dataset"])
         data.prepare_data()
         module, full = build(config, data)
+        records = Records(directory)
+        trainer = make_trainer(config, directory, module, records)
     checkpoint = _prepare(config, directory)
     loggers = make_loggers(config["logger"], config, directory)
+    trainer.loggers = loggers
     try:
-        records = Records(directory)
-        with _configuration_errors():
-            trainer = make_trainer(config, directory, module, records, loggers)
         start = time.perf_counter()
         _fit(trainer, module, data, checkpoint, records)
         summary = _evaluate(trainer, module, data, directory)
         summary = {
-            **_describe(config, directory, module, full, command),
+            **describe(config, directory, module, full, command),
             **summary,
             "seconds": round(_seconds_before(directory, checkpoint) + time.perf_counter() - start, 2),
         }
@@ -84,9 +99,12 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
 
 def build(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, Any]]:
     """The method's module, and facts of the full backbone it started from (widths and costs)."""
-    net = instantiate(config["backbone"], num_classes=data.num_classes, in_channels=data.input_shape[0])
-    graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape))
-    costs, widths = CostModel(graph).costs(), graph.widths
+    net = make_network(config["backbone"], data)
+    graph = ChannelGraph.of(net)
+    reference = graph
+    if config["method"]["name"] == "train" and config["backbone"].get("multiplier") is not None:
+        reference = ChannelGraph.of(make_network({**config["backbone"], "multiplier": None}, data))
+    costs, widths = CostModel(reference).costs(), reference.widths
     images = data.images_per_epoch(1)
     ledger = TrainCostLedger(images, data.baseline_epochs, costs["flops"])
     method = get_method(config["method"]["_target_"])
@@ -100,11 +118,22 @@ def build(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, A
     return module, full
 
 
-def make_trainer(
-    config: Config, directory: Path, module: BudgetedModule, records: Records, loggers: list[Any]
-) -> pl.Trainer:
+def make_network(backbone: Config, data: DataModule) -> torch.nn.Module:
+    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven."""
+    options = dict(backbone)
+    frozen = options.pop("frozen", [])
+    net: torch.nn.Module = instantiate(options, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
+    if options["_target_"] != "budgetnet.backbones.build":
+        graph.verify()
+    return net
+
+
+def make_trainer(config: Config, directory: Path, module: BudgetedModule, records: Records) -> pl.Trainer:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
     options = dict(config["trainer"])
+    for name in options.keys() & _REPLACED.keys():
+        raise UsageError(f"trainer.{name} would go around the run's own clock and cost: use {_REPLACED[name]} instead")
     channels_last, progress = options.pop("channels_last"), options.pop("progress")
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -116,7 +145,7 @@ def make_trainer(
     return pl.Trainer(
         **options,
         max_epochs=config["epochs"],
-        logger=loggers,
+        logger=False,
         callbacks=callbacks,
         default_root_dir=directory,
         enable_progress_bar=progress,
@@ -137,23 +166,33 @@ def _configuration_errors() -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
         if isinstance(cause, UsageError):
             raise cause from error
-        raise UsageError(f"this configuration cannot be built: {str(cause).splitlines()[0]}") from error
+        text = (str(cause).splitlines() or [""])[0]
+        raise UsageError(f"this configuration cannot be built: {type(cause).__name__}: {text}") from error
 
 
 def quiet() -> None:
     """Leave the terminal to the run: Lightning's notices about devices and workers say nothing here."""
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*",
-                 ".*Deterministic behavior was enabled.*", ".*treespec.*"):  # fmt: skip
-        warnings.filterwarnings("ignore", text)
+    for text in (
+        "does not have many workers",
+        "smaller than the logging interval",
+        "Total length of `list` across ranks is zero",
+        "Deterministic behavior was enabled",
+        "LeafSpec",
+        "treespec",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")
 
 
 def _prepare(config: Config, directory: Path) -> Path | None:
     """Create or adopt the run directory; returns the checkpoint to continue from, if there is one."""
     last = directory / "last.ckpt"
-    if last.exists():
+    if (directory / "config.yaml").exists():
         _check_same(config, directory)
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
+    if last.exists():
         return last
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -161,6 +200,7 @@ def _prepare(config: Config, directory: Path) -> Path | None:
     except OSError as error:
         raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
     Records(directory).cut(0)
+    (directory / "best.ckpt").unlink(missing_ok=True)
     return None
 
 
@@ -168,7 +208,7 @@ def _check_same(config: Config, directory: Path) -> None:
     saved = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
     old, new = _flat(saved), _flat(config)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    differing = [key for key in differing if key.split(".")[0] not in _FREE]
+    differing = [key for key in differing if not key.startswith(_FREE)]
     if differing:
         raise UsageError(
             f"{directory} holds a run of another configuration (differing: {', '.join(differing)}); "
@@ -186,7 +226,7 @@ def _fit(
     trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None, records: Records
 ) -> None:
     if checkpoint is not None:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = load_checkpoint(checkpoint)
         epochs = state["epoch"] + 1
         if trainer.is_global_zero:
             records.cut(epochs)
@@ -198,26 +238,27 @@ def _fit(
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # the trainer's own end after Ctrl-C
         raise KeyboardInterrupt from error
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 def _how_to_continue(directory: Path, command: str) -> str:
     if not (directory / "last.ckpt").exists():
         return f"no epoch was finished; start again with: {command}"
-    epochs = torch.load(directory / "last.ckpt", map_location="cpu", weights_only=True)["epoch"] + 1
+    epochs = load_checkpoint(directory / "last.ckpt")["epoch"] + 1
     return f"{directory} is complete up to epoch {epochs}; continue with the same command: {command}"
 
 
 def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path) -> dict[str, Any]:
     """Test accuracy of the last epoch, then of the validation-selected one, whose weights the module keeps."""
-    last = torch.load(directory / "last.ckpt", map_location="cpu", weights_only=True)
-    epochs = last["epoch"] + 1
+    epochs = load_checkpoint(directory / "last.ckpt")["epoch"] + 1
     results: dict[str, Any] = {"epochs": epochs, "best_epoch": epochs, "val_top1": module.results.get("val_top1")}
     trainer.test(module, datamodule=data, verbose=False)
     top1, top5 = module.results["test_top1"], module.results["test_top5"]
     results |= {"test_top1_last": top1, "test_top5_last": top5, "test_top1": top1, "test_top5": top5}
     best = directory / "best.ckpt"
     if best.exists():
-        state = torch.load(best, map_location="cpu", weights_only=True)
+        state = load_checkpoint(best)
         selected = state["callbacks"]["Checkpoint"]
         results["best_epoch"] = selected["best_epoch"]
         results["val_top1"] = selected["best_top1"] if data.splits.validation is not None else None
@@ -228,54 +269,13 @@ def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, dir
     return results
 
 
-def _describe(
-    config: Config, directory: Path, module: BudgetedModule, full: Mapping[str, Any], command: str
-) -> dict[str, Any]:
-    """What the run was and what its network costs: everything of summary.json but the accuracies."""
-    costs, ledger = module.costs(), module.ledger
-    spent = {**costs, "train_cost": ledger.spent}
-    used = module.budget.used(spent)
-    return {
-        "format": 1,
-        "name": directory.name,
-        "experiment": config["run"]["experiment"],
-        "method": config["method"]["name"],
-        "backbone": config["backbone"].get("name", config["backbone"]["_target_"]),
-        "dataset": config["dataset"]["name"],
-        "seed": config["seed"],
-        **costs,
-        "budget": {
-            kind: {"limit": limit, "used": spent[kind], "percent": 100 * used[kind]}
-            for kind, limit in module.budget.limits.items()
-        },
-        "train_cost_flops": ledger.spent,
-        "train_cost_baseline_percent": ledger.percent_of_baseline(),
-        "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
-        "widths": module.graph.widths,
-        **full,
-        "stop_reason": module.stop_reason,
-        "rounds": module.round,
-        "growth_seconds": round(ledger.growth_seconds, 3),
-        "compile_seconds": round(ledger.compile_seconds, 3),
-        "versions": {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")}
-        | {"python": platform.python_version()},
-        "hardware": _hardware(module),
-        "command": command,
-    }
-
-
-def _hardware(module: BudgetedModule) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "devices": module.trainer.world_size}
-
-
 def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     """Seconds that the epochs before an interruption took."""
     if checkpoint is None:
         return 0.0
     from budgetnet.reports.run_directory import RunDirectory
 
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load_checkpoint(checkpoint)
     return sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= state["epoch"] + 1)
 
 

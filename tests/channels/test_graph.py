@@ -24,6 +24,13 @@ def test_every_group_of_every_backbone_grows_and_narrows_without_changing_the_fu
     assert set(graph.verify().values()) == {"function kept"}
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["resnet110", "resnet42-42-42"])
+def test_every_group_of_the_deepest_backbones_too(name: str) -> None:
+    graph = traced(backbones.build(name, seed_width=3), 3, 32, 32)
+    assert set(graph.verify().values()) == {"function kept"}
+
+
 def test_groups_of_a_network_that_no_backbone_resembles() -> None:
     graph = traced(Odd(), 3, 8, 8)
     assert graph.widths == {
@@ -169,7 +176,7 @@ class Shuffle(nn.Module):
     ("net", "message"),
     [
         (Softmax(), r"'softmax' \(softmax\) in module 'inner' is not in the table .* frozen=\('inner',\)"),
-        (Hard(), r"fixes the number of features to 64; write x.flatten\(1\)"),
+        (Hard(), r"fixes the number of channels or features to 64; write x.flatten\(1\)"),
         (Branching(), "cannot be traced"),
         (Shuffle(), r"'chunk' \(chunk\) in Shuffle.forward is not in the table"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +18,7 @@ import torch
 from conftest import REPOSITORY, TINY, arguments, environment, run
 
 from budgetnet import experiment
+from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.experiment import command_line
 
 
@@ -101,13 +104,60 @@ def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, t
     assert {**new, **clock} == {**old, **clock}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path,
 ) -> None:
-    failed = run(*TINY, f"run.dir={tmp_path}/run", "optim.lr=1e20", "finetune.lr=1e20")
+    failed = run(*TINY, f"run.dir={tmp_path}/run", "finetune.lr=1e20")
     assert failed.returncode == 1
-    assert "error: the loss is not finite at step" in failed.stderr.strip().splitlines()[-1]
-    assert not (tmp_path / "run" / "done.json").exists()
+    last = load_checkpoint(tmp_path / "run" / "last.ckpt")
+    epochs = last["epoch"] + 1
+    assert last["budgetnet"]["phase"] == "finetune" and epochs == last["budgetnet"]["growing_epochs"]
+    assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
+    (line,) = [line for line in failed.stderr.splitlines() if not line.startswith("epoch")]
+    step = int(re.findall(r"error: the (?:val )?loss is not finite at step (\d+)", line)[0])
+    assert 19 * epochs <= step <= 19 * (epochs + 1)
+    assert len(rows(tmp_path / "run" / "metrics.csv")) == epochs
+
+
+def test_a_damaged_checkpoint_is_named_in_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    failed = run(*TINY, f"run.dir={tmp_path}/run")
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1 and "last.ckpt is damaged" in failed.stderr
+    assert checkpoint.stat().st_size == 1000
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    refused = run(*TINY, f"run.dir={tmp_path}")
+    assert refused.returncode == 2 and "holds files of something else" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    own = [o for o in TINY if not o.startswith("backbone")]
+    good = run(*own, "backbone=own", "backbone._target_=tests.nets.Small", f"run.dir={tmp_path}/good")
+    assert good.returncode == 0, good.stderr
+    summary = json.loads((tmp_path / "good" / "summary.json").read_text())
+    assert summary["stop_reason"] == "flops" and summary["widths"]["first"] > 4
+    bad = run(*own, "backbone=own", "backbone._target_=tests.nets.Sorting", f"run.dir={tmp_path}/bad")
+    assert bad.returncode == 2
+    assert "operation 'sort' (sort) in Sorting.forward is not in the table" in bad.stderr
+    assert len(bad.stderr.strip().splitlines()) == 1 and not (tmp_path / "bad").exists()
+
+
+def test_validation_may_be_rare_or_absent(tmp_path: Path) -> None:
+    rare = experiment.run(
+        configuration(tmp_path, "trainer.check_val_every_n_epoch=2"), tmp_path / "rare", command_line()
+    )
+    validated = [row for row in rows(tmp_path / "rare" / "metrics.csv") if row["val_top1"]]
+    assert 0 < len(validated) < rare["epochs"]
+    assert rare["val_top1"] in [float(row["val_top1"]) for row in validated]
+    none = experiment.run(configuration(tmp_path, "dataset.validation=0"), tmp_path / "none", command_line())
+    assert none["val_top1"] is None and none["best_epoch"] == none["epochs"]
 
 
 def test_a_train_cost_budget_is_never_exceeded_and_well_used(tmp_path: Path) -> None:

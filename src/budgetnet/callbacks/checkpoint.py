@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
+from budgetnet.errors import RunError
 from budgetnet.methods.base import BudgetedModule
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, plain values only. Raises RunError for a damaged one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if "budgetnet" not in state:
+            raise KeyError("budgetnet")
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"{path} is damaged or not a checkpoint of this project ({reason}): remove it to start again"
+        ) from error
+    return state
 
 
 class Checkpoint(pl.callbacks.Checkpoint):
@@ -26,8 +43,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, BudgetedModule)
         epochs = trainer.current_epoch + 1
-        validated = sum(trainer.num_val_batches) > 0
-        top1 = pl_module.results.get("val_top1", -1.0) if validated else float(epochs)
+        held_out = trainer.datamodule.splits.validation is not None  # type: ignore[attr-defined]
+        top1 = pl_module.results.get("val_top1", -1.0) if held_out else float(epochs)
         better = self._comparable(trainer, pl_module) and top1 >= max(self.best_top1, 0.0)  # of equals the last
         if better:
             self.best_top1, self.best_epoch = top1, epochs

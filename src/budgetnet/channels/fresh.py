@@ -79,7 +79,7 @@ def max_widths(graph: ChannelGraph, most: int | str | None, grow_linear: bool = 
         elif isinstance(most, str) and most.endswith("x"):
             bound = {name: int(width * float(most[:-1])) for name, width in full.items()}
         else:
-            bound = dict.fromkeys(full, int(most))
+            bound = dict.fromkeys(full, int(str(most)))
     except (ValueError, OverflowError):
         bound = {}
     if not all(bound.get(name, 0) >= 1 for name in full):

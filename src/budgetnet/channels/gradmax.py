@@ -59,6 +59,13 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
             _rescale(columns[name])
 
 
+def check_reach(surgery: Surgery) -> None:
+    """Raises GraphError where a consumer of a growing group is a grouped convolution."""
+    for tensor, dims in surgery.graph.axes.items():
+        if any(s.group in surgery.sources and s.parts > 1 for s in dims.get(1, ())):
+            raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
+
+
 _Columns = list[tuple[nn.Parameter, Tensor, int]]
 """(consumer weight, (n, k) positions on its input axis of each of the n new channels, n)"""
 
@@ -67,8 +74,6 @@ def _columns(surgery: Surgery, name: str) -> _Columns:
     found: _Columns = []
     for tensor, dims in surgery.graph.axes.items():
         if any(segment.group == name for segment in dims.get(1, ())):
-            if dims[1][0].parts > 1:
-                raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
             labels = surgery.labels(dims[1], name)
             count = int(labels.max()) + 1
             position = torch.stack([(labels == j).nonzero().flatten() for j in range(count)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from budgetnet.channels.gradmax import check_reach
 from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
 from budgetnet.channels.surgery import Surgery
@@ -30,10 +32,12 @@ def resize(
 
     New channels are appended at the end of their group, so old slices stay bit-identical; narrowing to a number keeps
     the first channels. Parameters are replaced in the same slot of the same param group, and every optimizer state
-    tensor of the parameter's shape (momentum, Adam moments, Z, Γ) moves along, zero for new channels.
+    tensor of the parameter's shape (momentum, Adam moments, Z, Γ) moves along, zero for new channels (under net2wider
+    that of the copied channel).
 
     init: "he" (the paper: every new tensor entry is drawn with the fan of the grown layer), "zero_out" (He, but the
-    function stays the same), "net2wider", or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
+    function stays the same), "net2wider" (copies of old channels; the function stays the same unless a parameter-free
+    shortcut pads or crops the group), or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
     seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
     Raises GraphError for an unknown group, an impossible width, a DDP-wrapped or an untraced model; nothing has
     changed then.
@@ -58,19 +62,26 @@ def resize(
     surgery = Surgery(graph, widths, sources, seed)
     if init == "net2wider":
         surgery.duplicate()
+    if init == "gradmax":
+        check_reach(surgery)
     replaced = _replace_tensors(surgery)
     _set_attributes(graph)
-    initialise(surgery, init, batch, loss)
     if optimizer is not None:
         _migrate(optimizer, replaced, surgery)
+    initialise(surgery, init, batch, loss)
     return graph
 
 
 def _source(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
     """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
     group = graph.group(name)
-    if not isinstance(width, int):
-        kept = list(width)
+    try:
+        count, kept = (
+            (operator.index(width), []) if not isinstance(width, Sequence) else (0, [*map(operator.index, width)])
+        )
+    except TypeError as error:
+        raise GraphError(f"{name}: width {width!r} is neither a whole number nor a list of channels") from error
+    if isinstance(width, Sequence):
         block_size = group.width // group.blocks
         per_block = [sum(index // block_size == block for index in kept) for block in range(group.blocks)]
         increasing = kept == sorted(set(kept)) and all(0 <= index < group.width for index in kept)
@@ -80,14 +91,14 @@ def _source(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tenso
                 + (f", equally many in each of its {group.blocks} blocks" if group.blocks > 1 else "")
             )
         return torch.tensor(kept)
-    if isinstance(width, bool) or width < 1 or width % group.blocks:
+    if isinstance(width, bool) or count < 1 or count % group.blocks:
         multiple = f", in multiples of {group.blocks}" if group.blocks > 1 else ""
         raise GraphError(f"{name}: cannot have width {width}; it takes 1 or more{multiple}")
     blocks = torch.arange(group.width).reshape(group.blocks, -1)
-    new = width // group.blocks - blocks.shape[1]
+    new = count // group.blocks - blocks.shape[1]
     if new > 0:
         blocks = torch.cat([blocks, blocks.new_full((group.blocks, new), -1)], dim=1)
-    return blocks[:, : width // group.blocks].flatten()
+    return blocks[:, : count // group.blocks].flatten()
 
 
 def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]:

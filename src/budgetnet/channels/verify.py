@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from budgetnet.channels.graph import ChannelGraph, GraphError
 from budgetnet.channels.initialise import leaks
@@ -28,7 +29,7 @@ def verify(graph: ChannelGraph) -> dict[str, str]:
     _perturb(model)
     shape = (2, *graph.input_shape[1:])
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before, state = model(inputs), {k: v.clone() for k, v in model.state_dict().items()}
+    before, state = _outputs(model, inputs), {k: v.clone() for k, v in model.state_dict().items()}
     proven = {}
     for group in graph.groups:
         proven[group.name] = "function kept"
@@ -40,7 +41,7 @@ def verify(graph: ChannelGraph) -> dict[str, str]:
                 proven[group.name] = "shapes only: growing it reopens a shortcut that it crops"
             try:
                 resize(model, grown, init="zero_out", seed=0)
-                after = model(inputs)
+                after = _outputs(model, inputs)
             except (RuntimeError, ValueError) as error:
                 raise GraphError(f"{group!r} grown by {more}: {str(error).splitlines()[0]}") from error
             difference = (after - before).abs().max().item()
@@ -53,6 +54,11 @@ def verify(graph: ChannelGraph) -> dict[str, str]:
             if changed:
                 raise GraphError(f"{group!r} grown by {more} and narrowed back has changed {', '.join(changed)}")
     return proven
+
+
+def _outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """All the tensors that the model returns, in one."""
+    return torch.cat([leaf.flatten() for leaf in tree_leaves(model(inputs)) if isinstance(leaf, torch.Tensor)])
 
 
 def _reopens(graph: ChannelGraph, name: str, more: int) -> bool:

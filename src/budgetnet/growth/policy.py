@@ -98,22 +98,20 @@ class Planner:
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
-        candidates = [name for name in POLICIES[self.rule.policy](self, round, saturation) if name in open_groups]
-        stay = GrowthPlan(round, before, before, dict(saturation))
-        if not candidates:
-            return GrowthPlan(
-                round, before, before, dict(saturation), (), False, "saturation" if open_groups else "max_width"
-            )
+        candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation)
         wanted = self._wanted(before, candidates, saturation)
+        if wanted == before:
+            ended = "saturation" if open_groups else "max_width"
+            return GrowthPlan(round, before, before, dict(saturation), (), False, ended)
         after, clipped = self._clip(before, wanted, limits)
         reached = clipped or not self._room_to_go_on(after, limits)
         if reached:
-            after = self._top_up(after, self._ranked(candidates, saturation), limits)
-            if max(self._used(after, limits).values()) < FULL:
-                after = self._top_up(after, self._ranked(list(self.max_widths), saturation), limits)
+            after = self._top_up(after, self._ranked(candidates, saturation), limits, wanted)
+            for order in (candidates, list(self.max_widths)):
+                after = self._top_up(after, self._ranked(order, saturation), limits, self.max_widths, FULL)
         used = self._used(after, limits)
         stop = max(used, key=used.__getitem__) if reached else None
-        return GrowthPlan(round, stay.before, after, dict(saturation), tuple(candidates), clipped, stop)
+        return GrowthPlan(round, before, after, dict(saturation), tuple(candidates), clipped, stop)
 
     # -- how much ---------------------------------------------------------------------------------------------------
 
@@ -191,15 +189,24 @@ class Planner:
             low, high = (middle, high) if self._fits(at(middle), limits) else (low, middle)
         return at(low), True
 
-    def _top_up(self, widths: Mapping[str, int], order: Sequence[str], limits: Sequence[Limit]) -> dict[str, int]:
-        """Single channels, round robin in this order, until none fits."""
+    def _top_up(
+        self,
+        widths: Mapping[str, int],
+        order: Sequence[str],
+        limits: Sequence[Limit],
+        most: Mapping[str, int],
+        enough: float = math.inf,
+    ) -> dict[str, int]:
+        """Single channels, round robin in this order up to `most` each, until none fits or `enough` is used."""
         widths = dict(widths)
         waiting = list(order)
         while waiting:
             fitted = []
             for name in waiting:
+                if max(self._used(widths, limits).values()) >= enough:
+                    return widths
                 wider = self._next(name, widths[name])
-                if wider <= self.max_widths[name] and self._fits({**widths, name: wider}, limits):
+                if wider <= most[name] and self._fits({**widths, name: wider}, limits):
                     widths[name] = wider
                     fitted.append(name)
             waiting = fitted
@@ -223,25 +230,26 @@ class Planner:
         return max(self._round_down(name, self.max_widths[name]), self.cost.graph.group(name).width)
 
 
-def _saturated(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
+def _saturated(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
     """The paper, equation 9: every group with s > τ."""
-    return [name for name in planner.max_widths if saturation.get(name, 0.0) > planner.rule.threshold]
+    return [name for name in groups if saturation.get(name, 0.0) > planner.rule.threshold]
 
 
-def _every(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
-    return list(planner.max_widths)
+def _every(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
+    return list(groups)
 
 
-def _random(planner: Planner, round: int, saturation: Mapping[str, float]) -> list[str]:
+def _random(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
     """As many groups as `saturation` would choose, at random."""
-    count = len(_saturated(planner, round, saturation))
-    chosen = random.Random(f"{planner.seed}/{round}").sample(sorted(planner.max_widths), count)
-    return [name for name in planner.max_widths if name in chosen]
+    count = len(_saturated(planner, groups, round, saturation))
+    chosen = random.Random(f"{planner.seed}/{round}").sample(sorted(groups), count)
+    return [name for name in groups if name in chosen]
 
 
-POLICIES: dict[str, Callable[[Planner, int, Mapping[str, float]], list[str]]] = {
+POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Mapping[str, float]], list[str]]] = {
     "saturation": _saturated,
     "cost_aware": _every,
     "uniform": _every,
     "random": _random,
 }
+"""Which of the groups that are not at their largest width yet grow in a round."""

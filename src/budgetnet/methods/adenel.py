@@ -138,7 +138,7 @@ class AdeNeL(BudgetedModule):
                 left = most - self.ledger.spent
                 tune = self.finetune.epochs * images_per_epoch
                 another = tune + self.rounds.epochs_per_round * images_per_epoch
-                limits.append(Limit(kind, "flops", left // max(tune, 1), left // another))
+                limits.append(Limit(kind, "flops", left // tune, left // another))
             else:
                 limits.append(Limit(kind, kind, most))
         return limits

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -49,7 +50,7 @@ class BudgetedModule(pl.LightningModule):
         top5 = min(5, num_classes)
         self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(num_classes, top_k=top5, average="micro", validate_args=False)
-        self.mean_loss = MeanMetric()
+        self.mean_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.results: dict[str, float] = {}
         """Accuracies in percent and losses of the last evaluation and the last training epoch."""
         self._losses: list[Tensor] = []
@@ -113,11 +114,13 @@ class BudgetedModule(pl.LightningModule):
         bad = (~torch.isfinite(torch.stack(recent))).nonzero()
         if len(bad):
             batch = steps - len(recent) + int(bad[0])
-            step = self.current_epoch * int(self.trainer.num_training_batches) + batch
-            raise RunError(
-                f"the loss is not finite at step {step} (epoch {self.current_epoch + 1}, phase {self.phase}): try a "
-                "smaller optim.lr; the checkpoint of the last good epoch is kept"
-            )
+            self._not_finite("loss", self.current_epoch * int(self.trainer.num_training_batches) + batch)
+
+    def _not_finite(self, what: str, step: int) -> NoReturn:
+        raise RunError(
+            f"the {what} is not finite at step {step} (epoch {self.current_epoch + 1}, phase {self.phase}): try a "
+            "smaller optim.lr; the checkpoint of the last good epoch is kept"
+        )
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,10 @@ class BudgetedModule(pl.LightningModule):
         self._collect("test")
 
     def _collect(self, name: str) -> None:
-        self.results[f"{name}_loss"] = self.mean_loss.compute().item()
+        self.results[f"{name}_loss"] = loss = self.mean_loss.compute().item()
+        if not math.isfinite(loss):
+            self._check_losses(len(self._losses))
+            self._not_finite(f"{name} loss", self.trainer.global_step)
         self.results[f"{name}_top1"] = 100 * self.top1.compute().item()
         self.results[f"{name}_top5"] = 100 * self.top5.compute().item()
         for metric in (self.mean_loss, self.top1, self.top5):

@@ -99,8 +99,10 @@ class FineTuning:
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        _positive("finetune", lr=self.lr)
-        _not_negative("finetune", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+        _positive("finetune", lr=self.lr, epochs=self.epochs)
+        _not_negative("finetune", warmup_epochs=self.warmup_epochs)
+        if self.warmup_epochs > self.epochs:
+            raise UsageError(f"finetune.warmup_epochs={self.warmup_epochs}: longer than finetune.epochs={self.epochs}")
         _one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))
         _one_of("finetune", "schedule", self.schedule, SCHEDULES)
 

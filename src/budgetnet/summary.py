@@ -1,0 +1,55 @@
+"""What summary.json says of a run beside its accuracies: what it was, what its network costs, where it ran."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgetnet.methods.base import BudgetedModule
+
+
+def describe(
+    config: Mapping[str, Any], directory: Path, module: BudgetedModule, full: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """Everything of summary.json but the accuracies; `full` holds the facts of the full backbone."""
+    costs, ledger = module.costs(), module.ledger
+    spent = {**costs, "train_cost": ledger.spent}
+    used = module.budget.used(spent)
+    return {
+        "format": 1,
+        "name": directory.name,
+        "experiment": config["run"]["experiment"],
+        "method": config["method"]["name"],
+        "backbone": config["backbone"].get("name", config["backbone"]["_target_"]),
+        "dataset": config["dataset"]["name"],
+        "seed": config["seed"],
+        **costs,
+        "budget": {
+            kind: {"limit": limit, "used": spent[kind], "percent": 100 * used[kind]}
+            for kind, limit in module.budget.limits.items()
+        },
+        "train_cost_flops": ledger.spent,
+        "train_cost_baseline_percent": ledger.percent_of_baseline(),
+        "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
+        "widths": module.graph.widths,
+        **full,
+        "stop_reason": module.stop_reason,
+        "rounds": module.round,
+        "growth_seconds": round(ledger.growth_seconds, 3),
+        "compile_seconds": round(ledger.compile_seconds, 3),
+        "versions": {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")}
+        | {"python": platform.python_version()},
+        "hardware": _hardware(module),
+        "command": command,
+    }
+
+
+def _hardware(module: BudgetedModule) -> dict[str, Any]:
+    root = module.trainer.strategy.root_device
+    device = torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} {platform.machine()}"
+    return {"device": device, "threads": torch.get_num_threads(), "devices": module.trainer.world_size}
