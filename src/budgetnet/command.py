@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 import traceback
@@ -56,7 +57,8 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
         refuse_multirun(trainer["devices"], trainer["num_nodes"], overrides)
     directory = run_directory(config, overrides)
     summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
-    show(directory)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
+        show(directory)
     return float(summary["test_top1"])
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,26 @@ def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, st
     config = {**configuration(tmp_path), "growth": {**configuration(tmp_path)["growth"], "init": init, "state": state}}
     summary = experiment.run(config, tmp_path / "run", command_line())
     assert summary["stop_reason"] == "flops"
+    assert summary["flops"] <= summary["budget"]["flops"]["limit"]
+
+
+@pytest.mark.parametrize(
+    ("override", "fact"),
+    [
+        ("growth.policy=cost_aware", lambda s: s["widths"]["conv2"] > s["widths"]["conv1"]),
+        ("growth.linear=true", lambda s: 4 < s["widths"]["fc1"] < 120 and s["seed_widths"]["fc2"] == 4),
+        ("growth.round_to=4", lambda s: s["widths"]["conv1"] % 4 == s["widths"]["conv2"] % 4 == 0),
+        ("growth.max_width=6", lambda s: s["widths"]["conv1"] == s["widths"]["conv2"] == 6),
+        ("growth.max_rounds=1", lambda s: (s["rounds"], s["stop_reason"]) == (1, "max_rounds")),
+        ("epochs=5", lambda s: (s["epochs"], s["stop_reason"]) == (5, "epochs")),
+        ("finetune.optimizer=lbi", lambda s: s["test_top1"] > 70),
+        ("trainer.precision=bf16-mixed", lambda s: s["test_top1"] > 70),
+    ],
+)
+def test_an_option_does_what_it_says(override: str, fact: Callable[[Any], bool], tmp_path: Path) -> None:
+    budget = ["budget.flops=236520"] if "max_width" in override else []  # what 6 and 6 filters cost
+    summary = experiment.run(configuration(tmp_path, *budget, override), tmp_path / "run", command_line())
+    assert fact(summary)
     assert summary["flops"] <= summary["budget"]["flops"]["limit"]
 
 
