@@ -120,21 +120,21 @@ def build(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, A
 
 def make_network(backbone: Config, data: DataModule) -> torch.nn.Module:
     """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven."""
-    options = dict(backbone)
-    frozen = options.pop("frozen", [])
-    net: torch.nn.Module = instantiate(options, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    section = dict(backbone)
+    frozen = section.pop("frozen", [])
+    net: torch.nn.Module = instantiate(section, num_classes=data.num_classes, in_channels=data.input_shape[0])
     graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
-    if options["_target_"] != "budgetnet.backbones.build":
+    if section["_target_"] != "budgetnet.backbones.build":
         graph.verify()
     return net
 
 
 def make_trainer(config: Config, directory: Path, module: BudgetedModule, records: Records) -> pl.Trainer:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
-    options = dict(config["trainer"])
-    for name in options.keys() & _REPLACED.keys():
+    section = dict(config["trainer"])
+    for name in section.keys() & _REPLACED.keys():
         raise UsageError(f"trainer.{name} would go around the run's own clock and cost: use {_REPLACED[name]} instead")
-    channels_last, progress = options.pop("channels_last"), options.pop("progress")
+    channels_last, progress = section.pop("channels_last"), section.pop("progress")
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     limit = module.budget.limits.get("flops")
@@ -143,7 +143,7 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, record
     callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
     callbacks += [Checkpoint(directory)]
     return pl.Trainer(
-        **options,
+        **section,
         max_epochs=config["epochs"],
         logger=False,
         callbacks=callbacks,

@@ -43,7 +43,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, BudgetedModule)
         epochs = trainer.current_epoch + 1
-        held_out = trainer.datamodule.splits.validation is not None  # type: ignore[attr-defined]
+        held_out = pl_module.data.splits.validation is not None
         top1 = pl_module.results.get("val_top1", -1.0) if held_out else float(epochs)
         better = self._comparable(trainer, pl_module) and top1 >= max(self.best_top1, 0.0)  # of equals the last
         if better:

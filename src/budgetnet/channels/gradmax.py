@@ -28,7 +28,9 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
     columns = {name: _columns(surgery, name) for name in grown}
     for name in grown:
         _close(surgery, name)
-        _write(columns[name], _orthonormal([torch.randn_like(part) for part in _read(columns[name])]))
+        generator = surgery.generator(f"gradmax/{name}")
+        start = [torch.randn(part.shape, generator=generator).to(part) for part in _read(columns[name])]
+        _write(columns[name], _orthonormal(start))
     training = {module: module.training for module in model.modules()}
     model.eval()
     incoming = {

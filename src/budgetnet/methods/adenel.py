@@ -72,7 +72,7 @@ class AdeNeL(BudgetedModule):
         """
         kinds = sparse_sets(self.graph, self.grow_linear)
         rest = [p for p in self.net.parameters() if p not in kinds]
-        steps = self.rounds.epochs_per_round * self.trainer.datamodule.steps_per_epoch(self.trainer.world_size)  # type: ignore[attr-defined]
+        steps = self.rounds.epochs_per_round * self.data.steps_per_epoch(self.trainer.world_size)
         groups: list[dict[str, Any]] = []
         for kind in ("filter", "entry"):
             params = [p for p in self.net.parameters() if kinds.get(p) == kind]

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
+from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import RunError, UsageError
 
 CHECKPOINT_FORMAT = 1
@@ -57,6 +58,13 @@ class BudgetedModule(pl.LightningModule):
         self._correct: list[Tensor] = []
         self._images = 0
         self._flops = self.cost.flops()
+
+    @property
+    def data(self) -> DataModule:
+        """The dataset that the trainer was given."""
+        data = getattr(self.trainer, "datamodule", None)
+        assert isinstance(data, DataModule)
+        return data
 
     # -- what a method decides --------------------------------------------------------------------------------------
 
