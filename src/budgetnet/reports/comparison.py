@@ -84,4 +84,7 @@ def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequenc
             color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)],
             markersize=5, capsize=2.5, linestyle="none", elinewidth=1, zorder=2,
         )  # fmt: skip
+    accuracies = [y.mean for _, _, y in known]
+    room = max(0.5, 0.1 * (max(accuracies) - min(accuracies)), *(y.deviation for _, _, y in known))
+    axes.set_ylim(min(accuracies) - 1.5 * room, min(max(accuracies) + 1.5 * room, 100.5))
     log_quantities(axes, [x.mean for _, x, _ in known])
