@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
 
 SHAPES = {"lenet5": (1, 28, 28), "resnet18": (3, 64, 64), "resnet34": (3, 64, 64), "resnet50": (3, 64, 64)}
-NAMES = [name for name in backbones.NAMES if name != "resnet42-42-42"]
 
 
 def fvcore_flops(net: nn.Module, shape: tuple[int, ...]) -> int:
@@ -30,7 +29,7 @@ def conv_and_linear(net: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", backbones.NAMES)
 def test_closed_forms_equal_fvcore_at_three_widths_of_every_backbone(name: str) -> None:
     shape = SHAPES.get(name, (3, 32, 32))
     net = backbones.build(name, seed_width=4)
