@@ -216,7 +216,6 @@ class Listener(pl.loggers.Logger):
 
     def __init__(self) -> None:
         self.heard: list[dict[str, float]] = []
-        self.name, self.version = "listener", 0  # type: ignore[misc]
 
     name = "listener"
     version = 0

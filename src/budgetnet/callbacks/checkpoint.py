@@ -45,20 +45,15 @@ class Checkpoint(pl.callbacks.Checkpoint):
         epochs = trainer.current_epoch + 1
         held_out = pl_module.data.splits.validation is not None
         top1 = pl_module.results.get("val_top1", -1.0) if held_out else float(epochs)
-        better = self._comparable(trainer, pl_module) and top1 >= max(self.best_top1, 0.0)  # of equals the last
+        final = pl_module.phase != "grow" and epochs > pl_module.growing_epochs  # growth ends at the end of an epoch
+        better = final and top1 >= max(self.best_top1, 0.0)  # of equals the last
         if better:
             self.best_top1, self.best_epoch = top1, epochs
         if pl_module.finished(epochs):
             trainer.should_stop = True
-        self._save(trainer, "last.ckpt")
-        if better:
+        if better:  # before last.ckpt, which tells a continued run that this was the best
             self._save(trainer, "best.ckpt")
-
-    def _comparable(self, trainer: pl.Trainer, module: BudgetedModule) -> bool:
-        """Whether the epoch that ended trained the final network: growth ends at an epoch's end, so not that one."""
-        return module.phase == "train" or (
-            module.phase == "finetune" and trainer.current_epoch + 1 > getattr(module, "growing_epochs", 0)
-        )
+        self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         temporary = self.directory / f"{name}.tmp"

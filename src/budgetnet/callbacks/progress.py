@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -33,8 +32,8 @@ class Progress(pl.callbacks.ProgressBar):
         self._start = time.monotonic()
         self._next = 0.0
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Mapping[str, Any], batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._terminal and trainer.is_global_zero and time.monotonic() >= self._next:
             self._next = time.monotonic() + self.interval

@@ -43,13 +43,12 @@ class Recorder(pl.Callback):
     def row(self, trainer: pl.Trainer, module: BudgetedModule) -> dict[str, Any]:
         """The epoch that just ended (budgetnet.records.METRICS names the columns)."""
         module.results.update(module.epoch_metrics())
-        lr = module.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore[union-attr]
         return {
             "epoch": trainer.current_epoch + 1,
             "phase": module.phase,
             "round": module.round,
             "step": trainer.global_step,
-            "lr": lr,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
             **{k: v for k, v in module.results.items() if k.startswith(("train_", "val_"))},
             **module.costs(),
             "train_cost_flops": module.ledger.spent,

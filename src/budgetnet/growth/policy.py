@@ -94,7 +94,7 @@ class Planner:
         """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
 
         Deterministic in its arguments and the widths now. `stop` is the kind of the limit that was reached,
-        "saturation" when nobody is a candidate, or "max_width" when every candidate is as wide as it may be.
+        "saturation" when nobody is a candidate, or "max_width" when every group is as wide as it may be.
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,6 @@ class AdeNeL(BudgetedModule):
         self.optim, self.lbi, self.rounds, self.finetune = optim, lbi, rounds, finetune
         self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
         self.planner = Planner(self.cost, rule, max_widths, seed)
-        self.growing_epochs = 0  # epochs of the growing phase, once it is over
         self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
 
     # -- optimizer --------------------------------------------------------------------------------------------------
@@ -148,12 +148,11 @@ class AdeNeL(BudgetedModule):
         plan = self.planner.plan(self.round + 1, self.saturation(), self.limits(images_per_epoch))
         if plan.stop is not None:
             return plan
-        stop = None
         if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
-            stop = "max_rounds"
-        elif epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
-            stop = "epochs"
-        return GrowthPlan(plan.round, plan.before, plan.after, plan.saturation, plan.candidates, plan.clipped, stop)
+            return replace(plan, stop="max_rounds")
+        if epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
+            return replace(plan, stop="epochs")
+        return plan
 
     def grow(self, plan: GrowthPlan, epochs: int, batch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         """Carry out a plan after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""

@@ -30,6 +30,8 @@ class BudgetedModule(pl.LightningModule):
 
     phase = "train"
     round = 0
+    growing_epochs = 0
+    """Epochs of the growing phase, once it is over."""
     stop_reason: str | None = None
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -135,7 +135,7 @@ def options(section: type[Section], name: str, values: Mapping[str, Any]) -> Sec
 
     Keys that belong to another object of the same section are left alone. Raises UsageError for a wrong type.
     """
-    known = {field.name for field in fields(section)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(cast(Any, section))}
     try:
         schema = OmegaConf.structured(section)
         OmegaConf.set_readonly(schema, False)
