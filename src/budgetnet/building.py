@@ -1,0 +1,157 @@
+"""The parts of a run, put together from a resolved configuration; nothing is written."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.errors import HydraException
+from hydra.utils import get_method, instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from budgetnet.callbacks.checkpoint import Checkpoint
+from budgetnet.callbacks.growth import Growth
+from budgetnet.callbacks.progress import Progress
+from budgetnet.callbacks.record import Recorder
+from budgetnet.channels import ChannelGraph
+from budgetnet.costs import CostModel, TrainCostLedger
+from budgetnet.data.datamodule import DataModule
+from budgetnet.errors import UsageError
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.options import WholeRun, options
+from budgetnet.records import Records
+
+Config = Mapping[str, Any]
+
+_REPLACED = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
+    "limit_val_batches": "dataset.validation",
+    "limit_test_batches": "dataset.limit_test",
+    "fast_dev_run": "debug=quick",
+    "gradient_clip_val": "a smaller optim.lr",
+    "accumulate_grad_batches": "dataset.batch_size",
+}
+"""Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. full: widths and costs of the full backbone that the method started from."""
+
+    data: DataModule
+    module: BudgetedModule
+    trainer: pl.Trainer
+    full: dict[str, Any]
+
+
+def build(config: Config, directory: Path) -> Parts:
+    """The parts of a run that will be kept in `directory`.
+
+    Raises UsageError for a configuration that cannot run. Nothing is written, but a missing dataset is downloaded.
+    """
+    quiet()
+    with _configuration_errors():
+        whole = options(WholeRun, "", config)
+        pl.seed_everything(whole.seed, workers=True, verbose=False)
+        if whole.threads is not None:
+            torch.set_num_threads(whole.threads)
+        data: DataModule = instantiate(config["dataset"])
+        data.prepare_data()
+        module, full = make_module(config, data)
+        return Parts(data, module, make_trainer(config, directory, module), full)
+
+
+def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, Any]]:
+    """The method's module, and facts of the full backbone it started from (widths and costs)."""
+    net = make_network(config["backbone"], data)
+    graph = ChannelGraph.of(net)
+    reference = graph
+    if config["method"]["name"] == "train" and config["backbone"].get("multiplier") is not None:
+        reference = ChannelGraph.of(make_network({**config["backbone"], "multiplier": None}, data))
+    costs, widths = CostModel(reference).costs(), reference.widths
+    images = data.images_per_epoch(1)
+    ledger = TrainCostLedger(images, data.baseline_epochs, costs["flops"])
+    method = get_method(config["method"]["_target_"])
+    module: BudgetedModule = method(config, net, data.num_classes, ledger)
+    full = {
+        "full_widths": widths,
+        "seed_widths": graph.widths,
+        "full_params": costs["params"],
+        "full_flops": costs["flops"],
+    }
+    return module, full
+
+
+def make_network(backbone: Config, data: DataModule) -> torch.nn.Module:
+    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven."""
+    section = dict(backbone)
+    frozen = section.pop("frozen", [])
+    net: torch.nn.Module = instantiate(section, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
+    if section["_target_"] != "budgetnet.backbones.build":
+        graph.verify()
+    return net
+
+
+def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> pl.Trainer:
+    """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
+    section, records = dict(config["trainer"]), Records(directory)
+    for name in section.keys() & _REPLACED.keys():
+        raise UsageError(f"trainer.{name} would go around the run's own clock and cost: use {_REPLACED[name]} instead")
+    channels_last, progress = section.pop("channels_last"), section.pop("progress")
+    if channels_last:
+        module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    limit = module.budget.limits.get("flops")
+    callbacks: list[pl.Callback] = [Recorder(records)]
+    callbacks += [Progress(limit)] if progress else []
+    callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
+    callbacks += [Checkpoint(directory)]
+    return pl.Trainer(
+        **section,
+        max_epochs=config["epochs"],
+        logger=False,
+        callbacks=callbacks,
+        default_root_dir=directory,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _configuration_errors() -> Iterator[None]:
+    """Whatever a wrong option breaks while the run is put together is the option's fault: one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, HydraException, MisconfigurationException) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        if isinstance(cause, UsageError):
+            raise cause from error
+        text = (str(cause).splitlines() or [""])[0]
+        raise UsageError(f"this configuration cannot be built: {type(cause).__name__}: {text}") from error
+
+
+def quiet() -> None:
+    """Leave the terminal to the run: Lightning's notices about devices and workers say nothing here."""
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        "does not have many workers",
+        "smaller than the logging interval",
+        "Total length of `list` across ranks is zero",
+        "Deterministic behavior was enabled",
+        "LeafSpec",
+        "treespec",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")
