@@ -14,10 +14,12 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_method, instantiate
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from budgetnet.callbacks.checkpoint import Checkpoint
+from budgetnet.callbacks.checkpoint import Checkpoint, DurableFiles
 from budgetnet.callbacks.growth import Growth
+from budgetnet.callbacks.preemption import Preemption
 from budgetnet.callbacks.progress import Progress
 from budgetnet.callbacks.record import Recorder
 from budgetnet.channels import ChannelGraph
@@ -25,7 +27,7 @@ from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.methods.options import WholeRun, options
+from budgetnet.methods.options import Checkpoints, WholeRun, options
 from budgetnet.records import Records
 
 Config = Mapping[str, Any]
@@ -37,7 +39,7 @@ _REPLACED = {
     "limit_test_batches": "dataset.limit_test",
     "fast_dev_run": "debug=quick",
     "gradient_clip_val": "a smaller optim.lr",
-    "accumulate_grad_batches": "dataset.batch_size",
+    "accumulate_grad_batches": "trainer.micro_batches",
 }
 """Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
 
@@ -49,6 +51,7 @@ class Parts:
     data: DataModule
     module: BudgetedModule
     trainer: pl.Trainer
+    preemption: Preemption
     full: dict[str, Any]
 
 
@@ -66,12 +69,14 @@ def build(config: Config, directory: Path) -> Parts:
         data: DataModule = instantiate(config["dataset"])
         data.prepare_data()
         module, full = make_module(config, data)
-        return Parts(data, module, make_trainer(config, directory, module), full)
+        trainer, preemption = make_trainer(config, directory, module)
+        return Parts(data, module, trainer, preemption, full)
 
 
 def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, Any]]:
     """The method's module, and facts of the full backbone it started from (widths and costs)."""
-    net = make_network(config["backbone"], data)
+    sync = config["trainer"]["sync_batchnorm"]
+    net = make_network(config["backbone"], data, sync)
     graph = ChannelGraph.of(net)
     reference = graph
     if config["method"]["name"] == "train" and config["backbone"].get("multiplier") is not None:
@@ -90,31 +95,43 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
     return module, full
 
 
-def make_network(backbone: Config, data: DataModule) -> torch.nn.Module:
-    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven."""
+def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = False) -> torch.nn.Module:
+    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven.
+
+    sync_batchnorm: batch norms that take their statistics over all processes; replaced before the network is traced.
+    """
     section = dict(backbone)
     frozen = section.pop("frozen", [])
     net: torch.nn.Module = instantiate(section, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    if sync_batchnorm:
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
     if section["_target_"] != "budgetnet.backbones.build":
         graph.verify()
     return net
 
 
-def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> pl.Trainer:
+def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tuple[pl.Trainer, Preemption]:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
     section, records = dict(config["trainer"]), Records(directory)
     for name in section.keys() & _REPLACED.keys():
         raise UsageError(f"trainer.{name} would go around the run's own clock and cost: use {_REPLACED[name]} instead")
+    if section["strategy"] not in ("auto", "ddp"):
+        raise UsageError(f"trainer.strategy={section['strategy']}: {_why_not(str(section['strategy']))}; use ddp")
     channels_last, progress = section.pop("channels_last"), section.pop("progress")
+    section.pop("sync_batchnorm")  # done by make_network
+    module.micro_batches = section.pop("micro_batches")
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    checkpoint = Checkpoint(directory, options(Checkpoints, "checkpoint", config["checkpoint"]).every_n_steps)
+    preemption = Preemption(checkpoint)
     limit = module.budget.limits.get("flops")
     callbacks: list[pl.Callback] = [Recorder(records)]
     callbacks += [Progress(limit)] if progress else []
     callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
-    callbacks += [Checkpoint(directory)]
-    return pl.Trainer(
+    callbacks += [instantiate(callback) for callback in config["callbacks"].values()]
+    callbacks += [preemption, checkpoint]
+    trainer = pl.Trainer(
         **section,
         max_epochs=config["epochs"],
         logger=False,
@@ -124,7 +141,20 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> pl.
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        plugins=[DurableFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
     )
+    if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
+    return trainer, preemption
+
+
+def _why_not(strategy: str) -> str:
+    """Why a run cannot have a strategy of Lightning's other than ddp."""
+    if "find_unused" in strategy:
+        return "a parameter that has grown would silently not be reduced, and the processes would drift apart"
+    if strategy.startswith(("fsdp", "deepspeed", "xla", "model_parallel")):
+        return "it cuts parameters into shards, whose shapes cannot change while a network grows"
+    return "not one that a growing run has been proven with"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetnet.errors import Interrupted, RunError, UsageError, nearest
+from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
 
 CONF = Path(__file__).parents[2] / "conf"
 _UNNAMED = ("run.", "logger", "trainer", "hydra", "export", "experiment")
@@ -86,6 +86,8 @@ def explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         text = str(error) if isinstance(error, Interrupted) else "nothing was started"
         return _say(f"interrupted: {text}", 130, "")
+    if isinstance(error, Preempted):
+        return _say(f"stopped: {str(error) or 'nothing was started'}", 143, "")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)

@@ -32,3 +32,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with one line that says how to continue."""
+
+
+class Preempted(BaseException):
+    """SIGTERM or SIGUSR1, with one line that says how to continue; at the command line it becomes exit code 143."""

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from budgetnet.building import build
+from budgetnet.building import Parts, build
 from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.callbacks.preemption import requeue
 from budgetnet.data.datamodule import DataModule
-from budgetnet.errors import Interrupted, UsageError
+from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.records import Records, write_json
+from budgetnet.processes import Processes
+from budgetnet.records import write_json
 from budgetnet.summary import describe
-from budgetnet.workspace import check_same, prepare
+from budgetnet.workspace import check_same, occupied
 
 Config = Mapping[str, Any]
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
 def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
@@ -36,39 +42,53 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary
     parts = build(config, directory)
+    trainer, processes = parts.trainer, Processes(parts.trainer)
+    with ExitStack() as stack:
+        stack.enter_context(parts.preemption.listening(trainer))
+        try:
+            processes.join()
+            checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
+            return _train(config, directory, command, parts, checkpoint)
+        except BaseException as error:
+            error = processes.fail(error)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(_how_to_continue(directory, command)) from error
+            if isinstance(error, Preempted):
+                requeued = "; requeued" if processes.rank == 0 and requeue() else ""
+                raise Preempted(_how_to_continue(directory, command) + requeued) from error
+            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+                raise RunError(
+                    f"{error.filename or directory} cannot be written ({error.strerror}): the last checkpoint is kept; "
+                    f"make room and {_how_to_continue(directory, command)}"
+                ) from error
+            raise error
+
+
+def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoint: Path | None) -> dict[str, Any]:
+    """From here to the finished directory, on every process."""
     trainer, module, data = parts.trainer, parts.module, parts.data
-    checkpoint = prepare(config, directory)
-    loggers = make_loggers(config["logger"], config, directory)
+    loggers = make_loggers(config["logger"], config, directory) if trainer.is_global_zero else []
     trainer.loggers = loggers
     try:
-        start = time.perf_counter()
-        _fit(trainer, module, data, checkpoint, Records(directory))
+        start = time.perf_counter() - _seconds_before(directory, checkpoint)
+        _fit(trainer, module, data, checkpoint)
         summary = _evaluate(trainer, module, data, directory)
-        summary = {
-            **describe(config, directory, module, parts.full, command),
-            **summary,
-            "seconds": round(_seconds_before(directory, checkpoint) + time.perf_counter() - start, 2),
-        }
+        seconds = round(time.perf_counter() - start, 2)
+        summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
             _finish(config, directory, module, data, summary, loggers)
         return summary
-    except KeyboardInterrupt as error:
-        raise Interrupted(_how_to_continue(directory, command)) from error
     finally:
         close_loggers(loggers)
 
 
-def _fit(
-    trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None, records: Records
-) -> None:
+def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
-        epochs = state["epoch"] + 1
-        if trainer.is_global_zero:
-            records.cut(epochs)
+        epochs = state["budgetnet"]["epochs"]
         module.on_load_checkpoint(state)
         module.load_state_dict(state["state_dict"])
-        if module.finished(epochs) or epochs >= (trainer.max_epochs or 0):
+        if not state["budgetnet"]["batches"] and (module.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
             return
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -81,13 +101,14 @@ def _fit(
 def _how_to_continue(directory: Path, command: str) -> str:
     if not (directory / "last.ckpt").exists():
         return f"no epoch was finished; start again with: {command}"
-    epochs = load_checkpoint(directory / "last.ckpt")["epoch"] + 1
-    return f"{directory} is complete up to epoch {epochs}; continue with the same command: {command}"
+    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
+    reached = f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
+    return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
 def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path) -> dict[str, Any]:
     """Test accuracy of the last epoch, then of the validation-selected one, whose weights the module keeps."""
-    epochs = load_checkpoint(directory / "last.ckpt")["epoch"] + 1
+    epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
     results: dict[str, Any] = {"epochs": epochs, "best_epoch": epochs, "val_top1": module.results.get("val_top1")}
     trainer.test(module, datamodule=data, verbose=False)
     top1, top5 = module.results["test_top1"], module.results["test_top5"]
@@ -98,7 +119,7 @@ def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, dir
         selected = state["callbacks"]["Checkpoint"]
         results["best_epoch"] = selected["best_epoch"]
         results["val_top1"] = selected["best_top1"] if data.splits.validation is not None else None
-        if state["epoch"] + 1 != epochs:
+        if state["budgetnet"]["epochs"] != epochs:
             module.load_state_dict(state["state_dict"])
             trainer.test(module, datamodule=data, verbose=False)
             results |= {"test_top1": module.results["test_top1"], "test_top5": module.results["test_top5"]}
@@ -106,13 +127,15 @@ def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, dir
 
 
 def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
-    """Seconds that the epochs before an interruption took."""
+    """Seconds that training took before an interruption, as far as it was kept."""
     if checkpoint is None:
         return 0.0
     from budgetnet.reports.run_directory import RunDirectory
 
     state = load_checkpoint(checkpoint)
-    return sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= state["epoch"] + 1)
+    epochs = state["budgetnet"]["epochs"]
+    finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
+    return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
 def _finish(

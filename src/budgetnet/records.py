@@ -32,8 +32,7 @@ class Records:
 
     def growth(self, record: Mapping[str, Any]) -> None:
         """One line per growth round."""
-        with open(self.directory / "growth.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")
 
     def cut(self, epochs: int) -> None:
         """Forget what was written after `epochs` epochs: a resumed run writes it again."""
@@ -58,8 +57,14 @@ class Records:
         if not path.exists():
             writer.writeheader()
         writer.writerow({key: repr(value) if isinstance(value, float) else value for key, value in row.items()})
-        with open(path, "a") as file:
-            file.write(text.getvalue())
+        _append(path, text.getvalue())
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint that counts on these lines comes next
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,43 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.errors import UsageError
 from budgetnet.records import Records, write_text
 
 Config = Mapping[str, Any]
 
+_LOCK = ".lock"
+_PATIENCE = 5.0
+"""Seconds to wait for the directory: data workers of a process that was killed hold the lock until they end too."""
+
 _FREE = (
     "logger.",
     "run.",
     "export",
+    "checkpoint.",
+    "launcher.",
     *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "progress")),
 )
 """Options that may differ when a run is continued: they do not change what is learned."""
 
 
-def prepare(config: Config, directory: Path) -> Path | None:
-    """Create or adopt the run directory; returns the checkpoint to continue from, if there is one."""
-    last = directory / "last.ckpt"
+@contextmanager
+def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
+    """Create or adopt the directory and keep others out; yields the checkpoint to continue from, if there is one.
+
+    Raises UsageError for a directory of something else, of another configuration, in use, or that cannot be written.
+    """
     if (directory / "config.yaml").exists():
         check_same(config, directory)
-    elif directory.is_dir() and any(directory.iterdir()):
+    elif directory.is_dir() and any(not _passing(path) for path in directory.iterdir()):
         raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
-    if last.exists():
-        return last
+    last = directory / "last.ckpt"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        lock = open(directory / _LOCK, "w")  # noqa: SIM115 - held while the run goes on
     except OSError as error:
         raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
-    Records(directory).cut(0)
-    (directory / "best.ckpt").unlink(missing_ok=True)
-    return None
+    with lock:
+        _lock(lock.fileno(), directory)
+        if last.exists():
+            epochs = load_checkpoint(last)["budgetnet"]["epochs"]
+        else:
+            epochs = 0
+            write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+            (directory / "best.ckpt").unlink(missing_ok=True)
+        Records(directory).cut(epochs)
+        yield last if last.exists() else None
+
+
+def _passing(path: Path) -> bool:
+    """Whether a run that had only just begun may have left this file."""
+    return path.name == _LOCK or path.suffix == ".tmp"
+
+
+def _lock(file: int, directory: Path) -> None:
+    """Lock the file for as long as it is open; the system lets go of it however this process ends."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"run.dir={directory} is in use by another process: wait for it, or choose another directory"
+                ) from error
+            time.sleep(0.1)
+        except OSError:
+            return  # a file system without locks
 
 
 def check_same(config: Config, directory: Path) -> None:

@@ -28,6 +28,9 @@ class Progress(pl.callbacks.ProgressBar):
     def disable(self) -> None:
         self._terminal = False
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # of an epoch that is continued
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
         self._next = 0.0

@@ -23,7 +23,14 @@ class Recorder(pl.Callback):
 
     def __init__(self, records: Records) -> None:
         self.records = records
-        self._start = 0.0
+        self._start: float | None = None
+        """When the running epoch began."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": 0.0 if self._start is None else time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = time.perf_counter() - state_dict["elapsed"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()
@@ -31,6 +38,7 @@ class Recorder(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, BudgetedModule)
         row = self.row(trainer, pl_module)
+        self._start = None
         saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
         if not trainer.is_global_zero:
             return
@@ -53,5 +61,5 @@ class Recorder(pl.Callback):
             **module.costs(),
             "train_cost_flops": module.ledger.spent,
             "train_cost_baseline_percent": module.ledger.percent_of_baseline(),
-            "seconds": time.perf_counter() - self._start,
+            "seconds": time.perf_counter() - (self._start or 0.0),
         }

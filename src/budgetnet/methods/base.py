@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
+from budgetnet.processes import Processes
 
-CHECKPOINT_FORMAT = 1
-_CHECK_EVERY = 100  # steps between two looks at the loss; each look waits for the device
+CHECKPOINT_FORMAT = 2
+_SETTLE_EVERY = 100  # steps between two looks at the losses; each look waits for the device
 
 
 class BudgetedModule(pl.LightningModule):
@@ -56,9 +60,15 @@ class BudgetedModule(pl.LightningModule):
         self.mean_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.results: dict[str, float] = {}
         """Accuracies in percent and losses of the last evaluation and the last training epoch."""
+        self.micro_batches = 1
+        """Parts of a batch that are passed one after the other, to save memory; a step is of the whole batch."""
+        self.batches_done = 0
+        """Of the running epoch; 0 between epochs."""
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._images = 0
+        self._totals = torch.zeros(4, dtype=torch.float64)
+        self._random_state: list[dict[str, Any]] | None = None
         self._flops = self.cost.flops()
 
     @property
@@ -92,39 +102,72 @@ class BudgetedModule(pl.LightningModule):
         lr = self.learning_rate(self.current_epoch, batch_idx, int(self.trainer.num_training_batches))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        logits = self.net(images)
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.manual_backward(loss)
+        loss, correct = self._backward(images, labels)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self._losses.append(loss.detach())
-            self._correct.append((logits.argmax(1) == labels).sum())
+        self._losses.append(loss)
+        self._correct.append(correct)
         self._images += len(labels)
+        self.batches_done = batch_idx + 1
         self.ledger.add(len(labels) * self.trainer.world_size, self._flops)
-        if (batch_idx + 1) % _CHECK_EVERY == 0:
-            self._check_losses(batch_idx + 1)
+        if self.batches_done % _SETTLE_EVERY == 0:
+            self.settle()
+
+    def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the mean loss of a batch; returns that loss and how many were right."""
+        parts = list(zip(images.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True))
+        losses, correct = [], []
+        for number, (some, targets) in enumerate(parts, start=1):
+            with self._unreduced() if number < len(parts) else nullcontext():
+                logits = self.net(some)
+                loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+                loss = loss if len(parts) == 1 else loss * (len(targets) / len(labels))
+                self.manual_backward(loss)
+            losses.append(loss.detach())
+            correct.append((logits.detach().argmax(1) == targets).sum())
+        if len(parts) == 1:
+            return losses[0], correct[0]
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _unreduced(self) -> AbstractContextManager[None]:
+        """Gradients stay on this process: the backward pass of a batch's last part reduces those of all its parts."""
+        wrapped = self.trainer.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def on_train_epoch_start(self) -> None:
         self._losses, self._correct, self._images = [], [], 0
+        self._totals.zero_()
         self.results.clear()
+        key = keyed_generator("network", self.data.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(key.initial_seed())  # of dropout and its like: the same when the run is continued here
+
+    def settle(self) -> None:
+        """Add the steps since the last call, of all processes, to the epoch's totals. All processes must call.
+
+        Raises RunError if a loss was not finite. The totals are of double precision, in which sums of single-precision
+        numbers are exact: they do not depend on when they are settled.
+        """
+        if not self._losses:
+            return
+        losses, correct = torch.stack(self._losses).cpu(), torch.stack(self._correct).cpu()
+        steps = len(losses)
+        new = torch.stack(
+            [losses.double().sum(), correct.double().sum(), *torch.tensor([steps, self._images]).double()]
+        )
+        total = Processes(self.trainer).sum(new)
+        if not total.isfinite().all():
+            bad = (~torch.isfinite(losses)).nonzero()
+            batch = self.batches_done - steps + (int(bad[0]) if len(bad) else steps - 1)
+            self._not_finite("loss", self.current_epoch * int(self.trainer.num_training_batches) + batch)
+        self._totals += total
+        self._losses, self._correct, self._images = [], [], 0
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Mean loss and accuracy (percent) of the training epoch; raises RunError if a loss was not finite."""
-        self._check_losses(len(self._losses))
-        if not self._losses:
-            return {}
-        loss, correct = torch.stack(self._losses).mean(), torch.stack(self._correct).sum()
-        return {"train_loss": loss.item(), "train_top1": 100 * correct.item() / self._images}
-
-    def _check_losses(self, steps: int) -> None:
-        recent = self._losses[-_CHECK_EVERY:]
-        if not recent:
-            return
-        bad = (~torch.isfinite(torch.stack(recent))).nonzero()
-        if len(bad):
-            batch = steps - len(recent) + int(bad[0])
-            self._not_finite("loss", self.current_epoch * int(self.trainer.num_training_batches) + batch)
+        """Mean loss and accuracy (percent) of the training epoch, which this ends, over all processes."""
+        self.settle()
+        self.batches_done = 0
+        loss, correct, steps, images = self._totals.tolist()
+        return {"train_loss": loss / steps, "train_top1": 100 * correct / images} if steps else {}
 
     def _not_finite(self, what: str, step: int) -> NoReturn:
         raise RunError(
@@ -152,7 +195,7 @@ class BudgetedModule(pl.LightningModule):
     def _collect(self, name: str) -> None:
         self.results[f"{name}_loss"] = loss = self.mean_loss.compute().item()
         if not math.isfinite(loss):
-            self._check_losses(len(self._losses))
+            self.settle()  # names the step, if it was one of training
             self._not_finite(f"{name} loss", self.trainer.global_step)
         self.results[f"{name}_top1"] = 100 * self.top1.compute().item()
         self.results[f"{name}_top5"] = 100 * self.top5.compute().item()
@@ -177,7 +220,12 @@ class BudgetedModule(pl.LightningModule):
             "ledger": self.ledger.state_dict(),
             "phase": self.phase,
             "round": self.round,
+            "epochs": self.current_epoch + (self.batches_done == 0),
+            "batches": self.batches_done,
+            "totals": self._totals.tolist(),
+            "random_state": self._random_state,
         }
+        self._random_state = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the network the checkpoint's widths before its weights are loaded."""
@@ -192,3 +240,24 @@ class BudgetedModule(pl.LightningModule):
             self.resize(changes)
         self.ledger.load_state_dict(state["ledger"])
         self.phase, self.round = state["phase"], state["round"]
+        self.batches_done = state["batches"]
+        self._totals = torch.tensor(state["totals"], dtype=torch.float64)
+        self._random_state = state["random_state"]
+
+    def keep_random_state(self) -> None:
+        """Put every process's random state into the next checkpoint: one in the middle of an epoch needs it."""
+        self._random_state = Processes(self.trainer).gather(_random_state(self.device))
+
+    def on_train_start(self) -> None:
+        kept, self._random_state = self._random_state, None
+        if kept is not None and self.global_rank < len(kept):
+            torch.set_rng_state(kept[self.global_rank]["cpu"])
+            if self.device.type == "cuda" and "cuda" in kept[self.global_rank]:
+                torch.cuda.set_rng_state(kept[self.global_rank]["cuda"], self.device)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states

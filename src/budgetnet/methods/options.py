@@ -49,6 +49,16 @@ class WholeRun:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """The section `checkpoint` of conf/config.yaml."""
+
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("checkpoint", every_n_steps=self.every_n_steps)
+
+
+@dataclass(frozen=True)
 class Optimization:
     """conf/optim: SGD's settings; `schedule` and `warmup_epochs` are those of training a fixed network."""
 
