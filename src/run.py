@@ -22,30 +22,39 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(config: DictConfig) -> float:
-    """One job of the command: returns the test accuracy, for sweepers that optimise it."""
-    from budgetnet.command import explain, run_job
+def job(config: DictConfig) -> float | None:
+    """One job of the command: returns its objective for sweepers, None if it is one of a sweep and failed."""
+    from budgetnet.command import explain, plain, run_job
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    overrides = list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)))
     try:
-        return run_job(plain, list(HydraConfig.get().overrides.task), multirun)
-    except (Exception, KeyboardInterrupt) as error:
-        if multirun and not isinstance(error, KeyboardInterrupt):
-            raise  # hydra goes on with the other jobs and raises this in the end
-        sys.exit(explain(error))
+        return run_job(plain(config), overrides, multirun)
+    except Exception as error:
+        if not multirun:
+            sys.exit(explain(error))
+        from budgetnet.sweeps import job_failed
+
+        return job_failed(overrides, error)
 
 
 def main() -> int:
-    """The command's exit code: 0, 1 for a run that failed, 2 for a command that cannot run, 130 after Ctrl-C."""
+    """The command's exit code.
+
+    0; 1 for a run or a job of a sweep that failed; 2 for a command that cannot run; 130 after Ctrl-C; 143 after
+    SIGTERM.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors, and they are explained here in one line
+    code = 0
     try:
         job()
     except BaseException as error:
         from budgetnet.command import explain
 
-        return explain(error)
-    return 0
+        code = explain(error)
+    from budgetnet.sweeps import SweepStart
+
+    return max(code, SweepStart.sweep.end()) if SweepStart.sweep else code
 
 
 if __name__ == "__main__":

@@ -70,3 +70,10 @@ class Sorting(Small):
 
     def pick(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sort(x, dim=1).values
+
+
+class Forgetful(Small):
+    """The same, with dropout: what it learns depends on the random state."""
+
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, 0.2, training=self.training)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.command import known_options, run_directory, run_name
+from budgetnet.command import known_options, objective, run_directory, run_name, sweep_name
 from src.run import main
 
 QUICK = ["dataset=digits", "logger=csv", "backbone=lenet5", "trainer.progress=false", "growth.seed_shape=equal"]
@@ -72,6 +72,22 @@ def test_a_run_is_named_by_its_overrides_whatever_their_order() -> None:
     assert run_name(["seed=1", "budget.flops=50%", "logger=csv"]) == run_name(["budget.flops=50%", "seed=1"])
     assert run_name(["backbone=vgg16", "+new.option=a/b"]) == "backbone=vgg16,new.option=a_b"
     assert run_name([]) == "default"
+
+
+def test_options_that_change_nothing_of_what_is_learned_are_not_in_the_name() -> None:
+    free = ["trainer.devices=2", "trainer.progress=false", "launcher.n_jobs=2", "hydra/launcher=basic", "export=false"]
+    assert run_name(["seed=1", *free]) == "seed=1"
+    assert run_name(["trainer.precision=bf16-mixed"]) == "trainer.precision=bf16-mixed"
+
+
+def test_a_sweep_is_named_by_its_experiment_and_its_overrides() -> None:
+    assert sweep_name("pareto", ["experiment=pareto"]) == "pareto"
+    assert sweep_name("pareto", ["seed=0,1", "budget.flops=1M,2M"]) == "pareto,budget.flops=1M,2M,seed=0,1"
+
+
+def test_a_job_is_judged_by_validation_and_by_the_test_set_only_where_nothing_is_held_out() -> None:
+    assert objective({"val_top1": 70.0, "test_top1": 60.0}) == 70.0
+    assert objective({"val_top1": None, "test_top1": 60.0}) == 60.0
 
 
 def test_long_names_are_cut_and_stay_different() -> None:

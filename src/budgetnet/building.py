@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -23,14 +24,15 @@ from budgetnet.callbacks.preemption import Preemption
 from budgetnet.callbacks.progress import Progress
 from budgetnet.callbacks.record import Recorder
 from budgetnet.channels import ChannelGraph
+from budgetnet.configuration import checked
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
-from budgetnet.errors import UsageError
+from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.methods.options import Checkpoints, WholeRun, options
 from budgetnet.records import Records
 
 Config = Mapping[str, Any]
+Made = TypeVar("Made")
 
 _REPLACED = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
@@ -61,31 +63,44 @@ def build(config: Config, directory: Path) -> Parts:
     Raises UsageError for a configuration that cannot run. Nothing is written, but a missing dataset is downloaded.
     """
     quiet()
-    with _configuration_errors():
-        whole = options(WholeRun, "", config)
-        pl.seed_everything(whole.seed, workers=True, verbose=False)
-        if whole.threads is not None:
-            torch.set_num_threads(whole.threads)
-        data: DataModule = instantiate(config["dataset"])
+    config = checked(config)
+    with _blamed_on("dataset"):
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        if config["threads"] is not None:
+            torch.set_num_threads(config["threads"])
+        data = make("dataset", config["dataset"], DataModule)
         data.prepare_data()
-        module, full = make_module(config, data)
-        trainer, preemption = make_trainer(config, directory, module)
-        return Parts(data, module, trainer, preemption, full)
+    module, full = make_module(config, data)
+    trainer, preemption = make_trainer(config, directory, module)
+    data.check(trainer.world_size)
+    return Parts(data, module, trainer, preemption, full)
+
+
+def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
+    """What the `_target_` of a section of conf/ makes; UsageError if that is not of this kind."""
+    made = instantiate(section, **arguments)
+    if not isinstance(made, kind):
+        target, expected = section["_target_"], f"{kind.__module__}.{kind.__name__}"
+        raise UsageError(f"{name}._target_={target} made a {type(made).__name__}: expected a {expected}")
+    return made
 
 
 def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[str, Any]]:
     """The method's module, and facts of the full backbone it started from (widths and costs)."""
-    sync = config["trainer"]["sync_batchnorm"]
-    net = make_network(config["backbone"], data, sync)
-    graph = ChannelGraph.of(net)
-    reference = graph
-    if config["method"]["name"] == "train" and config["backbone"].get("multiplier") is not None:
-        reference = ChannelGraph.of(make_network({**config["backbone"], "multiplier": None}, data))
+    with _blamed_on("backbone"):
+        net = make_network(config["backbone"], data, config["trainer"]["sync_batchnorm"])
+        graph = ChannelGraph.of(net)
+        reference = graph
+        if config["method"]["name"] == "train" and config["backbone"].get("multiplier") is not None:
+            reference = ChannelGraph.of(make_network({**config["backbone"], "multiplier": None}, data))
     costs, widths = CostModel(reference).costs(), reference.widths
     images = data.images_per_epoch(1)
     ledger = TrainCostLedger(images, data.baseline_epochs, costs["flops"])
-    method = get_method(config["method"]["_target_"])
-    module: BudgetedModule = method(config, net, data.num_classes, ledger)
+    with _blamed_on("method"):
+        target = config["method"]["_target_"]
+        module = get_method(target)(config, net, data.num_classes, ledger)
+        if not isinstance(module, BudgetedModule):
+            raise UsageError(f"method._target_={target} made a {type(module).__name__}: expected a BudgetedModule")
     full = {
         "full_widths": widths,
         "seed_widths": graph.widths,
@@ -102,7 +117,10 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     """
     section = dict(backbone)
     frozen = section.pop("frozen", [])
-    net: torch.nn.Module = instantiate(section, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
+        raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
+    channels = data.input_shape[0]
+    net = make("backbone", section, torch.nn.Module, num_classes=data.num_classes, in_channels=channels)
     if sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
@@ -123,26 +141,32 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tup
     module.micro_batches = section.pop("micro_batches")
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    checkpoint = Checkpoint(directory, options(Checkpoints, "checkpoint", config["checkpoint"]).every_n_steps)
+    checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])
     preemption = Preemption(checkpoint)
     limit = module.budget.limits.get("flops")
     callbacks: list[pl.Callback] = [Recorder(records)]
     callbacks += [Progress(limit)] if progress else []
     callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
-    callbacks += [instantiate(callback) for callback in config["callbacks"].values()]
+    for name, callback in config["callbacks"].items():
+        with _blamed_on(f"callbacks.{name}"):
+            callbacks += [make(f"callbacks.{name}", callback, pl.Callback)]
     callbacks += [preemption, checkpoint]
-    trainer = pl.Trainer(
-        **section,
-        max_epochs=config["epochs"],
-        logger=False,
-        callbacks=callbacks,
-        default_root_dir=directory,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        plugins=[DurableFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
-    )
+    own = {
+        "max_epochs": config["epochs"],
+        "logger": False,
+        "callbacks": callbacks,
+        "default_root_dir": directory,
+        "enable_progress_bar": progress,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "plugins": [DurableFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+    }
+    known = inspect.signature(pl.Trainer).parameters.keys() - own.keys()
+    for name in section.keys() - known:
+        raise UsageError(f"no option is called trainer.{name}{nearest(name, config['trainer'].keys() & known)}")
+    with _blamed_on("trainer"):
+        trainer = pl.Trainer(**section, **own)
     if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
     return trainer, preemption
@@ -158,8 +182,8 @@ def _why_not(strategy: str) -> str:
 
 
 @contextmanager
-def _configuration_errors() -> Iterator[None]:
-    """Whatever a wrong option breaks while the run is put together is the option's fault: one line."""
+def _blamed_on(section: str) -> Iterator[None]:
+    """Whatever breaks while a part of the run is put together is the fault of its section's options: one line."""
     try:
         yield
     except UsageError:
@@ -169,7 +193,7 @@ def _configuration_errors() -> Iterator[None]:
         if isinstance(cause, UsageError):
             raise cause from error
         text = (str(cause).splitlines() or [""])[0]
-        raise UsageError(f"this configuration cannot be built: {type(cause).__name__}: {text}") from error
+        raise UsageError(f"{section} cannot be built with these options ({type(cause).__name__}: {text})") from error
 
 
 def quiet() -> None:
@@ -181,6 +205,7 @@ def quiet() -> None:
         "smaller than the logging interval",
         "Total length of `list` across ranks is zero",
         "Deterministic behavior was enabled",
+        "Grad strides do not match",
         "LeafSpec",
         "treespec",
     ):

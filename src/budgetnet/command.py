@@ -9,12 +9,18 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 CONF = Path(__file__).parents[2] / "conf"
-_UNNAMED = ("run.", "logger", "trainer", "hydra", "export", "experiment")
+_UNNAMED = (
+    *("run.", "logger", "hydra", "export", "experiment", "launcher.", "checkpoint."),
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "progress")),
+)
 _LONGEST_NAME = 120
 
 
@@ -33,33 +39,69 @@ def run_name(overrides: Iterable[str]) -> str:
     'backbone=vgg16,budget.flops=50%,seed=1'
     """
     named = sorted(o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith(_UNNAMED))
-    name = re.sub(r"[^\w.,=%+@-]+", "_", ",".join(named)) or "default"
+    return _file_name(",".join(named)) or "default"
+
+
+def sweep_name(experiment: str, overrides: Iterable[str]) -> str:
+    """The name of a sweep, made of its experiment and overrides, so that the same command finds its folder again.
+
+    >>> sweep_name("default", ["seed=0,1,2", "backbone=vgg16"])
+    'default,backbone=vgg16,seed=0,1,2'
+    """
+    name = run_name(overrides)
+    return _file_name(experiment if name == "default" else f"{experiment},{name}")
+
+
+def _file_name(text: str) -> str:
+    name = re.sub(r"[^\w.,=%+@-]+", "_", text)
     if len(name) <= _LONGEST_NAME:
         return name
     return name[: _LONGEST_NAME - 9] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
-def refuse_multirun(devices: Any, nodes: int, overrides: Sequence[str]) -> None:
-    """Several devices and several jobs do not go together in one process. Raises UsageError with the command to use."""
-    if devices != 1 or nodes != 1:
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A run's configuration as plain resolved values, without what is about a sweep. Raises OmegaConf's errors."""
+    from omegaconf import OmegaConf
+
+    names = [str(name) for name in config if name not in ("hydra", "launcher")]
+    resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
+    """A job on several devices needs processes of its own, as Slurm or hydra/launcher=local make them.
+
+    Raises UsageError with the command to use.
+    """
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
+    if several and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
         raise UsageError(
-            f"-m with trainer.devices={devices}: a job on several devices needs a process of its own; run the jobs one "
-            f"by one, the first as: python -m src.run {' '.join(overrides)}"
+            f"-m with trainer.devices={trainer['devices']}: with this launcher a job is a single process and cannot "
+            f"have several devices; use: {command}"
         )
 
 
 def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> float:
-    """Run one resolved configuration; prints the final table and where the report is, returns the test accuracy."""
+    """Run one resolved configuration; prints the final table and where the report is, returns its `objective`."""
     from budgetnet import experiment
+    from budgetnet.configuration import checked
+    from budgetnet.processes import global_rank
 
     if multirun:
-        trainer = config["trainer"]
-        refuse_multirun(trainer["devices"], trainer["num_nodes"], overrides)
+        refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
+    config = checked(config)
     directory = run_directory(config, overrides)
     summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a run
+    if global_rank() == 0:  # once for all processes of a run
         show(directory)
-    return float(summary["test_top1"])
+    return objective(summary)
+
+
+def objective(summary: Mapping[str, Any]) -> float:
+    """What a sweeper maximises: validation accuracy (%). The test accuracy only where nothing is held out."""
+    validation = summary.get("val_top1")
+    return float(summary["test_top1"] if validation is None else validation)
 
 
 def show(directory: Path) -> None:
@@ -73,7 +115,12 @@ def show(directory: Path) -> None:
 
 def explain(error: BaseException) -> int:
     """Print an error as one line on standard error and return the exit code; a bug keeps its traceback."""
-    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        MissingConfigException,
+        OverrideParseException,
+    )
     from omegaconf.errors import OmegaConfBaseException
 
     cause: BaseException | None = error
@@ -87,16 +134,34 @@ def explain(error: BaseException) -> int:
         text = str(error) if isinstance(error, Interrupted) else "nothing was started"
         return _say(f"interrupted: {text}", 130, "")
     if isinstance(error, Preempted):
-        return _say(f"stopped: {str(error) or 'nothing was started'}", 143, "")
+        return _say(f"stopped {error}", 143, "")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)
+    if isinstance(error, OverrideParseException):
+        reason = error.message.splitlines()[0].removesuffix(f": {error.override}")
+        return _say(
+            f"{error.override!r} is not an override such as optim.lr=0.1 ({reason}); quote special characters", 2
+        )
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"override '([^']+)'", str(error))):
         return _say(f"no option is called {key[1]!r}{nearest(key[1], known_options())}", 2)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _say(" ".join(str(error).split()), 2)
+        return _say(str(error), 2)
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
+        return _say("every trial of the search failed", 1)  # what Optuna says then
+    if type(error).__module__.startswith(("joblib.", "submitit.")):
+        return _say(f"a job of the sweep died: {error}", 1)
+    if isinstance(error, Exception) and not _is_ours(error):
+        reason = str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)
+        return _say(f"hydra does not take these overrides ({reason}): {' '.join(sys.argv[1:])}", 2)
     traceback.print_exception(error)
     return 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of this package was running: if not, it was hydra putting the configuration together."""
+    package = str(Path(__file__).parent)
+    return any(frame.filename.startswith(package) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def known_options() -> list[str]:
@@ -111,7 +176,7 @@ def known_options() -> list[str]:
         found |= {group} - {""}
         tree = OmegaConf.to_container(OmegaConf.load(file))
         found |= set(_keys(tree, f"{group}." if group else ""))
-    return sorted(key for key in found if not key.startswith(("hydra", "defaults")) and "_target_" not in key)
+    return sorted(key for key in found if not key.startswith("hydra") and not {"defaults", "_target_"} & {*key.split(".")})
 
 
 def _keys(tree: Any, prefix: str) -> Iterable[str]:
@@ -122,5 +187,7 @@ def _keys(tree: Any, prefix: str) -> Iterable[str]:
 
 
 def _say(text: str, code: int, prefix: str = "error: ") -> int:
-    print(prefix + " ".join(text.split()), file=sys.stderr)
+    """Print one line that can be read, whatever was typed: no control characters, and not without end."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    print(prefix + (line if len(line) <= 700 else f"{line[:400]} ... {line[-250:]}"), file=sys.stderr)
     return code

@@ -27,7 +27,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     if close:
         return "; did you mean " + " or ".join(repr(option) for option in close) + "?"
-    return f"; known: {', '.join(options)}" if options else ""
+    return f"; known: {', '.join(options)}" if 0 < len(options) <= 20 else ""
 
 
 class Interrupted(KeyboardInterrupt):

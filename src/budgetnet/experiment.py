@@ -21,7 +21,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.processes import Processes
+from budgetnet.processes import Processes, after_rank_0
 from budgetnet.records import write_json
 from budgetnet.summary import describe
 from budgetnet.workspace import check_same, occupied
@@ -41,10 +41,13 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
         check_same(config, directory)
         summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
         return summary
-    parts = build(config, directory)
-    trainer, processes = parts.trainer, Processes(parts.trainer)
+    try:
+        parts = build(config, directory)
+        processes = Processes(parts.trainer)
+    except UsageError as error:
+        raise after_rank_0(error) from None
     with ExitStack() as stack:
-        stack.enter_context(parts.preemption.listening(trainer))
+        stack.enter_context(parts.preemption.listening(parts.trainer))
         try:
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
@@ -54,8 +57,9 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(_how_to_continue(directory, command)) from error
             if isinstance(error, Preempted):
-                requeued = "; requeued" if processes.rank == 0 and requeue() else ""
-                raise Preempted(_how_to_continue(directory, command) + requeued) from error
+                name = f"by {parts.preemption.received.name}: " if parts.preemption.received else ""
+                requeued = "requeued, " if requeue() else ""
+                raise Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}") from error
             if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
                 raise RunError(
                     f"{error.filename or directory} cannot be written ({error.strerror}): the last checkpoint is kept; "

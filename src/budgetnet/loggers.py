@@ -6,6 +6,7 @@ import hashlib
 import logging
 import netrc
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], director
     """The trainer's loggers for conf/logger: none for "csv" (the files are always written), else W&B.
 
     W&B is online where a key is found, else offline; the run's id is a hash of its directory, so that a continued run
-    continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line.
+    continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line. Its group is
+    `group`, else the name of the sweep that it belongs to, else `run.experiment`. Only for the first process of a run.
     """
     if options["name"] == "csv" or options.get("mode") == "disabled":
         return []
@@ -25,13 +27,15 @@ def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], director
     from pytorch_lightning.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    sweep = os.environ.get("BUDGETNET_SWEEP")
+    group = options["group"] or (Path(sweep).name if sweep else config["run"]["experiment"])
     mode = options["mode"] or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
     def start(mode: Any) -> Any:
         return wandb.init(
             project=options["project"],
             entity=options["entity"],
-            group=options["group"],
+            group=group,
             tags=list(options["tags"]),
             name=directory.name,
             id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
@@ -42,8 +46,6 @@ def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], director
             settings=wandb.Settings(init_timeout=options["init_timeout"], silent=True, console="off"),
         )
 
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        return []
     try:
         experiment = start(mode)
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
@@ -66,11 +68,11 @@ def log_images(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) ->
 
 
 def close_loggers(loggers: list[Any]) -> None:
-    """End the W&B run, also after an error: a second job in this process must not log into it."""
+    """End the W&B run, as a failed one while an error is on its way: a second job must not log into it."""
     if loggers:
         import wandb
 
-        wandb.finish()
+        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def _has_key() -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
@@ -14,10 +17,11 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
-from budgetnet.errors import RunError, UsageError
+from budgetnet.errors import Preempted, RunError, UsageError
 
 Value = TypeVar("Value")
 
+_CONTINUES = "the last checkpoint is kept, the same command continues"
 _GRACE = 3.0
 """Seconds that a process which lost the others waits, so that the one with the cause can say it first."""
 
@@ -30,42 +34,75 @@ def global_rank() -> int:
     return 0
 
 
+def after_rank_0(error: BaseException) -> BaseException:
+    """The error for this process to raise, some time later on ranks above 0.
+
+    Rank 0 may have the same to say; then it has said it by now, and whoever started the processes ends this one.
+    """
+    rank = global_rank()
+    if rank == 0:
+        return error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_GRACE)
+    return type(error)(f"rank {rank}: {error}") if isinstance(error, (RunError, UsageError)) else error
+
+
 class Processes:
-    """The processes of a trainer. With one device it is this one, and nothing here costs anything."""
+    """The processes of a trainer. With one device it is this one, and nothing here costs anything.
+
+    Raises UsageError for a process that torchrun has started beside others, with a trainer that is for it alone.
+    """
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.strategy = trainer.strategy
         self.several = trainer.world_size > 1
         self.rank = trainer.global_rank
+        self.children: list[subprocess.Popen[bytes]] = []
+        """The other processes, by rank from 1, where this one has started them."""
+        started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+        if started > 1 and not self.several:
+            raise UsageError(
+                f"torchrun has started {started} processes for trainer.devices=1: give trainer=ddp and their number"
+            )
 
     def join(self) -> None:
         """Start the other processes, unless torchrun or Slurm have, and connect them all.
 
         Lightning would do so when training begins; here it comes first, so that what happens before, such as adopting
-        the run directory, is decided once.
+        the run directory, is decided once. Raises UsageError if there are not as many processes as devices.
         """
         if not self.several:
             return
         if self.rank != 0 or "TORCHELASTIC_RUN_ID" in os.environ:
             _end_with_parent()
-        if self.strategy.launcher is not None:
-            self.strategy.launcher.launch(lambda: None)
+        try:
+            if self.strategy.launcher is not None:
+                self.strategy.launcher.launch(lambda: None)
+                started = getattr(self.strategy.launcher, "procs", [])
+                self.children = list(started)
+                started.clear()  # Lightning would kill this process without a word when one of them has failed
+                _end_with_children(self.children)
+        except ValueError as error:  # of cluster environments
+            raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
         assert isinstance(self.strategy, DDPStrategy)
         self.strategy.setup_environment()
 
     def decide(self, question: Callable[[], Value]) -> Value:
-        """What `question` answers on rank 0, on every process; so does what it raises."""
+        """What `question` answers on rank 0, on every process. If it raises, the others end quietly."""
         if not self.several:
             return question()
-        answer: Value | UsageError | RunError | None = None
+        refusal, answer = None, None
         if self.rank == 0:
             try:
                 answer = question()
-            except (UsageError, RunError) as refusal:
-                answer = refusal
-        answer = self.strategy.broadcast(answer)
-        if isinstance(answer, (UsageError, RunError)):
-            raise answer
+            except (UsageError, RunError) as error:
+                refusal = error
+        refused, answer = self.strategy.broadcast((refusal is not None, answer))
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(0)
         return cast(Value, answer)
 
     def any(self, here: bool) -> bool:
@@ -90,40 +127,42 @@ class Processes:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
+    def share(self, values: Iterable[Tensor]) -> None:
+        """Give every process rank 0's values, in place."""
+        if self.several:
+            for value in values:
+                torch.distributed.broadcast(value, 0)
+
     def fail(self, error: BaseException) -> BaseException:
         """End the others and return what this process is to raise.
 
-        One that only lost the connection leaves it to the process with the cause to explain itself.
+        The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
+        connection comes last, and those that end by agreement say nothing.
         """
-        if not self.several:
+        if not self.several or isinstance(error, SystemExit):
             return error
         if _lost(error):
             error = self._who_ended(error)
         elif self.rank != 0:
-            if isinstance(error, RunError):
-                error = RunError(f"rank {self.rank}: {error}")
-            time.sleep(_GRACE / 3)  # rank 0 may say the same, and ends this one then
-        if self.strategy.launcher is not None:
-            self.strategy.launcher.kill(signal.SIGKILL)
+            if isinstance(error, (Preempted, KeyboardInterrupt)):
+                return SystemExit(143 if isinstance(error, Preempted) else 130)
+            if isinstance(error, UsageError) and not torch.distributed.is_initialized():
+                return SystemExit(2)  # every process found the same before they joined
+            error = after_rank_0(error)
+        if not isinstance(error, Preempted):
+            _kill(self.children)
         return error
 
     def _who_ended(self, error: BaseException) -> RunError:
-        children = getattr(self.strategy.launcher, "procs", [])
         deadline = time.monotonic() + _GRACE
-        ended: list[tuple[int, int]] = []
-        while time.monotonic() < deadline and not ended:
+        while time.monotonic() < deadline:
             time.sleep(0.05)
-            ended = [(rank, child.returncode) for rank, child in enumerate(children, start=1) if child.poll()]
-        if ended:
-            rank, code = ended[0]
-            what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            return RunError(
-                f"the process of rank {rank} {what}; the last checkpoint is kept, the same command continues"
-            )
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if ended := _failed(self.children):
+                return RunError(ended)
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines() or [type(error).__name__]
         return RunError(
-            f"rank {self.rank} lost the connection to the others: one of them has ended ({reason}); the last "
-            "checkpoint is kept, the same command continues"
+            f"rank {self.rank} lost the connection to the others ({reason[0].split('. ')[0]}): one of them has ended; "
+            f"{_CONTINUES}"
         )
 
 
@@ -131,6 +170,35 @@ def _lost(error: BaseException) -> bool:
     """Whether it says no more than that another process is gone."""
     distributed = isinstance(error, torch.distributed.DistError)
     return distributed or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _failed(children: list[subprocess.Popen[bytes]]) -> str | None:
+    """What became of the first that failed, for the user."""
+    for rank, child in enumerate(children, start=1):
+        if code := child.poll():
+            what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return f"the process of rank {rank} {what}; {_CONTINUES}"
+    return None
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+
+
+def _end_with_children(children: list[subprocess.Popen[bytes]]) -> None:
+    """End this process some time after one of those it started has failed: where it waits for them it cannot notice."""
+
+    def watch() -> None:
+        while any(child.poll() is None for child in children) and not _failed(children):
+            time.sleep(0.5)
+        if ended := _failed(children):
+            time.sleep(3 * _GRACE)
+            print(f"error: {ended}", file=sys.stderr, flush=True)
+            _kill(children)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-children").start()
 
 
 def _end_with_parent() -> None:

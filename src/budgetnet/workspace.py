@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from omegaconf import OmegaConf
 
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.errors import UsageError
+from budgetnet.locking import exclusive
 from budgetnet.records import Records, write_text
 
 Config = Mapping[str, Any]
@@ -43,17 +42,20 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
     elif directory.is_dir() and any(not _passing(path) for path in directory.iterdir()):
         raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
     last = directory / "last.ckpt"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / _LOCK, "w")  # noqa: SIM115 - held while the run goes on
-    except OSError as error:
-        raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
-    with lock:
-        _lock(lock.fileno(), directory)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(directory / _LOCK, _PATIENCE))
+        except TimeoutError as error:
+            raise UsageError(
+                f"run.dir={directory} is in use by another process: wait for it, or choose another directory"
+            ) from error
+        except OSError as error:
+            raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
+        epochs = 0
         if last.exists():
             epochs = load_checkpoint(last)["budgetnet"]["epochs"]
         else:
-            epochs = 0
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             (directory / "best.ckpt").unlink(missing_ok=True)
         Records(directory).cut(epochs)
@@ -63,23 +65,6 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
 def _passing(path: Path) -> bool:
     """Whether a run that had only just begun may have left this file."""
     return path.name == _LOCK or path.suffix == ".tmp"
-
-
-def _lock(file: int, directory: Path) -> None:
-    """Lock the file for as long as it is open; the system lets go of it however this process ends."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"run.dir={directory} is in use by another process: wait for it, or choose another directory"
-                ) from error
-            time.sleep(0.1)
-        except OSError:
-            return  # a file system without locks
 
 
 def check_same(config: Config, directory: Path) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from zygote import REPOSITORY, Forked
 
-REPOSITORY = Path(__file__).parents[2]
 TINY = (
     "dataset=digits", "backbone=lenet5", "budget.flops=90%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
     "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
     "epochs=16", "optim.lr=0.02", "export=false", "logger=csv",
 )  # fmt: skip
-
-
-def arguments(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "src.run", *overrides]
+SHORT = (*TINY, "dataset.limit_train=160", "dataset.batch_size=16")
+"""Five growing epochs and three of fine-tuning, ten steps each."""
+FORGETFUL = ("backbone=own", "backbone._target_=tests.nets.Forgetful")
+"""A network with dropout, which depends on the random state."""
 
 
 def environment() -> dict[str, str]:
@@ -26,15 +27,70 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in hidden} | {"OMP_NUM_THREADS": "1"}
 
 
-def run(*overrides: str, module: str = "src.run") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *overrides]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
+def start(
+    *overrides: str,
+    module: str = "src.run",
+    before: Callable[[], object] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Forked:
+    """Start a command in a fork of a process that has imported everything. before: called there first."""
+    return Forked(overrides, {**environment(), **(variables or {})}, module, before)
+
+
+def run(
+    *overrides: str,
+    module: str = "src.run",
+    before: Callable[[], object] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """The same, waiting for its end."""
+    process = start(*overrides, module=module, before=before, variables=variables)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def arguments(*overrides: str, module: str = "src.run") -> list[str]:
+    return [sys.executable, "-m", module, *overrides]
+
+
+def start_command(*overrides: str, module: str = "src.run") -> subprocess.Popen[str]:
+    """Start a command as a user does, which takes the seconds of its imports."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        arguments(*overrides, module=module), cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def run_command(*overrides: str, module: str = "src.run") -> subprocess.CompletedProcess[str]:
+    """The same, waiting for its end."""
+    return subprocess.run(
+        arguments(*overrides, module=module),
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left() -> Iterator[None]:
+    """A test that fails leaves no process behind."""
+    yield
+    for process in list(Forked.running):
+        process.kill()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run that was never interrupted."""
-    directory = tmp_path_factory.mktemp("tiny") / "run"
-    finished = run(*TINY, f"run.dir={directory}")
+    return _finished(tmp_path_factory.mktemp("tiny") / "run", *TINY)
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished short run that was never interrupted."""
+    return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT)
+
+
+def _finished(directory: Path, *overrides: str) -> Path:
+    finished = run(*overrides, f"run.dir={directory}")
     assert finished.returncode == 0, finished.stderr
     return directory

@@ -1,11 +1,9 @@
-"""Runs that are interrupted, fail, are swept, or learn on real data."""
+"""Runs that are interrupted, fail, or learn on real data."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -15,39 +13,29 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import torch
-from conftest import REPOSITORY, TINY, arguments, environment, run
+from conftest import TINY, run, run_command, start, start_command
+from killed import Facts, learned, rows
+from zygote import IMPORTED, REPOSITORY, Forked
 
 from budgetnet import experiment
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.experiment import command_line
 
 
-def rows(path: Path, *without: str) -> list[dict[str, str]]:
-    with open(path) as file:
-        return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
-
-
-def learned(directory: Path) -> dict[str, Any]:
-    """Everything a run learned and recorded, without what the clock says."""
-    state = torch.load(directory / "last.ckpt", weights_only=True)
-    rounds = [json.loads(line) for line in (directory / "growth.jsonl").read_text().splitlines()]
-    return {
-        "weights": {key: value.tolist() for key, value in state["state_dict"].items()},
-        "optimizer": [
-            {key: torch.as_tensor(value).tolist() for key, value in slot.items()}
-            for slot in state["optimizer_states"][0]["state"].values()
-        ],
-        "metrics": rows(directory / "metrics.csv", "seconds"),
-        "saturation": rows(directory / "saturation.csv"),
-        "rounds": [{**record, "pause_ms": None} for record in rounds],
-        "widths": state["budgetnet"]["widths"],
-    }
-
-
-def test_the_same_command_twice_gives_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:
-    assert run(*TINY, f"run.dir={tmp_path}/again").returncode == 0
+def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_tests(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    finished = run_command(*TINY, f"run.dir={tmp_path}/again")
+    assert finished.returncode == 0, finished.stderr
     assert learned(tmp_path / "again") == learned(tiny_run)
+    assert run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0").returncode == 2
+
+
+def test_the_process_that_is_forked_has_imported_everything_and_has_one_thread(tmp_path: Path) -> None:
+    assert run("--help", before=Facts(tmp_path / "facts")).returncode == 0
+    facts = json.loads((tmp_path / "facts").read_text())
+    assert set(facts["imported"]) >= set(IMPORTED)
+    assert facts["threads"] == 1
 
 
 def test_the_tiny_run_grows_more_than_twice_and_stays_within_its_budget(tiny_run: Path) -> None:
@@ -56,42 +44,28 @@ def test_the_tiny_run_grows_more_than_twice_and_stays_within_its_budget(tiny_run
     assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(tiny_run / "metrics.csv"))
 
 
-def start(directory: Path, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments(*TINY, f"run.dir={directory}", *overrides),
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    for begin, epochs in ((start_command, 2), (start, 4)):
+        process = begin(*TINY, f"run.dir={directory}")
+        wait_for_epoch(process, directory, epochs)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "continue with the same command: python -m src.run" in errors.strip().splitlines()[-1]
+        assert not (directory / "done.json").exists()
+    finished = run(*TINY, f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    assert learned(directory) == learned(tiny_run)
 
 
-def wait_for_epoch(process: subprocess.Popen[str], directory: Path, epoch: int) -> None:
+def wait_for_epoch(process: subprocess.Popen[str] | Forked, directory: Path, epoch: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (directory / "metrics.csv").exists() and len(rows(directory / "metrics.csv")) >= epoch:
             return
         time.sleep(0.005)
-    raise AssertionError(f"epoch {epoch} was never reached: {process.communicate()}")
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_to_the_same_bits(how: signal.Signals, tiny_run: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    for _ in range(2):
-        written = directory / "metrics.csv"
-        process = start(directory)
-        wait_for_epoch(process, directory, 2 + (len(rows(written)) if written.exists() else 0))
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
-        if how == signal.SIGINT:
-            assert process.returncode == 130
-            assert "continue with the same command: python -m src.run" in errors.strip().splitlines()[-1]
-        assert not (directory / "done.json").exists()
-    finished = run(*TINY, f"run.dir={directory}")
-    assert finished.returncode == 0, finished.stderr
-    assert learned(directory) == learned(tiny_run)
+    raise AssertionError(f"epoch {epoch} was never reached: {process.communicate(timeout=10)}")
 
 
 def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, tmp_path: Path) -> None:
@@ -118,17 +92,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     step = int(re.findall(r"error: the (?:val )?loss is not finite at step (\d+)", line)[0])
     assert 19 * epochs <= step <= 19 * (epochs + 1)
     assert len(rows(tmp_path / "run" / "metrics.csv")) == epochs
-
-
-def test_a_damaged_checkpoint_is_named_in_one_line(tiny_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_run, tmp_path / "run")
-    (tmp_path / "run" / "done.json").unlink()
-    checkpoint = tmp_path / "run" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    failed = run(*TINY, f"run.dir={tmp_path}/run")
-    assert failed.returncode == 1
-    assert len(failed.stderr.strip().splitlines()) == 1 and "last.ckpt is damaged" in failed.stderr
-    assert checkpoint.stat().st_size == 1000
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -248,25 +211,6 @@ def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, t
     grown, fixed = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, tmp_path / "run"))
     assert (fixed["widths"], fixed["flops"], fixed["params"]) == (grown["widths"], grown["flops"], grown["params"])
     assert fixed["stop_reason"] is None
-
-
-def test_a_sweep_makes_one_directory_a_job_and_the_report_reads_them_all(tmp_path: Path) -> None:
-    swept = run("-m", *TINY, f"run.root={tmp_path}/runs", "seed=0,1", "growth.max_rounds=1")
-    assert swept.returncode == 0, swept.stderr
-    directories = sorted(path.parent for path in tmp_path.rglob("done.json"))
-    assert len(directories) == 2
-    reported = run(f"{tmp_path}/runs", "--out", f"{tmp_path}/report", module="src.report")
-    assert reported.returncode == 0, reported.stderr
-    table = rows(tmp_path / "report" / "runs.csv")
-    summaries = [json.loads((d / "summary.json").read_text()) for d in directories]
-    assert sorted(float(row["test_top1"]) for row in table) == sorted(s["test_top1"] for s in summaries)
-    assert (tmp_path / "report" / "accuracy_against_cost.png").exists()
-
-
-def test_several_devices_in_a_sweep_are_refused_with_the_command_to_use(tmp_path: Path) -> None:
-    refused = run("-m", *TINY, f"run.root={tmp_path}", "trainer.devices=2", "seed=0,1")
-    assert refused.returncode == 2
-    assert "run the jobs one by one, the first as: python -m src.run dataset=digits" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from budgetnet.reports import comparison, drawing, figures
 from budgetnet.reports.run_directory import RunDirectory
-from budgetnet.reports.tables import final_row
+from budgetnet.reports.tables import Row, final_row
 
 MakeRun = Callable[..., Path]
 OF_ONE_RUN = (
@@ -130,6 +130,18 @@ def test_the_pareto_front_is_what_no_other_point_beats() -> None:
     accuracies = [80.0, 60.0, 70.0, 65.0, 70.0, 80.0, 60.0]
     assert comparison.pareto_front(costs, accuracies) == [1, 2, 0]
     assert comparison.pareto_front([], []) == []
+
+
+def test_validation_accuracy_selects_the_front_that_is_drawn_at_test_accuracy() -> None:
+    measured = [(1, 50.0, 55.0), (2, 70.0, 60.0), (3, 65.0, 90.0), (4, 80.0, 75.0)]  # FLOPs, validation, test
+    rows = [
+        Row(f"{flops}", "adenel", "vgg16", "cifar10", 0, True, 9, test, val_top1=val, flops=flops, settings=f"{flops}")
+        for flops, val, test in measured
+    ]
+    (line,) = [
+        line for line in comparison.accuracy_against_cost(rows).axes[0].lines if line.get_label() == "Pareto front"
+    ]
+    assert [list(values) for values in (line.get_xdata(), line.get_ydata())] == [[1, 2, 4], [55.0, 60.0, 75.0]]
 
 
 def test_labels_are_spread_as_little_as_possible_and_stay_in_order() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from budgetnet.backbones import lenet, resnet, resnet_cifar, vgg
 from budgetnet.errors import UsageError, nearest
+
+WIDEST = 2**16
+"""Most channels of a layer."""
 
 NAMES: tuple[str, ...] = ("lenet5", *vgg.DEPTHS, *resnet_cifar.DEPTHS, *resnet.DEPTHS)
 
@@ -53,13 +58,34 @@ def build(
         in_channels = 1 if name == "lenet5" else 3
     channels = _check_count("in_channels", in_channels)
     chosen = _choose_widths(name, full, widths, seed_width, multiplier)
+    if max(chosen.values()) > max(full.values()):
+        _refuse_huge(name, chosen, classes, channels)
+    return _make(name, chosen, classes, channels)
+
+
+def _make(name: str, widths: Mapping[str, int], classes: int, channels: int) -> nn.Module:
     if name in vgg.DEPTHS:
-        return vgg.VGG(vgg.DEPTHS[name], chosen, classes, channels)
+        return vgg.VGG(vgg.DEPTHS[name], widths, classes, channels)
     if name in resnet_cifar.DEPTHS:
-        return resnet_cifar.CifarResNet(resnet_cifar.DEPTHS[name], chosen, classes, channels)
+        return resnet_cifar.CifarResNet(resnet_cifar.DEPTHS[name], widths, classes, channels)
     if name in resnet.DEPTHS:
-        return resnet.ResNet(resnet.DEPTHS[name], chosen, classes, channels, bottleneck=name == "resnet50")
-    return lenet.LeNet5(chosen, classes, channels)
+        return resnet.ResNet(resnet.DEPTHS[name], widths, classes, channels, bottleneck=name == "resnet50")
+    return lenet.LeNet5(widths, classes, channels)
+
+
+def _refuse_huge(name: str, widths: Mapping[str, int], classes: int, channels: int) -> None:
+    """Raises UsageError for a network that this machine's memory cannot hold, before any of it is allocated."""
+    widest = max(widths.values())
+    if widest > WIDEST:
+        raise UsageError(f"{name}: {widest} channels in a layer; expected {WIDEST} at most: choose smaller widths")
+    with torch.device("meta"):
+        needed = 4 * sum(parameter.numel() for parameter in _make(name, widths, classes, channels).parameters())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageError(
+            f"{name} with up to {widest} channels in a layer needs {needed >> 30} GiB for its weights, of "
+            f"{memory >> 30} GiB of memory here: choose smaller widths"
+        )
 
 
 def _choose_widths(

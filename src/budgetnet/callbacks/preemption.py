@@ -32,6 +32,7 @@ class Preemption(pl.Callback):
         self.checkpoint = checkpoint
         self.received: signal.Signals | None = None
         self._training = False
+        self._processes: Processes | None = None
 
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -54,14 +55,16 @@ class Preemption(pl.Callback):
             raise Preempted
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = True
+        self._training, self._processes = True, Processes(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end_if_told(trainer)  # the epoch before has its checkpoint
+        if self._told():
+            raise Preempted  # the epoch before has its checkpoint
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-        self._end_if_told(trainer)
+        if self._told():
+            raise Preempted
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,13 +72,14 @@ class Preemption(pl.Callback):
         steps = batch_idx + 1
         if steps == trainer.num_training_batches or (trainer.world_size > 1 and steps % _AGREE_EVERY):
             return
-        if Processes(trainer).any(self.received is not None):
+        if self._told():
             self.checkpoint.save(trainer)
             raise Preempted
 
-    def _end_if_told(self, trainer: pl.Trainer) -> None:
-        if Processes(trainer).any(self.received is not None):
-            raise Preempted
+    def _told(self) -> bool:
+        """Whether a signal has come to any process. All must ask."""
+        assert self._processes is not None
+        return self._processes.any(self.received is not None)
 
 
 def requeue() -> bool:

@@ -82,6 +82,8 @@ def max_widths(graph: ChannelGraph, most: int | str | None, grow_linear: bool = 
             bound = dict.fromkeys(full, int(str(most)))
     except (ValueError, OverflowError):
         bound = {}
-    if not all(bound.get(name, 0) >= 1 for name in full):
-        raise UsageError(f"growth.max_width={most}: expected a number of channels, a multiple such as 8x, or null")
+    if not all(1 <= bound.get(name, 0) <= UNBOUNDED for name in full):
+        raise UsageError(
+            f"growth.max_width={most}: expected a number of channels up to {UNBOUNDED}, a multiple such as 8x, or null"
+        )
     return {name: bound[name] if name in growing else width for name, width in full.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from budgetnet.data.folder import FolderLoader, ImageFolder
 from budgetnet.data.sharding import Batch, plan_batches
 from budgetnet.errors import UsageError, nearest
 
+MOST_WORKERS = 1024
 ImageSet = ImageArrays | ImageFolder
 Source = Callable[[str, bool], tuple[ImageSet, ImageSet]]
 Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int]]
@@ -74,7 +77,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.validation, self.split_seed, self.seed = validation, split_seed, seed
         self.limit_train, self.limit_test = limit_train, limit_test
-        self.augment = dict(augment or {})
+        self.augment = {} if augment is None else augment
         self.channels_last, self.workers, self.device = channels_last, workers, device
         self.baseline_epochs = baseline_epochs
         self._splits: Splits | None = None
@@ -107,14 +110,21 @@ class DataModule(pl.LightningDataModule):
         if self._splits is not None:
             return
         self._check_options()
-        train, test = self.source(self.root, self.download)
+        sets = self.source(self.root, self.download)
+        if not isinstance(sets, tuple) or len(sets) != 2 or not all(isinstance(part, ImageSet) for part in sets):
+            raise UsageError(
+                f"dataset.source gave {type(sets).__name__}: expected the training and the test set, two sets of images"
+            )
+        train, test = sets
         if test.shape != train.shape or test.num_classes != train.num_classes:
             raise UsageError(
                 f"{self.name}: the training set is {train}, the test set {test}: expected images of one shape"
             )
+        self._check_images(train)
         if self.validation >= len(train):
             raise UsageError(
-                f"dataset.validation={self.validation}: expected less than the {len(train)} training images"
+                f"dataset.validation={self.validation}: expected less than the {len(train)} training images; set "
+                f"dataset.validation={len(train) // 10}, or 0 to hold out none"
             )
         held_out = None
         if self.validation:
@@ -123,17 +133,58 @@ class DataModule(pl.LightningDataModule):
         train = _limit(train, self.limit_train, self.split_seed)
         self._splits = Splits(train, held_out, _limit(test, self.limit_test, self.split_seed))
 
+    def check(self, world_size: int) -> None:
+        """Raises UsageError if the sets cannot be shared equally by so many processes."""
+        plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)
+        for part in (self.splits.validation, self.splits.test):
+            if part is not None:
+                plan_batches(len(part), self.eval_batch_size, world_size)
+
     def _check_options(self) -> None:
-        whole = {"batch_size": 1, "eval_batch_size": 1, "validation": 0, "workers": 0}
+        if not callable(self.source):
+            raise UsageError(f"dataset.source={self.source}: expected a function of (root, download)")
+        for option in ("root", "name"):
+            value = getattr(self, option)
+            if not isinstance(value, (str, Path)) or not str(value).isprintable():
+                raise UsageError(f"dataset.{option}={value!r}: expected text")
+        for option in ("download", "channels_last"):
+            if not isinstance(getattr(self, option), bool):
+                raise UsageError(f"dataset.{option}={getattr(self, option)!r}: expected true or false")
+        whole = {"batch_size": 1, "eval_batch_size": 1, "validation": 0, "workers": 0, "baseline_epochs": 1}
         whole |= {option: 1 for option in ("limit_train", "limit_test") if getattr(self, option) is not None}
         for option, least in whole.items():
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"dataset.{option}={value}: expected a whole number, {least} or more")
+                raise UsageError(f"dataset.{option}={value!r}: expected a whole number, {least} or more")
+        if self.workers > MOST_WORKERS:
+            raise UsageError(f"dataset.workers={self.workers}: expected {MOST_WORKERS} or fewer")
+        for option in ("seed", "split_seed"):
+            if not isinstance(getattr(self, option), int):
+                raise UsageError(f"dataset.{option}={getattr(self, option)!r}: expected a whole number")
+        if not isinstance(self.augment, Mapping):
+            raise UsageError(f"dataset.augment={self.augment!r}: expected padding and flip")
         for key in self.augment.keys() - {"padding", "flip"}:
             raise UsageError(f"dataset.augment.{key} is unknown{nearest(str(key), ('padding', 'flip'))}")
+        if not isinstance(self.augment.get("flip", False), bool):
+            raise UsageError(f"dataset.augment.flip={self.augment['flip']!r}: expected true or false")
         if (self._mean is None) != (self._std is None):
             raise UsageError("dataset.mean and dataset.std: give both, or neither to have them measured")
+
+    def _check_images(self, train: ImageSet) -> None:
+        """Whether mean, std and padding are right for images of this shape."""
+        channels, height, width = train.shape
+        for option, least in (("mean", -math.inf), ("std", 0.0)):
+            values = getattr(self, f"_{option}")
+            if values is None:
+                continue
+            numbers = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
+            if not numbers or len(values) != channels or not all(least < value < math.inf for value in values):
+                raise UsageError(
+                    f"dataset.{option}={values}: expected a list of {channels} numbers{', each above 0' * (least == 0)}"
+                )
+        padding, most = self.augment.get("padding", 0), min(height, width)
+        if type(padding) is not int or not 0 <= padding <= most:
+            raise UsageError(f"dataset.augment.padding={padding!r}: expected a whole number of pixels, 0 to {most}")
 
     @property
     def num_classes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from budgetnet.data.device_loader import Normalise
 from budgetnet.data.sharding import Batch, ShardedLoader
-from budgetnet.errors import UsageError
+from budgetnet.errors import RunError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
+MOST_PIXELS = 4096
+"""Largest height and width that images are resized to."""
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+"""What a file may hold, whatever its name says; Pillow's rarer readers are not made for files of unknown origin."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of the image as stored."""
@@ -43,8 +48,10 @@ class ImageFolder:
     def scan(root: str | Path, image_size: int = 224) -> ImageFolder:
         """All `root/<class>/<name>` that end in .jpeg, .jpg or .png, in alphabetical order.
 
-        Raises UsageError if the folder is missing, has no class, or a class has no image.
+        Raises UsageError if the folder is missing, has no class, or a class has no image, and for an impossible size.
         """
+        if type(image_size) is not int or not 0 < image_size <= MOST_PIXELS:
+            raise UsageError(f"dataset.source.image_size={image_size!r}: expected 1 to {MOST_PIXELS} pixels")
         root = Path(root)
         if not root.is_dir():
             raise UsageError(
@@ -119,10 +126,14 @@ def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray
     """The part of an image file that `crop` chooses from (width, height), resized: uint8 (size, size, 3).
 
     Grey, palette and CMYK images become RGB. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part still has
-    `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read.
+    `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read or is so large that Pillow
+    takes it for an attack.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path, formats=_FORMATS)
+        with opened as image:
             width, height = image.size
             box = crop(width, height)
             enlarge = size / (box[2] - box[0]), size / (box[3] - box[1])
@@ -136,7 +147,7 @@ def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray
                 min(pixels.height, box[3] * down),
             )
             return np.array(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(
             f"{path} cannot be read as an image ({(str(error).splitlines() or [''])[0]}); replace or remove it"
         ) from error
@@ -164,21 +175,23 @@ def random_crop(width: int, height: int, draw: random.Random) -> Box:
 # -- batches ----------------------------------------------------------------------------------------------------------
 
 
-class _BatchReader(Dataset[Batch | UsageError]):
+class _BatchReader(Dataset[Batch | UsageError | RunError]):
     """Indices (N,) to (images uint8 (N, H, W, C), labels (N,)), in a worker process.
 
-    An image that cannot be read makes the batch its UsageError: raised here, it would reach the main process wrapped in
-    the worker's traceback.
+    An image that cannot be read makes the batch its error: raised here, it would reach the main process wrapped in the
+    worker's traceback.
     """
 
     def __init__(self, data: ImageFolder, augment: bool, seed: int, epoch: int) -> None:
         self.data, self.augment, self.key = data, augment, f"{seed}/{epoch}"
 
-    def __getitem__(self, indices: Tensor) -> Batch | UsageError:
+    def __getitem__(self, indices: Tensor) -> Batch | UsageError | RunError:
         try:
             images = np.stack([self._read(index) for index in indices.tolist()])
         except UsageError as error:
             return error
+        except MemoryError:
+            return RunError(f"decoding {len(indices)} images ran out of memory: {_LESS_MEMORY}")
         return torch.from_numpy(images), self.data.labels[indices]
 
     def _read(self, index: int) -> np.ndarray:
@@ -190,13 +203,27 @@ class _BatchReader(Dataset[Batch | UsageError]):
         return pixels[:, ::-1] if draw.random() < 0.5 else pixels
 
 
+_LESS_MEMORY = "use fewer dataset.workers, a smaller dataset.batch_size or a machine with more memory"
+
+
+def worker_death(error: BaseException) -> RunError | None:
+    """What to say where `error` is torch's, that a decoding process has died; else None.
+
+    torch raises it in whatever the main process is doing at that moment, which may well be a training step.
+    """
+    if not isinstance(error, RuntimeError) or "DataLoader worker (pid" not in str(error):
+        return None
+    what = str(error).splitlines()[0].rstrip(". ")
+    return RunError(f"{what}: most likely the system ran out of memory; {_LESS_MEMORY}")
+
+
 class FolderLoader(ShardedLoader):
     """Batches (images float32 (N, C, H, W), labels int64 (N,)) on `device` of an image folder.
 
     augment: a random part and flip of every image, a function of (seed, epoch, image) alone; otherwise the middle.
     workers: processes that decode, per training process; 0 decodes in this one. Images travel as uint8 and are
     normalised on the device. Sharding, order and resuming: see `ShardedLoader`.
-    Iterating raises UsageError for an image that cannot be read.
+    Iterating raises UsageError for an image that cannot be read, and RunError if a worker cannot be started or dies.
     """
 
     def __init__(
@@ -231,8 +258,15 @@ class FolderLoader(ShardedLoader):
             pin_memory=pin,
             generator=torch.Generator(),  # leaves the global one, which dropout draws from, alone
         )
-        for batch in loader:
-            if isinstance(batch, UsageError):
-                raise batch
-            images, labels = (tensor.to(self.device, non_blocking=pin) for tensor in batch)
-            yield self.normalise(images), labels
+        try:
+            for batch in loader:
+                if isinstance(batch, Exception):
+                    raise batch
+                images, labels = (tensor.to(self.device, non_blocking=pin) for tensor in batch)
+                yield self.normalise(images), labels
+        except RuntimeError as error:
+            if death := worker_death(error):
+                raise death from error
+            raise
+        except OSError as error:  # a process, a file handle or shared memory could not be had
+            raise RunError(f"dataset.workers={self.workers}: {error}; {_LESS_MEMORY}") from error

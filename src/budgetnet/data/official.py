@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from budgetnet.errors import UsageError
+from budgetnet.locking import exclusive
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,10 @@ class OfficialFiles:
             return
         if download:
             try:
-                self._download(root, missing)
+                root.mkdir(parents=True, exist_ok=True)
+                with exclusive(root / ".download.lock", remove=True):  # all processes of a run ask at once
+                    if missing := self.missing(root):
+                        self._download(root, missing)
                 return
             except (OSError, ValueError, tarfile.TarError) as error:
                 tried = f"{self.url} could not be downloaded ({_short(error)})"
@@ -75,7 +79,6 @@ class OfficialFiles:
         import pooch
 
         folder = root / self.folder
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
             fetched = Path(scratch)
             connect = pooch.HTTPDownloader(timeout=(5, 30))  # seconds to connect, and between two packets

@@ -22,7 +22,7 @@ from budgetnet.errors import RunError, UsageError
 from budgetnet.processes import Processes
 
 CHECKPOINT_FORMAT = 2
-_SETTLE_EVERY = 100  # steps between two looks at the losses; each look waits for the device
+_SETTLE_EVERY = 25  # steps between two looks at the losses; each look waits for the device
 
 
 class BudgetedModule(pl.LightningModule):
@@ -185,6 +185,9 @@ class BudgetedModule(pl.LightningModule):
         self.top5.update(logits, labels)
 
     test_step = validation_step
+
+    def on_validation_epoch_start(self) -> None:
+        Processes(self.trainer).share(self.net.buffers())  # each process has the running statistics of its own images
 
     def on_validation_epoch_end(self) -> None:
         self._collect("val")

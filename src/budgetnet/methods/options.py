@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.schedule import SCHEDULES
+
+MOST_THREADS = 1024
 
 
 def _positive(section: str, **values: float | None) -> None:
@@ -44,8 +46,8 @@ class WholeRun:
             raise UsageError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
         if self.epochs < 1:
             raise UsageError(f"epochs={self.epochs}: expected 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads={self.threads}: expected 1 or more, or null")
+        if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
+            raise UsageError(f"threads={self.threads}: expected 1 to {MOST_THREADS}, or null")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Optimization:
         _positive("optim", lr=self.lr)
         _not_negative("optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
         _one_of("optim", "schedule", self.schedule, SCHEDULES)
+        if self.momentum >= 1:
+            raise UsageError(f"optim.momentum={self.momentum}: expected 0 up to, not including, 1")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"optim.label_smoothing={self.label_smoothing}: expected 0 up to, not including, 1")
 
@@ -137,6 +141,16 @@ class Rounds:
         _one_of("growth", "reduction", self.reduction, REDUCTIONS)
 
 
+@dataclass(frozen=True)
+class SeedNetwork:
+    """conf/growth: what growth starts from, and how wide a layer may become (`budgetnet.channels.fresh`)."""
+
+    seed_width: int
+    seed_shape: str = "proportional"
+    max_width: Any = None
+    linear: bool = False
+
+
 Section = TypeVar("Section")
 
 
@@ -153,6 +167,9 @@ def options(section: type[Section], name: str, values: Mapping[str, Any]) -> Sec
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "key", None))
-        raise UsageError(f"{name}.{key}={values.get(key)}: {str(error).splitlines()[0]}".lstrip(".")) from error
+        option = f"{name}.{key}".lstrip(".")
+        if isinstance(error, MissingMandatoryValue):
+            raise UsageError(f"{option} is missing: expected a value, as in conf/{name}") from error
+        raise UsageError(f"{option}={values.get(key)}: {str(error).splitlines()[0]}") from error
     assert isinstance(built, section)
     return built

@@ -70,8 +70,8 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     """
     graph, cost = ChannelGraph.of(net), CostModel(ChannelGraph.of(net))
     budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
-    if config["method"]["widths_from"] is not None:
-        widths = widths_of_run(config["method"]["widths_from"])
+    if (source := config["method"].get("widths_from")) is not None:
+        widths = widths_of_run(source)
         reshape_fresh(net, {name: width for name, width in widths.items() if graph.group(name)}, config["seed"])
     spent = config["epochs"] * ledger.images_per_epoch * cost.flops()
     costs = {**cost.costs(), "train_cost": spent}

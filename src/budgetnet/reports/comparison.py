@@ -35,7 +35,8 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
     """Test accuracy (validation-selected) of the finished runs against FLOPs, params and train cost.
 
     A row of panels per dataset. A point is a configuration: mean over its seeds, bars of one sample standard
-    deviation. A colour is a backbone and method; the grey line is the Pareto front.
+    deviation. A colour is a backbone and method. The grey line is the Pareto front of validation accuracy, drawn at the
+    test accuracy of what it selects: the test set selects nothing. (Without validation it is that of test accuracy.)
     """
     groups = [group for group in repetitions(rows) if group.spread("test_top1") is not None]
     series = list(dict.fromkeys(_series(group) for group in groups))
@@ -66,25 +67,25 @@ def _series(group: Repetitions) -> str:
 
 
 def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequence[str]) -> None:
-    points = [(group, group.spread(cost), group.spread("test_top1")) for group in groups]
-    known = [(group, x, y) for group, x, y in points if x is not None and y is not None]
+    points = [(group, group.spread(cost), group.spread("test_top1"), group.spread("val_top1")) for group in groups]
+    known = [(group, x, y, y if val is None else val) for group, x, y, val in points if x is not None and y is not None]
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     if not known:
         return
-    front = pareto_front([x.mean for _, x, _ in known], [y.mean for _, _, y in known])
+    front = pareto_front([x.mean for _, x, _, _ in known], [selects.mean for _, _, _, selects in known])
     axes.plot(
         [known[index][1].mean for index in front], [known[index][2].mean for index in front],
         drawstyle="steps-post", color=GREY, linewidth=1.2, zorder=1, label="Pareto front",
     )  # fmt: skip
-    for group, x, y in known:
+    for group, x, y, _ in known:
         number = series.index(_series(group))
         axes.errorbar(
             x.mean, y.mean, xerr=x.deviation or None, yerr=y.deviation or None, label=_series(group),
             color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)],
             markersize=5, capsize=2.5, linestyle="none", elinewidth=1, zorder=2,
         )  # fmt: skip
-    accuracies = [y.mean for _, _, y in known]
-    room = max(0.5, 0.1 * (max(accuracies) - min(accuracies)), *(y.deviation for _, _, y in known))
+    accuracies = [y.mean for _, _, y, _ in known]
+    room = max(0.5, 0.1 * (max(accuracies) - min(accuracies)), *(y.deviation for _, _, y, _ in known))
     axes.set_ylim(min(accuracies) - 1.5 * room, min(max(accuracies) + 1.5 * room, 100.5))
-    log_quantities(axes, [x.mean for _, x, _ in known])
+    log_quantities(axes, [x.mean for _, x, _, _ in known])

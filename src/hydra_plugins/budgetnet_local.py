@@ -1,0 +1,54 @@
+"""hydra/launcher=local: Hydra's name for `budgetnet.launcher` (Hydra takes launchers from this package alone)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+_OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode")
+
+
+class LocalLauncher(Launcher):
+    """Every job of a sweep as a process of its own on this machine. n_jobs, gpus: `launcher` in conf/config.yaml."""
+
+    def __init__(self, n_jobs: Any = None, gpus: Any = None) -> None:
+        self.n_jobs, self.gpus = n_jobs, gpus
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; the value of each is its validation accuracy, or None if it failed."""
+        from budgetnet.command import plain
+        from budgetnet.launcher import Job, run_jobs, visible_gpus
+
+        gpus = visible_gpus(self.gpus)
+        composed = [self.context.config_loader.load_sweep_config(self.config, list(job)) for job in job_overrides]
+        jobs = [
+            Job.of(initial_job_idx + number, plain(config), list(overrides), [*self._options(), *overrides], len(gpus))
+            for number, (config, overrides) in enumerate(zip(composed, job_overrides, strict=True))
+        ]
+        values = run_jobs(jobs, gpus, self.n_jobs)
+        returns = []
+        for config, job, value in zip(composed, job_overrides, values, strict=True):
+            result = JobReturn(overrides=list(job), cfg=config, working_dir=str(Path.cwd()), status=JobStatus.COMPLETED)
+            result.return_value = value
+            returns.append(result)
+        return returns
+
+    def _options(self) -> list[str]:
+        """What else of this command a job needs: where its configuration is found, and options of Hydra."""
+        options = []
+        if self.config.hydra.job.config_name != "config":
+            options += ["--config-name", str(self.config.hydra.job.config_name)]
+        for source in self.config.hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                options += ["--config-dir", str(source.path)]
+        kept = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(_OF_THE_SWEEP)]
+        return options + kept

@@ -1,0 +1,93 @@
+"""`make soak`: runs that are killed at random instants, wherever that is, and go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import FORGETFUL, SHORT, run, start
+from killed import learned
+
+from budgetnet.callbacks.checkpoint import load_checkpoint
+
+RUNS = 100
+KINDS = {
+    "plain": SHORT,
+    "checkpoints within epochs": (*SHORT, "checkpoint.every_n_steps=5"),
+    "dropout": (*SHORT, *FORGETFUL),
+    "dropout and checkpoints within epochs": (*SHORT, *FORGETFUL, "checkpoint.every_n_steps=5"),
+}
+
+
+@pytest.mark.soak
+def test_runs_killed_at_random_instants_go_on_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    processes = os.cpu_count() or 1
+    with ThreadPoolExecutor(processes) as pool:
+        done = list(pool.map(lambda kind: uninterrupted(kind, tmp_path / kind), KINDS))
+        expected = dict(zip(KINDS, done))
+        cases = [(number, list(KINDS)[number % len(KINDS)]) for number in range(RUNS)]
+        results = list(pool.map(lambda case: kill_and_continue(*case, *expected[case[1]], tmp_path), cases))
+    differing = [f"run {case} differs in {different}" for case, (different, _) in zip(cases, results) if different]
+    places = Counter(place for _, killed in results for place in killed)
+    with capsys.disabled():
+        print(
+            f"\n{RUNS - len(differing)} of {RUNS} continued runs identical to the uninterrupted one, after "
+            f"{places.total()} kills ({', '.join(f'{count} {place}' for place, count in places.most_common())}) in "
+            f"{time.monotonic() - begin:.0f} s on {processes} cores"
+        )
+    assert not differing
+
+
+def uninterrupted(kind: str, directory: Path) -> tuple[dict[str, str], float]:
+    """What a run learns, and how many seconds it takes."""
+    begin = time.monotonic()
+    finished = run(*KINDS[kind], f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    return learned(directory), time.monotonic() - begin
+
+
+def kill_and_continue(
+    number: int, kind: str, expected: dict[str, str], seconds: float, root: Path
+) -> tuple[list[str], list[str]]:
+    """What differs of a run that was killed once, or every third time up to three times; and where it was killed."""
+    draw = random.Random(number)
+    directory = root / f"run-{number}"
+    command = [*KINDS[kind], f"run.dir={directory}"]
+    killed: list[str] = []
+    wanted = 3 if number % 3 == 0 else 1
+    while len(killed) < wanted:
+        process = start(*command)
+        time.sleep(draw.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            killed.append(reached(directory))
+        elif process.returncode != 0:
+            break
+        elif killed:
+            wanted = len(killed)
+        else:  # it was faster: draw again
+            shutil.rmtree(directory)
+    finished = run(*command)
+    if finished.returncode != 0:
+        return [finished.stderr.splitlines()[-1]], killed
+    return [name for name, value in learned(directory).items() if value != expected[name]], killed
+
+
+def reached(directory: Path) -> str:
+    if (directory / "summary.json").exists():
+        return "in the report"
+    if not (directory / "last.ckpt").exists():
+        return "before the first checkpoint"
+    growing = load_checkpoint(directory / "last.ckpt")["budgetnet"]["phase"] == "grow"
+    return "while growing" if growing else "in fine-tuning and evaluation"

@@ -1,0 +1,246 @@
+"""Runs that are killed, preempted, or out of disk at an exact place, and go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FORGETFUL, SHORT, run, start
+from killed import At, Replaced, SmallFiles, Steps, learned
+
+from budgetnet.callbacks.checkpoint import load_checkpoint
+
+STEP = "budgetnet.methods.base.BudgetedModule.training_step"
+SAVE = "budgetnet.callbacks.checkpoint.DurableFiles.save_checkpoint"
+GROW = "budgetnet.methods.adenel.AdeNeL.grow"
+LAST, BEST = "last.ckpt.tmp", "best.ckpt.tmp"
+SLURM = {
+    "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
+}  # fmt: skip
+
+PLACES: dict[str, Callable[[], object]] = {
+    "before the first checkpoint": At(STEP, 2),
+    "in the middle of a growing epoch": At(STEP, 26),
+    "before a resize": At(GROW, 3),
+    "after a resize": At("budgetnet.methods.base.BudgetedModule.resize", 3, after=True),
+    "after a growth round": At(GROW, 3, after=True),
+    "after a row of metrics.csv": At("budgetnet.records.Records.metrics", 4, after=True),
+    "with half a checkpoint written": SmallFiles(SAVE, 5, size=165_000, deadly=True),
+    "before a checkpoint is renamed": At("os.replace", 5, file=LAST),
+    "after a checkpoint is renamed": At("os.replace", 5, after=True, file=LAST),
+    "with half a best.ckpt written": SmallFiles(SAVE, 6, size=165_000, deadly=True),
+    "between best.ckpt and last.ckpt": At("os.replace", 2, after=True, file=BEST),
+    "in the middle of a fine-tuning epoch": At(STEP, 66),
+    "after the last epoch": At("budgetnet.experiment._evaluate"),
+    "in the report": At("matplotlib.figure.Figure.savefig", 2),
+    "before done.json": At("os.replace", file="done.json.tmp"),
+}
+
+
+WITHIN_EPOCHS = [
+    "in the middle of a growing epoch", "before a resize", "after a resize", "with half a checkpoint written",
+    "before a checkpoint is renamed", "in the middle of a fine-tuning epoch",
+]  # fmt: skip
+"""Places that are tried with checkpoints within epochs, too."""
+
+
+@pytest.fixture(scope="module")
+def forgetful_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a network with dropout that was never interrupted."""
+    directory = tmp_path_factory.mktemp("forgetful") / "run"
+    finished = run(*SHORT, *FORGETFUL, f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    return directory
+
+
+def assert_continues(command: list[str], uninterrupted: Path) -> None:
+    """The command ends well, leaves no temporary file, and all is as in the run that was never interrupted."""
+    continued = run(*command)
+    assert continued.returncode == 0, continued.stderr
+    directory = Path(command[-1].removeprefix("run.dir="))
+    assert learned(directory) == learned(uninterrupted)
+    assert not list(directory.glob("*.tmp"))
+
+
+def the_line(process: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line on standard error beside those of the epochs."""
+    assert process.returncode == code, process.stderr
+    (line,) = [line for line in process.stderr.splitlines() if not line.startswith("epoch ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("place", "every"), [*((place, "null") for place in PLACES), *((place, "4") for place in WITHIN_EPOCHS)]
+)
+def test_a_run_killed_at_any_place_goes_on_to_the_same_bits(
+    place: str, every: str, short_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, f"checkpoint.every_n_steps={every}", f"run.dir={tmp_path}/run"]
+    killed = run(*command, before=PLACES[place])
+    assert killed.returncode in (-signal.SIGKILL, -signal.SIGXFSZ), killed.stderr
+    assert not (tmp_path / "run" / "done.json").exists()
+    assert_continues(command, short_run)
+
+
+@pytest.mark.parametrize("step", [26, 66])
+def test_a_run_that_is_checkpointed_within_epochs_goes_on_within_the_epoch(
+    step: int, forgetful_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, *FORGETFUL, "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
+    assert run(*command, before=At(STEP, step)).returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 4
+    assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
+    steps = [divmod(number, 10) for number in range(step - 2, 10 * 9)]
+    assert (tmp_path / "steps").read_text().splitlines() == [f"{epoch} {batch}" for epoch, batch in steps]
+    assert learned(tmp_path / "run") == learned(forgetful_run)
+
+
+# -- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 26), (signal.SIGUSR1, 66), (signal.SIGTERM, 30)])
+def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(
+    number: signal.Signals, step: int, forgetful_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run"]
+    line = the_line(run(*command, before=At(STEP, step, number=number)), 143)
+    assert line.endswith(f"continue with the same command: python -m src.run {' '.join(command)}")
+    saved = load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]
+    assert (saved["epochs"], saved["batches"]) == divmod(step, 10)
+    assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
+    assert len((tmp_path / "steps").read_text().splitlines()) == 90 - step
+    assert learned(tmp_path / "run") == learned(forgetful_run)
+
+
+@pytest.mark.parametrize("place", [GROW, SAVE, "budgetnet.experiment._evaluate", "matplotlib.figure.Figure.savefig"])
+def test_a_run_may_be_told_to_end_at_any_place(place: str, short_run: Path, tmp_path: Path) -> None:
+    command = [*SHORT, f"run.dir={tmp_path}/run"]
+    line = the_line(run(*command, before=At(place, 2 if place in (GROW, SAVE) else 1, number=signal.SIGTERM)), 143)
+    assert "continue with the same command" in line
+    assert_continues(command, short_run)
+
+
+@pytest.mark.parametrize(
+    ("variables", "state", "expected"),
+    [
+        ({}, "RUNNING", "requeue 12"),
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "RUNNING", "requeue 7_3"),
+        ({}, "CANCELLED", "show job 12"),
+    ],
+)
+def test_slurm_is_asked_to_run_a_preempted_job_again_but_not_a_cancelled_one(
+    variables: dict[str, str], state: str, expected: str, tmp_path: Path
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho JobState={state}\n')
+    scontrol.chmod(0o755)
+    variables = {**variables, **SLURM, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    ended = run(*SHORT, f"run.dir={tmp_path}/run", before=At(STEP, 5, number=signal.SIGUSR1), variables=variables)
+    line = the_line(ended, 143)
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == expected
+    assert ("requeued" in line) == expected.startswith("requeue")
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 5
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "size", "epochs"),
+    [
+        (SAVE, 5, 100_000, 4),
+        ("budgetnet.records.Records.metrics", 6, 1000, 5),
+        ("budgetnet.reports.report.write_report", 1, 2000, 8),
+    ],
+)
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continued(
+    place: str, call: int, size: int, epochs: int, short_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, "trainer.progress=false", f"run.dir={tmp_path}/run"]
+    line = the_line(run(*command, before=SmallFiles(place, call, size)), 1)
+    assert f"{tmp_path}/run" in line and "File too large" in line
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["epochs"] == epochs
+    assert_continues(command, short_run)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file" / "run", Path("/proc/run")):  # a mode would not stop the superuser
+        line = the_line(run(*SHORT, f"run.dir={directory}"), 2)
+        assert f"run.dir={directory}: cannot be written" in line
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def put_another(path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(3)}}, path)
+
+
+def put_a_list(path: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def make_older(path: Path) -> None:
+    state = load_checkpoint(path)
+    state["budgetnet"]["format"] = 0
+    torch.save(state, path)
+
+
+def drop_the_format(path: Path) -> None:
+    state = load_checkpoint(path)
+    del state["budgetnet"]["format"]
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("change", [truncate, empty, put_another, put_a_list, make_older, drop_the_format])
+def test_a_damaged_foreign_or_older_checkpoint_is_named_and_left_alone(
+    change: Callable[[Path], None], short_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    change(checkpoint)
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    line = the_line(run(*SHORT, f"run.dir={tmp_path}/run"), 1)
+    assert str(checkpoint) in line
+    assert ("format 0" in line) == (change is make_older)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_second_process_in_a_run_directory_is_refused(short_run: Path, tmp_path: Path) -> None:
+    command = [*SHORT, f"run.dir={tmp_path}/run"]
+    first = start(*command, before=At(STEP, 15, number=signal.SIGSTOP))
+    wait_until(lambda: state_of(first.pid) == "T")
+    second = run(*command, before=Replaced("budgetnet.workspace._PATIENCE", 0.2))
+    assert f"{tmp_path}/run is in use" in the_line(second, 2)
+    first.send_signal(signal.SIGCONT)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert learned(tmp_path / "run") == learned(short_run)
+
+
+def state_of(pid: int) -> str:
+    """One letter of the system for what a process does: T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_until(fact: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

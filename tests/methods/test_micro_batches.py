@@ -1,0 +1,93 @@
+"""Batches passed in parts, and half precision: what a step is does not depend on how it is computed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from budgetnet.building import Parts, build
+from budgetnet.command import CONF, plain
+from budgetnet.records import Records
+
+SHORT = (
+    "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
+    "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
+    "epochs=12", "optim.lr=0.05", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
+    "trainer.progress=false", "trainer.accelerator=cpu",
+)  # fmt: skip
+"""Three growing epochs and three of fine-tuning, 20 steps each, of a network without batch norm."""
+
+
+Fit = Callable[..., Parts]
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Fit:
+    """Train a configuration as a run does, in this process."""
+    threads = torch.get_num_threads()
+
+    def fitted(*overrides: str) -> Parts:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = plain(compose("config", overrides=[*SHORT, *overrides]))
+        directory = tmp_path / "_".join(overrides)
+        directory.mkdir()
+        parts = build(config, directory)
+        parts.trainer.fit(parts.module, datamodule=parts.data)
+        return parts
+
+    yield fitted
+    torch.set_num_threads(threads)
+
+
+def metrics(parts: Parts) -> list[dict[str, str]]:
+    directory = parts.trainer.default_root_dir
+    with open(Records(Path(directory)).directory / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(parts: Parts) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in parts.module.net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("precision", "epochs", "tolerance"), [("64-true", 12, 1e-9), ("32-true", 4, 1e-5)], ids=["float64", "float32"]
+)
+def test_a_batch_in_parts_is_the_same_step(fit: Fit, precision: str, epochs: int, tolerance: float) -> None:
+    options = (f"trainer.precision={precision}", f"epochs={epochs}")
+    whole, cut = fit(*options), fit(*options, "trainer.micro_batches=3")  # parts of 7, 7 and 6 images
+    first, second = weights(whole), weights(cut)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.shape == second[name].shape
+        assert (value - second[name]).abs().max() <= tolerance, name
+    differing = [
+        {key for key in one if one[key] != other[key]} - {"seconds"} for one, other in zip(metrics(whole), metrics(cut))
+    ]
+    assert set().union(*differing) <= {"train_loss", "val_loss"}  # rounding; the same steps, cost, rates and accuracy
+    assert whole.module.ledger.spent == cut.module.ledger.spent > 0
+    assert whole.trainer.global_step == cut.trainer.global_step
+
+
+def test_more_parts_than_images_are_as_many_parts_as_images(fit: Fit) -> None:
+    options = ("trainer.precision=64-true", "epochs=4", "dataset.batch_size=4", "dataset.limit_train=24")
+    first, second = weights(fit(*options)), weights(fit(*options, "trainer.micro_batches=9"))
+    assert all((value - second[name]).abs().max() <= 1e-9 for name, value in first.items())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_network_grows_and_learns_in_bf16(fit: Fit, precision: str) -> None:
+    parts = fit(f"trainer.precision={precision}", "finetune.epochs=5", "trainer.micro_batches=2")
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {value.dtype for value in weights(parts).values()} == {dtype}
+    rows = metrics(parts)
+    assert [row["phase"] for row in rows].count("grow") >= 3
+    assert len({row["flops"] for row in rows}) >= 4
+    assert rows[-1]["phase"] == "finetune"
+    assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
+    assert float(rows[-1]["val_top1"]) > 50
