@@ -39,11 +39,7 @@ def job(config: DictConfig) -> float | None:
 
 
 def main() -> int:
-    """The command's exit code.
-
-    0; 1 for a run or a job of a sweep that failed; 2 for a command that cannot run; 130 after Ctrl-C; 143 after
-    SIGTERM.
-    """
+    """The exit code: 0; 1 if a run or a job of a sweep failed; 2 if it cannot run; 130, 143 after SIGINT, SIGTERM."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors, and they are explained here in one line
     code = 0
     try:

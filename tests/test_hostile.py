@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -52,28 +50,32 @@ def _defaults() -> dict[str, list[str]]:
 
 DEFAULTS = _defaults()
 WORDS = sorted({value for values in DEFAULTS.values() for value in values if len(value) < 20})
-HOSTILE = """
-0 -1 1 2 1.5 1e-3 1e400 -1e400 1e308 1e-308 nan inf -inf 1000000000000000000000000000000 -9223372036854775809 4294967296 1e6
-1_000 0x10 007 1e 50% 0% -5% 1e99% 101% 0.5Q 1k% 42M 1e-9M 9P ??? null ~ true false yes no None '' ' ' "" [] {} [1,2]
-[1,[2]] {a:1} {a:{b:2}} [null] [nan] [1 {a:1 [1,2}} ' " '' a,b a=b = : \\ / . .. ../.. /nowhere /dev/null /proc/self/mem
-${seed} ${nope} ${oc.env:HOME} ${oc.env:NOPE} ${oc.decode:1} ${hydra:job.name} ${seed ${} $ \\${seed} ${epochs}${seed}
-${optim} ${.} ${..seed} ${optim.lr} 'a\nb' "\x1b[31mred" \x7f émile 预算 🤖 ﷽ ٣ １２ ∞ int(3) str(1) range(3) choice(a,b)
-glob(*) sort(3,1) interval(0,1) auto ddp fsdp deepspeed ddp_spawn ddp_find_unused_parameters_true gpu tpu cuda mps cpu hpu
-16-mixed bf16-mixed 16-true bf16-true 64-true transformer-engine 8 "0,1" 8x 0x -2x nanx infx 1e30x x os.getcwd builtins.print
-builtins.dict os.path.join nope.Nope torch.nn.Linear torch.nn.ReLU budgetnet budgetnet.backbones.build budgetnet.errors.UsageError
-builtins.KeyError
-""".split()
-HOSTILE += ["", "x" * 5000, "9" * 4000, "[" * 60, "$" + "{" * 50, "a b", " 1", "1 ", "[" + "1," * 300 + "1]"]
-EXTRA = ["backbone._target_", "backbone.width", "method._target_", "dataset._target_", "dataset.source", "hydra",
-         "dataset.source._target_", "budget", "growth", "optim.lr.x", "seed.x", "dataset.augment.padding.x", "a", "a.b.c",
-         "hydra/launcher", "hydra/job_logging", "hydra/sweeper", "hydra.verbose", "_target_", "trainer.max_epochs",
-         "trainer.logger", "trainer.callbacks", "trainer.max_time", "trainer.plugins", "trainer.profiler", "defaults",
-         "trainer.inference_mode", "trainer.benchmark", "method.widths_from"]  # fmt: skip
+TEXT = r"""
+0 -1 1 2 1.5 1e-3 1e400 -1e400 1e308 1e-308 nan inf -inf 1000000000000000000000000000000
+-9223372036854775809 4294967296 1e6 1_000 0x10 007 1e 50% 0% -5% 1e99% 101% 0.5Q 1k% 42M 1e-9M 9P 8x 0x -2x
+nanx infx 1e30x ??? null ~ true false yes no None '' ' " "" [] {} [1,2] [1,[2]] {a:1} {a:{b:2}} [null] [nan]
+[1 {a:1 [1,2}} ' a,b a=b = : \ / . .. ../.. /nowhere /dev/null /proc/self/mem ${seed} ${nope} ${oc.env:HOME}
+${oc.env:NOPE} ${oc.decode:1} ${hydra:job.name} ${seed ${} $ \${seed} ${epochs}${seed} ${optim} ${.}
+${..seed} ${optim.lr} émile 预算 🤖 ﷽ ٣ １２ ∞ int(3) str(1) range(3) choice(a,b) glob(*) sort(3,1) interval(0,1)
+auto ddp fsdp deepspeed ddp_spawn ddp_find_unused_parameters_true gpu tpu cuda mps cpu hpu 16-mixed
+bf16-mixed 16-true bf16-true 64-true transformer-engine 8 "0,1" x os.getcwd builtins.print builtins.dict
+os.path.join nope.Nope torch.nn.Linear torch.nn.ReLU budgetnet budgetnet.backbones.build
+budgetnet.errors.UsageError builtins.KeyError
+"""
+HOSTILE = [*TEXT.split(), "", " 1", "1 ", "a b", "'a\nb'", '"\x1b[31mred"', "\x7f", "x" * 5000, "9" * 4000]
+HOSTILE += ["[" * 60, "$" + "{" * 50, "[" + "1," * 300 + "1]"]
+UNUSUAL = """
+backbone._target_ backbone.width method._target_ method.widths_from dataset._target_ dataset.source._target_
+dataset.source.image_size dataset.augment.padding.x budget growth optim.lr.x seed.x a a.b.c _target_ defaults hydra
+hydra/launcher hydra/sweeper hydra.verbose trainer.max_epochs trainer.max_time trainer.logger trainer.callbacks
+trainer.plugins trainer.profiler trainer.inference_mode trainer.benchmark callbacks.mine._target_
+"""
+EXTRA = UNUSUAL.split()
 
 texts = st.text(max_size=12).filter(lambda text: not text.startswith("-") and "\0" not in text)
 quoted = texts.map(lambda text: "'" + text.replace("\\", "").replace("'", "") + "'")
 hostile = st.one_of(*[st.sampled_from(HOSTILE)] * 3, st.floats().map(repr), st.integers().map(str), quoted)
-numbers = st.sampled_from("0 1 2 3 5 10 100 0.1 0.5 0.9 1e-4 null true false".split())
+numbers = st.sampled_from(["0", "1", "2", "3", "5", "10", "100", "0.1", "0.5", "0.9", "1e-4", "null", "true", "false"])
 
 
 @st.composite
@@ -91,7 +93,9 @@ def override(draw: st.DrawFn) -> str:
     value = draw(known if kind < 7 else numbers if kind < 9 else hostile)
     if often(8):
         return f"{key}={value}"
-    return draw(st.sampled_from(["+{}={}", "++{}={}", "+{}.new={}", "~{}", "~{}={}", "{}", "{}@x={}"])).format(key, value)
+    return draw(st.sampled_from(["+{}={}", "++{}={}", "+{}.new={}", "~{}", "~{}={}", "{}", "{}@x={}"])).format(
+        key, value
+    )
 
 
 @st.composite
@@ -102,13 +106,6 @@ def override_lists(draw: st.DrawFn) -> list[str]:
 
 
 # -- the command's front ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Front"]:
-    """The command up to the first training step, in a home, a working and a temporary directory of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield Front(tmp_path_factory.mktemp("hostile"), patch)
 
 
 class Front:
@@ -123,8 +120,8 @@ class Front:
         locate = OfficialFiles.locate
         patch.setattr(OfficialFiles, "locate", lambda files, root, download: locate(files, root, download=False))
         patch.setattr(command, "show", lambda directory: None)
-        self.texts: list[str] = []
-        self.counts: Counter[str] = Counter()
+        self.accepted: set[tuple[str, ...]] = set()
+        self.refused: set[tuple[str, ...]] = set()
 
     def _build(self, config: Any, directory: Path, command: str) -> dict[str, Any]:
         building.build(config, directory)
@@ -142,13 +139,13 @@ class Front:
             except SystemExit as error:
                 code = error.code if isinstance(error.code, int) else 1
         torch.set_num_threads(threads)
-        self.counts["tried"] += 1
-        self.counts["built" if self.built else "refused"] += 1
+        (self.accepted if self.built else self.refused).add(tuple(overrides))
         self.text = err.getvalue()
-        self.texts.append(self.text)
         lines = [*err.getvalue().splitlines(), *(f"warning: {each.message}" for each in caught)]
-        if (new := self._files()) != before:
-            return f"files changed: {sorted(new ^ before)}"
+        if touched := self._files() ^ before:
+            for path in touched:
+                path.unlink(missing_ok=True)  # for the next list
+            return f"files were written: {touched}"
         if time.monotonic() - start > 20:
             return f"took {time.monotonic() - start:.0f} s"
         if self.built:
@@ -166,5 +163,40 @@ class Front:
             return f"says nothing: {text}"
         return None
 
-    def _files(self) -> set[str]:
-        return {str(path) for path in self.root.rglob("*")}
+    def _files(self) -> set[Path]:
+        return set(self.root.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """The command up to the first training step, in a home, a working and a temporary directory of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Front(tmp_path_factory.mktemp("hostile"), patch)
+
+
+def throw_all(front: Front, lists: int, **options: Any) -> None:
+    """Throw so many generated lists; fails with the smallest one that is answered wrongly."""
+
+    @settings(max_examples=lists, deadline=None, database=None, suppress_health_check=list(HealthCheck), **options)
+    @given(override_lists())
+    def throw(overrides: list[str]) -> None:
+        assert front.throw(overrides) is None
+
+    throw()
+
+
+def test_what_is_typed_builds_or_is_refused_in_one_clear_line_and_touches_no_file(front: Front) -> None:
+    throw_all(front, 150, derandomize=True, phases=[Phase.generate])
+    assert min(len(front.accepted), len(front.refused)) >= 20
+
+
+@pytest.mark.soak
+def test_3000_lists_of_overrides_build_or_are_refused_in_one_clear_line(
+    front: Front, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    throw_all(front, 3500)
+    built, refused, seconds = len(front.accepted), len(front.refused), time.monotonic() - begin
+    with capsys.disabled():
+        print(f"\n{built + refused} lists of overrides: {built} built, {refused} refused in one line, {seconds:.0f} s")
+    assert built + refused >= 3000

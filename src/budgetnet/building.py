@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
@@ -23,27 +22,16 @@ from budgetnet.callbacks.growth import Growth
 from budgetnet.callbacks.preemption import Preemption
 from budgetnet.callbacks.progress import Progress
 from budgetnet.callbacks.record import Recorder
-from budgetnet.channels import ChannelGraph
-from budgetnet.configuration import checked
+from budgetnet.channels import ChannelGraph, GraphError
+from budgetnet.configuration import Training, checked
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
-from budgetnet.errors import UsageError, nearest
+from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.records import Records
 
 Config = Mapping[str, Any]
 Made = TypeVar("Made")
-
-_REPLACED = {
-    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
-    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
-    "limit_val_batches": "dataset.validation",
-    "limit_test_batches": "dataset.limit_test",
-    "fast_dev_run": "debug=quick",
-    "gradient_clip_val": "a smaller optim.lr",
-    "accumulate_grad_batches": "trainer.micro_batches",
-}
-"""Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +84,10 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
     costs, widths = CostModel(reference).costs(), reference.widths
     images = data.images_per_epoch(1)
     ledger = TrainCostLedger(images, data.baseline_epochs, costs["flops"])
-    with _blamed_on("method"):
-        target = config["method"]["_target_"]
-        module = get_method(target)(config, net, data.num_classes, ledger)
+    target = config["method"]["_target_"]
+    with _blamed_on(f"method._target_={target}"):
+        method = instantiate({"_target_": target, "_partial_": True})
+        module = method(config, net, data.num_classes, ledger)
         if not isinstance(module, BudgetedModule):
             raise UsageError(f"method._target_={target} made a {type(module).__name__}: expected a BudgetedModule")
     full = {
@@ -123,17 +112,18 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     net = make("backbone", section, torch.nn.Module, num_classes=data.num_classes, in_channels=channels)
     if sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-    graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
-    if section["_target_"] != "budgetnet.backbones.build":
-        graph.verify()
+    try:
+        graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
+        if section["_target_"] != "budgetnet.backbones.build":
+            graph.verify()
+    except GraphError as error:
+        raise UsageError(f"backbone={section.get('name', section['_target_'])}: {error}") from error
     return net
 
 
 def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tuple[pl.Trainer, Preemption]:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
     section, records = dict(config["trainer"]), Records(directory)
-    for name in section.keys() & _REPLACED.keys():
-        raise UsageError(f"trainer.{name} would go around the run's own clock and cost: use {_REPLACED[name]} instead")
     if section["strategy"] not in ("auto", "ddp"):
         raise UsageError(f"trainer.strategy={section['strategy']}: {_why_not(str(section['strategy']))}; use ddp")
     channels_last, progress = section.pop("channels_last"), section.pop("progress")
@@ -162,10 +152,8 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tup
         "use_distributed_sampler": False,
         "plugins": [DurableFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
     }
-    known = inspect.signature(pl.Trainer).parameters.keys() - own.keys()
-    for name in section.keys() - known:
-        raise UsageError(f"no option is called trainer.{name}{nearest(name, config['trainer'].keys() & known)}")
-    with _blamed_on("trainer"):
+    stated = [f"{name}={value}" for name, value in section.items() if value != getattr(Training, name)]
+    with _blamed_on(f"trainer with {', '.join(stated) or 'its defaults'}"):
         trainer = pl.Trainer(**section, **own)
     if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
@@ -188,12 +176,12 @@ def _blamed_on(section: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (TypeError, ValueError, HydraException, MisconfigurationException) as error:
+    except (TypeError, ValueError, OSError, ImportError, HydraException, MisconfigurationException) as error:
         cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
         if isinstance(cause, UsageError):
             raise cause from error
-        text = (str(cause).splitlines() or [""])[0]
-        raise UsageError(f"{section} cannot be built with these options ({type(cause).__name__}: {text})") from error
+        text = " ".join(str(cause).split())
+        raise UsageError(f"{section} cannot be built ({type(cause).__name__}: {text})") from error
 
 
 def quiet() -> None:

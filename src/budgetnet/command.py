@@ -176,7 +176,9 @@ def known_options() -> list[str]:
         found |= {group} - {""}
         tree = OmegaConf.to_container(OmegaConf.load(file))
         found |= set(_keys(tree, f"{group}." if group else ""))
-    return sorted(key for key in found if not key.startswith("hydra") and not {"defaults", "_target_"} & {*key.split(".")})
+    return sorted(
+        key for key in found if not key.startswith("hydra") and not {"defaults", "_target_"} & {*key.split(".")}
+    )
 
 
 def _keys(tree: Any, prefix: str) -> Iterable[str]:

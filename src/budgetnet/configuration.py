@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,7 +42,9 @@ class Place:
     def __post_init__(self) -> None:
         for option in ("root", "experiment", "name", "dir"):
             value = getattr(self, option)
-            if value is not None and (not value.strip() or not value.isprintable()):
+            if value is None:
+                continue
+            if not value.strip() or not value.isprintable() or max(map(len, os.fsencode(value).split(b"/"))) > 255:
                 raise UsageError(f"run.{option}={value!r}: expected the name of a directory")
 
 
@@ -68,7 +71,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Training:
-    """conf/trainer: where and how exactly is computed. Other options of Lightning's trainer may stand beside them."""
+    """conf/trainer: where and how exactly is computed; the last four are options of Lightning's that may be added."""
 
     accelerator: str = "auto"
     devices: Any = 1
@@ -81,6 +84,10 @@ class Training:
     micro_batches: int = 1
     channels_last: bool = True
     progress: bool = True
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    inference_mode: bool = True
+    profiler: str | None = None
 
     def __post_init__(self) -> None:
         devices = self.devices
@@ -106,6 +113,17 @@ class Training:
         if self.check_val_every_n_epoch < 1:
             raise UsageError(f"trainer.check_val_every_n_epoch={self.check_val_every_n_epoch}: expected 1 or more")
 
+
+_REPLACED = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
+    "limit_val_batches": "dataset.validation",
+    "limit_test_batches": "dataset.limit_test",
+    "fast_dev_run": "debug=quick",
+    "gradient_clip_val": "a smaller optim.lr",
+    "accumulate_grad_batches": "trainer.micro_batches",
+}
+"""Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
 
 _SECTIONS: Mapping[str, tuple[type, ...]] = {
     "run": (Place,),
@@ -133,8 +151,10 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     result = {**config, **vars(options(WholeRun, "", config))}
     for name, kinds in _SECTIONS.items():
         section = _section(config, name)
-        if name != "trainer":
-            _refuse_unknown(f"{name}.", section, {field.name for kind in kinds for field in fields(kind)})
+        for option in section.keys() & _REPLACED.keys() if name == "trainer" else ():
+            instead = _REPLACED[option]
+            raise UsageError(f"trainer.{option} would go around the run's own clock and cost: use {instead} instead")
+        _refuse_unknown(f"{name}.", section, {field.name for kind in kinds for field in fields(kind)})
         result[name] = dict(section)
         for kind in kinds:
             result[name] |= vars(options(kind, name, section))
@@ -169,15 +189,14 @@ def _check_values(config: Mapping[str, Any]) -> None:
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(config.get(name), Mapping):
-        raise UsageError(f"{name}={config.get(name)!r}: expected the options of conf/{name}")
+        raise UsageError(f"{name}={config.get(name)!r}: expected a section of options, as in conf/")
     section: Mapping[str, Any] = config[name]
     return section
 
 
-def _refuse_unknown(prefix: str, section: Mapping[str, Any], known: Any) -> None:
-    for key in section:
-        if key not in known:
-            raise UsageError(f"no option is called '{prefix}{key}'{nearest(str(key), known)}")
+def _refuse_unknown(prefix: str, section: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in section.keys() - set(known):
+        raise UsageError(f"no option is called '{prefix}{key}'{nearest(f'{prefix}{key}', [prefix + k for k in known])}")
 
 
 def _check_texts(name: str, section: Mapping[str, Any], options: Sequence[str]) -> None:

@@ -182,7 +182,8 @@ class _Jobs:
         try:
             check_same(checked(job.config), job.directory)
         except UsageError as error:
-            self.sweep.log(job.name).write_text(f"error: {error}\n")
+            with open(self.sweep.log(job.name), "a") as log:
+                print(f"error: {error}", file=log)
             self._fail(job, str(error))
         else:
             self._succeed(job, "skipped, done:")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -100,7 +100,7 @@ class SweepStart(Callback):
         """Name the sweep for all of its processes, and refuse what its launcher cannot do."""
         try:
             _refuse(config)
-            overrides = list(config.hydra.overrides.task)
+            overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
             folder = Path(str(config.run.root), ".sweep", sweep_name(str(config.run.experiment), overrides))
             os.environ[SWEEP] = str(folder)
             SweepStart.sweep = Sweep(folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep", "hydra.mode")
 
@@ -50,5 +50,5 @@ class LocalLauncher(Launcher):
         for source in self.config.hydra.runtime.config_sources:
             if source.provider == "command-line":
                 options += ["--config-dir", str(source.path)]
-        kept = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(_OF_THE_SWEEP)]
-        return options + kept
+        given = cast(list[str], OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False))
+        return options + [each for each in given if not each.lstrip("+~").startswith(_OF_THE_SWEEP)]

@@ -18,6 +18,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import RunError
 from budgetnet.growth import GrowthPlan
@@ -102,6 +104,31 @@ class Witness(pl.Callback):
         assert isinstance(pl_module, AdeNeL)
         self.note(trainer, "end", weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()),
                   widths=pl_module.graph.widths, results=pl_module.results)  # fmt: skip
+
+
+class Reductions(pl.Callback):
+    """Counts, in $RANKS_FOLDER/reductions, how often gradients were averaged over the processes in each epoch."""
+
+    def __init__(self) -> None:
+        self.wrapped: Any = None
+        self.count = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.count = 0
+        if self.wrapped is not trainer.model:
+            self.wrapped = trainer.model
+            assert isinstance(self.wrapped, DistributedDataParallel)
+
+            def counting(group, bucket):  # without annotations: torch refuses them as text
+                self.count += bucket.is_last()
+                return allreduce_hook(group, bucket)
+
+            self.wrapped.register_comm_hook(None, counting)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            with open(Path(os.environ[FOLDER], "reductions"), "a") as file:
+                file.write(f"{self.count}\n")
 
 
 class Trouble(pl.Callback):

@@ -3,139 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import time
-import uuid
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, arguments, environment, run, start
+from conftest import TINY, run
 from hydra.utils import instantiate
 from killed import learned, rows
 from omegaconf import OmegaConf
-from ranks import FOLDER, TROUBLE, notes, sha
-from zygote import REPOSITORY
+from ranks import notes, sha
+from several import DDP, SECONDS, TORCHRUN, WATCHED, Ended, forked, kept, launched, of_each_rank
 
-from budgetnet.callbacks.checkpoint import load_checkpoint
-
-DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 COMMAND = (
-    *(o for o in TINY if not o.startswith(("backbone=", "budget."))), *DDP, "backbone=own",
+    *(o for o in TINY if not o.startswith(("backbone=", "budget."))), *DDP, *WATCHED, "backbone=own",
     "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%", "finetune.epochs=2", "epochs=9",
-    "dataset.limit_train=240", "dataset.batch_size=16", "+callbacks.witness._target_=ranks.Witness",
-    "+callbacks.trouble._target_=ranks.Trouble",
+    "dataset.limit_train=240", "dataset.batch_size=16",
 )  # fmt: skip
 """Four growing epochs and two of fine-tuning, 15 steps each, of a network with a batch norm."""
-TORCHRUN = ("--standalone", "--nproc_per_node=2", "-m", "src.run")
-RANKS = (0, 1)
-LOCK = Lock()
-"""Held while a process is started: runs are started from several threads."""
-SECONDS = 20
-"""Within which everything has ended after trouble; it takes 1 to 5 on an idle machine."""
-
-
-@dataclass
-class Ended:
-    """How a command ended. seconds: from the trouble to the end of its last process."""
-
-    code: int | None
-    output: str
-    errors: str
-    seconds: float
-
-    @property
-    def said(self) -> list[str]:
-        """The lines of standard error that are the run's own, without those of the epochs."""
-        return [line for line in self.errors.splitlines() if re.match(r"(error|stopped|interrupted)\b", line)]
-
-
-def variables(folder: Path, trouble: str | None) -> dict[str, str]:
-    folder.mkdir(exist_ok=True)
-    (folder / "trouble").unlink(missing_ok=True)
-    paths = os.pathsep.join(str(REPOSITORY / path) for path in ("src", "tests", "tests/integration"))
-    return {FOLDER: str(folder), "PYTHONPATH": paths} | ({} if trouble is None else {TROUBLE: trouble})
-
-
-def since_trouble(folder: Path) -> float:
-    file = folder / "trouble"
-    return time.time() - float(file.read_text()) if file.exists() else 0.0
-
-
-def launched(
-    folder: Path, *overrides: str, launcher: Sequence[str] = (), trouble: str | None = None, command: bool = False
-) -> Ended:
-    """A run whose other processes Lightning starts, or torchrun all; returns when none is left.
-
-    command: the first process too is a new one, rather than a fork.
-    """
-    mark = uuid.uuid4().hex
-    words, extra = [*launcher, *COMMAND, *overrides], {**variables(folder, trouble), "MARK": mark}
-    module = "torch.distributed.run" if launcher else "src.run"
-    pipe = subprocess.PIPE
-    with LOCK:
-        process = (
-            subprocess.Popen(
-                arguments(*words), cwd=REPOSITORY, env=environment() | extra, stdout=pipe, stderr=pipe, text=True
-            )
-            if command
-            else start(*words, module=module, variables=extra)
-        )
-    try:
-        output, errors = process.communicate(timeout=150)
-        while (left := marked(mark)) and since_trouble(folder) < SECONDS:
-            time.sleep(0.1)
-        seconds = since_trouble(folder)
-    finally:
-        for other in marked(mark):
-            os.kill(other, signal.SIGKILL)
-    assert not left, f"processes {left} are left: {errors}"
-    return Ended(process.returncode, output, errors, seconds)
-
-
-def marked(mark: str) -> list[int]:
-    """The processes that were started with this in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
-def forked(folder: Path, *overrides: str, trouble: str | None = None) -> list[Ended]:
-    """Two processes with the environment that torchrun gives them, and nobody to look after them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none", **variables(folder, trouble),
-    }  # fmt: skip
-    with LOCK:
-        processes = [
-            start(*overrides, variables={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in RANKS
-        ]
-    ended = []
-    for process in processes:
-        output, errors = process.communicate(timeout=150)
-        ended.append(Ended(process.returncode, output, errors, since_trouble(folder)))
-    return ended
-
-
-def of_each_rank(folder: Path, event: str) -> list[tuple[dict[str, Any], ...]]:
-    """What the ranks have noted of one kind of event, side by side."""
-    return list(zip(*(notes(folder, rank, event) for rank in RANKS), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -147,14 +35,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("several")
 
     def uninterrupted() -> dict[str, Any]:
-        return {"uninterrupted": launched(root / "notes", f"run.dir={root}/run", command=True)}
+        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", command=True)}
 
     def lightning() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for trouble in (
             "bug:1:-1:-1", "RunError:1:1:7", "nan:1:1:11", "SIGKILL:0:2:3", "SIGTERM:0:3:4", "SIGKILL:1:4:9"
         ):  # fmt: skip
-            found[trouble] = launched(root / "a", f"run.dir={root}/lightning", trouble=trouble)
+            found[trouble] = launched(root / "a", *COMMAND, f"run.dir={root}/lightning", trouble=trouble)
             found[f"{trouble} kept"] = kept(root / "lightning")
         found["lightning"] = forked(root / "a", *COMMAND, f"run.dir={root}/lightning")[0]
         return found
@@ -163,21 +51,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         found: dict[str, Any] = {}
         place, often = f"run.dir={root}/torchrun", "checkpoint.every_n_steps=4"
         for trouble, options in (("SIGKILL:1:1:8", (often,)), ("parent's SIGTERM:0:2:5", ()), ("nothing:0:0:0", ())):
-            found[f"torchrun {trouble}"] = launched(root / "b", place, *options, launcher=TORCHRUN, trouble=trouble)
+            found[f"torchrun {trouble}"] = launched(
+                root / "b", *COMMAND, place, *options, launcher=TORCHRUN, trouble=trouble
+            )
             found[f"torchrun {trouble} kept"] = kept(root / "torchrun")
         return found
 
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(job) for job in (uninterrupted, lightning, torchrun)]
         return {name: value for job in jobs for name, value in job.result().items()} | {"root": root}
-
-
-def kept(directory: Path) -> tuple[int, int]:
-    """(epochs, steps of the next) that the checkpoint to continue from has behind it."""
-    if not (directory / "last.ckpt").exists():
-        return 0, 0
-    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
-    return state["epochs"], state["batches"]
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
@@ -246,11 +128,39 @@ def test_an_epoch_is_the_batches_of_one_process_cut_in_two(uninterrupted: Path) 
 def test_gradmax_and_carried_state_are_the_same_on_all_ranks(tmp_path: Path) -> None:
     overrides = (*COMMAND, "growth.init=gradmax", "growth.state=carry", f"run.dir={tmp_path}/run", "seed=3")
     for ended in forked(tmp_path / "notes", *overrides):
-        assert (ended.code, ended.said) == (0, [])
+        assert (ended.code, ended.said) == (0, []), ended.errors
     epochs = of_each_rank(tmp_path / "notes", "epoch")
     assert len({str(first["widths"]) for first, _ in epochs}) > 3
     for first, second in epochs:
         assert first == second
+
+
+def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process(tmp_path: Path) -> None:
+    precise = (*TINY, "trainer.precision=64-true", "dataset.limit_train=160", "dataset.batch_size=20", "epochs=8")
+    overrides = (*DDP, "trainer.micro_batches=3", "+callbacks.reductions._target_=ranks.Reductions")
+    for ended in forked(tmp_path / "notes", *precise, *overrides, f"run.dir={tmp_path}/two"):
+        assert (ended.code, ended.said) == (0, []), ended.errors
+    alone = run(*precise, f"run.dir={tmp_path}/one", "trainer.accelerator=cpu")
+    assert alone.returncode == 0, alone.stderr
+    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two"))
+    assert one.keys() == two.keys() and all((one[name] - two[name]).abs().max() < 1e-9 for name in one)
+    clock, rounding = ("seconds",), ("train_loss", "val_loss")
+    first, second = (rows(tmp_path / name / "metrics.csv", *clock, *rounding) for name in ("one", "two"))
+    assert first == second
+    assert len({row["flops"] for row in second}) > 3
+    assert (tmp_path / "notes" / "reductions").read_text().split() == ["8"] * len(second)
+
+
+def test_two_processes_grow_and_learn_in_bf16(tmp_path: Path) -> None:
+    overrides = (*TINY, *DDP, "trainer.precision=bf16-mixed", "+callbacks.witness._target_=ranks.Witness")
+    for ended in forked(tmp_path / "notes", *overrides, f"run.dir={tmp_path}/run"):
+        assert (ended.code, ended.said) == (0, []), ended.errors
+    for first, second in of_each_rank(tmp_path / "notes", "epoch"):
+        assert first == second
+    learning = rows(tmp_path / "run" / "metrics.csv")
+    assert [row["phase"] for row in learning].count("grow") >= 3
+    assert float(learning[-1]["train_loss"]) < 0.5 * float(learning[0]["train_loss"])
+    assert float(learning[-1]["val_top1"]) > 80
 
 
 # -- how they end -----------------------------------------------------------------------------------------------------
@@ -311,7 +221,7 @@ def test_a_process_killed_under_torchrun_ends_the_others(runs: dict[str, Any]) -
     assert ended.code != 0 and ended.seconds < SECONDS
     (line,) = ended.said
     assert line.startswith(f"error: rank 0 {LOST} (") and line.endswith(KEPT)
-    assert runs["torchrun SIGKILL:1:1:8 kept"] in ((1, 4), (1, 8))
+    assert runs["torchrun SIGKILL:1:1:8 kept"] == (1, 5)  # the 20th step
 
 
 def test_sigterm_to_torchrun_ends_all_after_a_checkpoint(runs: dict[str, Any]) -> None:
@@ -324,7 +234,7 @@ def test_sigterm_to_torchrun_ends_all_after_a_checkpoint(runs: dict[str, Any]) -
 
 def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], uninterrupted: Path) -> None:
     ended: Ended = runs["torchrun nothing:0:0:0"]
-    assert (ended.code, ended.said) == (0, [])
+    assert (ended.code, ended.said) == (0, []), ended.errors
     assert ended.output.count("report: ") == 1
     assert learned(runs["root"] / "torchrun") == learned(uninterrupted)
 

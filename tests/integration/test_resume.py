@@ -27,6 +27,7 @@ SLURM = {
 }  # fmt: skip
 
 PLACES: dict[str, Callable[[], object]] = {
+    "before config.yaml": At("os.replace", file="config.yaml.tmp"),
     "before the first checkpoint": At(STEP, 2),
     "in the middle of a growing epoch": At(STEP, 26),
     "before a resize": At(GROW, 3),

@@ -169,7 +169,7 @@ def configuration(root: Path, *overrides: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", [*TINY, "trainer.progress=false", f"run.root={root}", *overrides])
+        config = compose("config", [*TINY, "threads=1", "trainer.progress=false", f"run.root={root}", *overrides])
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return plain
 

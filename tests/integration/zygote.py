@@ -105,6 +105,7 @@ def _behave_as(
     os.environ.update(environment)
     os.chdir(REPOSITORY)
     sys.path.insert(0, str(REPOSITORY))
+    multiprocessing.set_start_method(None, force=True)  # its data workers start as in any other process
     sys.argv = arguments
     if before is not None:
         before()

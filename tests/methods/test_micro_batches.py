@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +12,11 @@ from hydra import compose, initialize_config_dir
 
 from budgetnet.building import Parts, build
 from budgetnet.command import CONF, plain
-from budgetnet.records import Records
 
 SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
     "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
-    "epochs=12", "optim.lr=0.05", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
+    "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
     "trainer.progress=false", "trainer.accelerator=cpu",
 )  # fmt: skip
 """Three growing epochs and three of fine-tuning, 20 steps each, of a network without batch norm."""
@@ -28,7 +26,7 @@ Fit = Callable[..., Parts]
 
 
 @pytest.fixture
-def fit(tmp_path: Path) -> Fit:
+def fit(tmp_path: Path) -> Iterator[Fit]:
     """Train a configuration as a run does, in this process."""
     threads = torch.get_num_threads()
 
@@ -46,8 +44,7 @@ def fit(tmp_path: Path) -> Fit:
 
 
 def metrics(parts: Parts) -> list[dict[str, str]]:
-    directory = parts.trainer.default_root_dir
-    with open(Records(Path(directory)).directory / "metrics.csv") as file:
+    with open(Path(parts.trainer.default_root_dir, "metrics.csv")) as file:
         return list(csv.DictReader(file))
 
 

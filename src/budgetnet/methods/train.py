@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.channels.fresh import UNBOUNDED, reshape_fresh
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
@@ -53,12 +53,15 @@ class Train(BudgetedModule):
 
 def widths_of_run(path: str) -> Mapping[str, int]:
     """The final widths of another run: `path` is its directory or its summary.json."""
-    file = Path(path)
-    file = file / "summary.json" if file.is_dir() else file
     try:
-        summary: dict[str, Any] = json.loads(file.read_text())
-        widths: dict[str, int] = summary["widths"]
-    except (OSError, ValueError, KeyError) as error:
+        file = Path(path)
+        file = file / "summary.json" if file.is_dir() else file
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not a file")
+        widths: dict[str, int] = dict(json.loads(file.read_text())["widths"])
+        if not all(type(width) is int and 0 < width <= UNBOUNDED for width in widths.values()):
+            raise ValueError("its widths are not numbers of channels")
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise UsageError(f"method.widths_from={path}: no finished run's summary.json there ({error})") from error
     return widths
 
