@@ -135,6 +135,8 @@ def explain(error: BaseException) -> int:
         return _say(f"interrupted: {text}", 130, "")
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
+    if os.environ.get("RANK", "0") != "0" and isinstance(error, (HydraException, OmegaConfBaseException)):
+        return 2  # under torchrun every process finds the same, and rank 0 says it
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)
@@ -144,7 +146,10 @@ def explain(error: BaseException) -> int:
             f"{error.override!r} is not an override such as optim.lr=0.1 ({reason}); quote special characters", 2
         )
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"override '([^']+)'", str(error))):
-        return _say(f"no option is called {key[1]!r}{nearest(key[1], known_options())}", 2)
+        if key[1] in (known := known_options()):
+            group = key[1].partition(".")[0]
+            return _say(f"{key[1]} does not go with the {group} chosen: to add it, write +{key[1]}=", 2)
+        return _say(f"no option is called {key[1]!r}{nearest(key[1], known)}", 2)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _say(str(error), 2)
     if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
@@ -189,7 +194,9 @@ def _keys(tree: Any, prefix: str) -> Iterable[str]:
 
 
 def _say(text: str, code: int, prefix: str = "error: ") -> int:
-    """Print one line that can be read, whatever was typed: no control characters, and not without end."""
+    """Print one line that can be read, whatever was typed: no control characters, and no error without end."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-    print(prefix + (line if len(line) <= 700 else f"{line[:400]} ... {line[-250:]}"), file=sys.stderr)
+    if prefix and len(line) > 700:
+        line = f"{line[:400]} ... {line[-250:]}"
+    print(prefix + line, file=sys.stderr)
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from budgetnet.building import Parts, build
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.callbacks.preemption import requeue
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
@@ -37,11 +39,11 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
     A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
     anything is written for a configuration that cannot run.
     """
-    if (directory / "done.json").exists():
-        check_same(config, directory)
-        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-        return summary
     try:
+        if (directory / "done.json").exists():
+            check_same(config, directory)
+            summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+            return summary
         parts = build(config, directory)
         processes = Processes(parts.trainer)
     except UsageError as error:
@@ -53,7 +55,7 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             return _train(config, directory, command, parts, checkpoint)
         except BaseException as error:
-            error = processes.fail(error)
+            error = processes.fail(worker_death(error) or error, told=lambda: parts.preemption.received is not None)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(_how_to_continue(directory, command)) from error
             if isinstance(error, Preempted):
@@ -82,6 +84,8 @@ def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoi
         if trainer.is_global_zero:
             _finish(config, directory, module, data, summary, loggers)
         return summary
+    except SystemExit as error:  # the trainer's own end after Ctrl-C
+        raise KeyboardInterrupt from error
     finally:
         close_loggers(loggers)
 
@@ -96,8 +100,6 @@ def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoi
             return
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as error:  # the trainer's own end after Ctrl-C
-        raise KeyboardInterrupt from error
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
@@ -137,8 +139,9 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     from budgetnet.reports.run_directory import RunDirectory
 
     state = load_checkpoint(checkpoint)
-    epochs = state["budgetnet"]["epochs"]
-    finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
+    epochs, finished = state["budgetnet"]["epochs"], 0.0
+    if epochs:  # in the first there is no metrics.csv yet
+        finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
@@ -164,4 +167,4 @@ def _finish(
 
 def command_line(overrides: Sequence[str] | None = None) -> str:
     """The command that runs this again: the one that started this process, or that of one job of a sweep."""
-    return " ".join(["python -m src.run", *(sys.argv[1:] if overrides is None else overrides)])
+    return shlex.join(["python", "-m", "src.run", *(sys.argv[1:] if overrides is None else overrides)])

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import Preempted, RunError, UsageError
 
@@ -133,16 +134,18 @@ class Processes:
             for value in values:
                 torch.distributed.broadcast(value, 0)
 
-    def fail(self, error: BaseException) -> BaseException:
-        """End the others and return what this process is to raise.
+    def fail(self, error: BaseException, told: Callable[[], bool]) -> BaseException:
+        """End the others and return what this process is to raise. told: whether a signal has told this one to end.
 
         The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
-        connection comes last, and those that end by agreement say nothing.
+        connection comes last, and those that end by agreement, or because torchrun ends them, say nothing.
         """
         if not self.several or isinstance(error, SystemExit):
             return error
         if _lost(error):
             error = self._who_ended(error)
+            if self.rank != 0 and told():
+                return SystemExit(143)
         elif self.rank != 0:
             if isinstance(error, (Preempted, KeyboardInterrupt)):
                 return SystemExit(143 if isinstance(error, Preempted) else 130)
@@ -164,6 +167,24 @@ class Processes:
             f"rank {self.rank} lost the connection to the others ({reason[0].split('. ')[0]}): one of them has ended; "
             f"{_CONTINUES}"
         )
+
+
+def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> None:
+    """One backward pass of zeros, which leaves nothing behind but the order in which gradients will be added up.
+
+    shape: (C, H, W) of an image. DistributedDataParallel sums gradients in buckets and, after its first backward pass,
+    fills them anew in that pass's order. Among more than two processes the last bit of a sum depends on the bucket, and
+    a continued run is to sum as the uninterrupted one does: so the first pass is always this one.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in wrapped.buffers()]
+    weight = next(wrapped.parameters())
+    images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
+    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
+        wrapped(images).sum().mul(0).backward()
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    wrapped.zero_grad(set_to_none=True)
 
 
 def _lost(error: BaseException) -> bool:
@@ -193,7 +214,7 @@ def _end_with_children(children: list[subprocess.Popen[bytes]]) -> None:
         while any(child.poll() is None for child in children) and not _failed(children):
             time.sleep(0.5)
         if ended := _failed(children):
-            time.sleep(3 * _GRACE)
+            time.sleep(2 * _GRACE)
             print(f"error: {ended}", file=sys.stderr, flush=True)
             _kill(children)
             os._exit(1)

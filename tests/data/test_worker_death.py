@@ -85,6 +85,7 @@ def test_torchs_own_words_for_a_dead_worker_are_translated_and_nothing_else_is()
     assert "17, 18" in str(worker_death(gone))
     assert worker_death(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert worker_death(ValueError("DataLoader worker (pid 17)")) is None
+    assert worker_death(RunError("DataLoader worker (pid 17) is killed, as was said already")) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

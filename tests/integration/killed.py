@@ -89,6 +89,10 @@ class Replaced:
         mock.patch(self.name, self.value).start()
 
 
+def nothing(*args: Any, **options: Any) -> None:
+    """In place of a function that is not needed."""
+
+
 @dataclass(frozen=True)
 class Steps:
     """Write a line "epoch batch", from 0, to `path` for every training step."""

@@ -139,7 +139,7 @@ class Trouble(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.what, *place = os.environ.get(TROUBLE, "nothing:-1:0:0").split(":")
+        self.what, *place = os.environ.get(TROUBLE, "nothing:-1:-1:-1").split(":")
         self.place = [int(number) for number in place]
         if self.place == [int(os.environ.get("LOCAL_RANK", 0)), -1, -1]:  # before the processes have joined
             self.make_trouble(None)

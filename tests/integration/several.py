@@ -28,8 +28,8 @@ TORCHRUN = ("--standalone", "--nproc_per_node=2", "-m", "src.run")
 RANKS = (0, 1)
 LOCK = Lock()
 """Held while a process is started: runs are started from several threads."""
-SECONDS = 20
-"""Within which everything has ended after trouble; it takes 1 to 5 on an idle machine."""
+SECONDS = 30
+"""Within which everything has ended after trouble, on a busy machine."""
 
 
 @dataclass
@@ -101,18 +101,19 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def forked(folder: Path, *overrides: str, trouble: str | None = None) -> list[Ended]:
-    """Two processes with the environment that torchrun gives them, and nobody to look after them."""
+def forked(folder: Path, *overrides: str, trouble: str | None = None, number: int = 2) -> list[Ended]:
+    """Processes with the environment that torchrun gives them, and nobody to look after them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none", **variables(folder, trouble),
     }  # fmt: skip
     with LOCK:
         processes = [
-            start(*overrides, variables={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in RANKS
+            start(*overrides, variables={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(number)
         ]
     ended = []
     for process in processes:

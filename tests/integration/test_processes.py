@@ -44,18 +44,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ):  # fmt: skip
             found[trouble] = launched(root / "a", *COMMAND, f"run.dir={root}/lightning", trouble=trouble)
             found[f"{trouble} kept"] = kept(root / "lightning")
-        found["lightning"] = forked(root / "a", *COMMAND, f"run.dir={root}/lightning")[0]
-        return found
+        return {**found, "lightning": forked(root / "a", *COMMAND, f"run.dir={root}/lightning")[0]}
 
     def torchrun() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        place, often = f"run.dir={root}/torchrun", "checkpoint.every_n_steps=4"
-        for trouble, options in (("SIGKILL:1:1:8", (often,)), ("parent's SIGTERM:0:2:5", ()), ("nothing:0:0:0", ())):
-            found[f"torchrun {trouble}"] = launched(
-                root / "b", *COMMAND, place, *options, launcher=TORCHRUN, trouble=trouble
-            )
+        overrides = (*COMMAND, f"run.dir={root}/torchrun")
+        for trouble, more in (("SIGKILL:1:1:8", ("checkpoint.every_n_steps=4",)), ("parent's SIGTERM:0:2:5", ())):
+            found[f"torchrun {trouble}"] = launched(root / "b", *overrides, *more, launcher=TORCHRUN, trouble=trouble)
             found[f"torchrun {trouble} kept"] = kept(root / "torchrun")
-        return found
+        return {**found, "torchrun": launched(root / "b", *overrides, launcher=TORCHRUN)}
 
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(job) for job in (uninterrupted, lightning, torchrun)]
@@ -152,7 +149,7 @@ def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process
 
 
 def test_two_processes_grow_and_learn_in_bf16(tmp_path: Path) -> None:
-    overrides = (*TINY, *DDP, "trainer.precision=bf16-mixed", "+callbacks.witness._target_=ranks.Witness")
+    overrides = (*TINY, *DDP, *WATCHED, "trainer.precision=bf16-mixed", "dataset.limit_train=640")
     for ended in forked(tmp_path / "notes", *overrides, f"run.dir={tmp_path}/run"):
         assert (ended.code, ended.said) == (0, []), ended.errors
     for first, second in of_each_rank(tmp_path / "notes", "epoch"):
@@ -229,14 +226,27 @@ def test_sigterm_to_torchrun_ends_all_after_a_checkpoint(runs: dict[str, Any]) -
     assert ended.code != 0 and ended.seconds < SECONDS
     (line,) = ended.said
     assert line.startswith("stopped by SIGTERM: ")
-    assert runs["torchrun parent's SIGTERM:0:2:5 kept"] == (2, 10)
+    assert (2, 10) <= runs["torchrun parent's SIGTERM:0:2:5 kept"] < (6, 0)  # it takes torchrun a while to pass it on
 
 
 def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], uninterrupted: Path) -> None:
-    ended: Ended = runs["torchrun nothing:0:0:0"]
+    ended: Ended = runs["torchrun"]
     assert (ended.code, ended.said) == (0, []), ended.errors
     assert ended.output.count("report: ") == 1
     assert learned(runs["root"] / "torchrun") == learned(uninterrupted)
+
+
+def test_four_processes_go_on_from_the_middle_of_an_epoch_to_the_same_bits(tmp_path: Path) -> None:
+    overrides = (*COMMAND, "trainer.devices=4", "budget.flops=30%", "finetune.epochs=1")
+    for ended in forked(tmp_path / "one", *overrides, f"run.dir={tmp_path}/whole", number=4):
+        assert (ended.code, ended.said) == (0, []), ended.errors
+    again = (*overrides, f"run.dir={tmp_path}/cut")
+    codes = [ended.code for ended in forked(tmp_path / "two", *again, trouble="SIGTERM:0:1:4", number=4)]
+    assert codes == [143] * 4
+    assert kept(tmp_path / "cut") == (1, 10)
+    for ended in forked(tmp_path / "two", *again, number=4):
+        assert (ended.code, ended.said) == (0, []), ended.errors
+    assert learned(tmp_path / "cut") == learned(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("trouble", ["RunError:0:1:3", "bug:1:1:3"])

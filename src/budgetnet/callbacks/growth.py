@@ -7,11 +7,13 @@ import time
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.callbacks.record import log
 from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.adenel import AdeNeL
+from budgetnet.processes import order_buckets
 from budgetnet.records import Records
 
 
@@ -48,7 +50,7 @@ class Growth(pl.Callback):
             batch = (inputs.to(pl_module.device), labels.to(pl_module.device))
         pl_module.grow(plan, epochs, batch)
         if isinstance(trainer.strategy, DDPStrategy) and plan.changes:
-            rewrap(trainer, trainer.strategy)
+            rewrap(trainer.strategy, pl_module)
         pause = time.perf_counter() - start
         pl_module.ledger.growth_seconds += pause
         if trainer.is_global_zero:
@@ -76,8 +78,10 @@ class Growth(pl.Callback):
         log(trainer, {"growth/round": float(plan.round), "growth/grown_groups": float(len(plan.changes)), **widths})
 
 
-def rewrap(trainer: pl.Trainer, strategy: DDPStrategy) -> None:
+def rewrap(strategy: DDPStrategy, module: AdeNeL) -> None:
     """Wrap the resized module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
-    strategy.model = trainer.lightning_module
+    strategy.model = module
     gc.collect()
     strategy.configure_ddp()
+    assert isinstance(strategy.model, DistributedDataParallel)
+    order_buckets(strategy.model, module.data.input_shape)

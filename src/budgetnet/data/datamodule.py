@@ -155,7 +155,7 @@ class DataModule(pl.LightningDataModule):
         for option, least in whole.items():
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"dataset.{option}={value!r}: expected a whole number, {least} or more")
+                raise UsageError(f"dataset.{option}={value}: expected a whole number, {least} or more")
         if self.workers > MOST_WORKERS:
             raise UsageError(f"dataset.workers={self.workers}: expected {MOST_WORKERS} or fewer")
         for option in ("seed", "split_seed"):

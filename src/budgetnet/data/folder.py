@@ -211,10 +211,10 @@ def worker_death(error: BaseException) -> RunError | None:
 
     torch raises it in whatever the main process is doing at that moment, which may well be a training step.
     """
-    if not isinstance(error, RuntimeError) or "DataLoader worker (pid" not in str(error):
+    if not isinstance(error, RuntimeError) or isinstance(error, RunError) or "DataLoader worker (pid" not in str(error):
         return None
     what = str(error).splitlines()[0].rstrip(". ")
-    return RunError(f"{what}: most likely the system ran out of memory; {_LESS_MEMORY}")
+    return RunError(f"{what}: most likely the system ran out of memory; {_LESS_MEMORY}; the last checkpoint is kept")
 
 
 class FolderLoader(ShardedLoader):

@@ -19,7 +19,7 @@ from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
-from budgetnet.processes import Processes
+from budgetnet.processes import Processes, order_buckets
 
 CHECKPOINT_FORMAT = 2
 _SETTLE_EVERY = 25  # steps between two looks at the losses; each look waits for the device
@@ -252,6 +252,8 @@ class BudgetedModule(pl.LightningModule):
         self._random_state = Processes(self.trainer).gather(_random_state(self.device))
 
     def on_train_start(self) -> None:
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            order_buckets(self.trainer.model, self.data.input_shape)
         kept, self._random_state = self._random_state, None
         if kept is not None and self.global_rank < len(kept):
             torch.set_rng_state(kept[self.global_rank]["cpu"])

@@ -99,7 +99,7 @@ def final_row(run: RunDirectory) -> Row:
 
 def settings(config: object) -> str:
     """A configuration as text, without what tells repetitions of one run apart: seeds, names, where it is written."""
-    told_apart = {"seed", "name", "run", "logger", "export"}
+    told_apart = {"seed", "name", "run", "logger", "export", "launcher", "checkpoint"}
 
     def strip(value: object, outermost: bool = False) -> object:
         if isinstance(value, dict):
