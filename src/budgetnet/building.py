@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,14 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.callbacks.checkpoint import Checkpoint, DurableFiles
 from budgetnet.callbacks.growth import Growth
-from budgetnet.callbacks.preemption import Preemption
+from budgetnet.callbacks.preemption import Preemption, Signals
 from budgetnet.callbacks.progress import Progress
 from budgetnet.callbacks.record import Recorder
 from budgetnet.channels import ChannelGraph, GraphError
@@ -29,6 +32,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.records import Records
+from budgetnet.started import started
 
 Config = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -41,13 +45,13 @@ class Parts:
     data: DataModule
     module: BudgetedModule
     trainer: pl.Trainer
-    preemption: Preemption
     full: dict[str, Any]
 
 
-def build(config: Config, directory: Path) -> Parts:
+def build(config: Config, directory: Path, signals: Signals | None = None) -> Parts:
     """The parts of a run that will be kept in `directory`.
 
+    signals: those that may end it.
     Raises UsageError for a configuration that cannot run. Nothing is written, but a missing dataset is downloaded.
     """
     quiet()
@@ -56,12 +60,13 @@ def build(config: Config, directory: Path) -> Parts:
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         if config["threads"] is not None:
             torch.set_num_threads(config["threads"])
+            os.environ["OMP_NUM_THREADS"] = str(config["threads"])  # Lightning's launcher asks for it
         data = make("dataset", config["dataset"], DataModule)
         data.prepare_data()
     module, full = make_module(config, data)
-    trainer, preemption = make_trainer(config, directory, module)
+    trainer = make_trainer(config, directory, module, signals or Signals())
     data.check(trainer.world_size)
-    return Parts(data, module, trainer, preemption, full)
+    return Parts(data, module, trainer, full)
 
 
 def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
@@ -121,7 +126,7 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     return net
 
 
-def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tuple[pl.Trainer, Preemption]:
+def make_trainer(config: Config, directory: Path, module: BudgetedModule, signals: Signals) -> pl.Trainer:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
     section, records = dict(config["trainer"]), Records(directory)
     if section["strategy"] not in ("auto", "ddp"):
@@ -132,7 +137,6 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tup
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])
-    preemption = Preemption(checkpoint)
     limit = module.budget.limits.get("flops")
     callbacks: list[pl.Callback] = [Recorder(records)]
     callbacks += [Progress(limit)] if progress else []
@@ -140,7 +144,7 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tup
     for name, callback in config["callbacks"].items():
         with _blamed_on(f"callbacks.{name}"):
             callbacks += [make(f"callbacks.{name}", callback, pl.Callback)]
-    callbacks += [preemption, checkpoint]
+    callbacks += [Preemption(checkpoint, signals), checkpoint]
     own = {
         "max_epochs": config["epochs"],
         "logger": False,
@@ -150,14 +154,25 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule) -> tup
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
-        "plugins": [DurableFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        "plugins": [DurableFiles(), *_cluster()],
     }
     stated = [f"{name}={value}" for name, value in section.items() if value != getattr(Training, name)]
     with _blamed_on(f"trainer with {', '.join(stated) or 'its defaults'}"):
         trainer = pl.Trainer(**section, **own)
     if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
-    return trainer, preemption
+    return trainer
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """Slurm where srun has started this process; in a mere batch script of Slurm, what serves without it."""
+    if started().by == "srun":
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            raise UsageError(" ".join(str(error).split())) from error
+    alone = started().by != "torchrun" and SLURMEnvironment.detect()
+    return [LightningEnvironment()] if alone else []
 
 
 def _why_not(strategy: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 import traceback
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
+from budgetnet.started import end_with_parent, started
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -75,7 +75,7 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
     Raises UsageError with the command to use.
     """
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
-    if several and int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+    if several and started().by != "srun":
         raise UsageError(
             f"-m with trainer.devices={trainer['devices']}: with this launcher a job is a single process and cannot "
             f"have several devices; use: {command}"
@@ -85,15 +85,16 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
 def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> float:
     """Run one resolved configuration; prints the final table and where the report is, returns its `objective`."""
     from budgetnet import experiment
+
+    end_with_parent()
     from budgetnet.configuration import checked
-    from budgetnet.processes import global_rank
 
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
     config = checked(config)
     directory = run_directory(config, overrides)
     summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
-    if global_rank() == 0:  # once for all processes of a run
+    if started().rank == 0:  # once for all processes of a run
         show(directory)
     return objective(summary)
 
@@ -135,8 +136,8 @@ def explain(error: BaseException) -> int:
         return _say(f"interrupted: {text}", 130, "")
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
-    if os.environ.get("RANK", "0") != "0" and isinstance(error, (HydraException, OmegaConfBaseException)):
-        return 2  # under torchrun every process finds the same, and rank 0 says it
+    if started().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
+        return 2  # every process finds the same, and rank 0 says it
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)

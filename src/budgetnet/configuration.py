@@ -159,7 +159,9 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         for kind in kinds:
             result[name] |= vars(options(kind, name, section))
     _refuse_unknown("budget.", _section(config, "budget"), KINDS)
-    Budget(**config["budget"])
+    budget = Budget(**config["budget"])
+    if config["method"].get("name") == "adenel":
+        budget.require()
     for name in _BUILT:
         _check_texts(name, _section(config, name), ("_target_",) if name == "backbone" else ("_target_", "name"))
     for name in _section(config, "callbacks"):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.building import Parts, build
 from budgetnet.callbacks.checkpoint import load_checkpoint
-from budgetnet.callbacks.preemption import requeue
+from budgetnet.callbacks.preemption import Signals
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
@@ -25,6 +26,7 @@ from budgetnet.loggers import close_loggers, log_images, make_loggers
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes import Processes, after_rank_0
 from budgetnet.records import write_json
+from budgetnet.started import requeue
 from budgetnet.summary import describe
 from budgetnet.workspace import check_same, occupied
 
@@ -39,38 +41,65 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
     A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
     anything is written for a configuration that cannot run.
     """
-    try:
-        if (directory / "done.json").exists():
-            check_same(config, directory)
-            summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-            return summary
-        parts = build(config, directory)
-        processes = Processes(parts.trainer)
-    except UsageError as error:
-        raise after_rank_0(error) from None
-    with ExitStack() as stack:
-        stack.enter_context(parts.preemption.listening(parts.trainer))
+    signals = Signals()
+    with ExitStack() as stack, signals.handled():
+        processes = None
         try:
+            if (directory / "done.json").exists():
+                return _summary(config, directory)
+            parts = build(config, directory, signals)
+            processes = Processes(parts.trainer)
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
-            return _train(config, directory, command, parts, checkpoint)
-        except BaseException as error:
-            error = processes.fail(worker_death(error) or error, told=lambda: parts.preemption.received is not None)
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(_how_to_continue(directory, command)) from error
+            if checkpoint is not None and checkpoint.name == "done.json":
+                return _summary(config, directory)
+            return _train(config, directory, command, parts, processes, checkpoint)
+        except BaseException as raised:
+            error = _explained(worker_death(raised) or raised, directory, command)
+            told = signals.received is not None
+            error = after_rank_0(error) if processes is None else processes.fail(error, told)
             if isinstance(error, Preempted):
-                name = f"by {parts.preemption.received.name}: " if parts.preemption.received else ""
+                name = f"by {signals.received.name}: " if signals.received else ""
                 requeued = "requeued, " if requeue() else ""
-                raise Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}") from error
-            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-                raise RunError(
-                    f"{error.filename or directory} cannot be written ({error.strerror}): the last checkpoint is kept; "
-                    f"make room and {_how_to_continue(directory, command)}"
-                ) from error
-            raise error
+                error = Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}")
+            if error is raised:
+                raise
+            raise error from raised
 
 
-def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoint: Path | None) -> dict[str, Any]:
+def _explained(error: BaseException, directory: Path, command: str) -> BaseException:
+    """What the user can do about an error, where that is known."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(_how_to_continue(directory, command))
+    if isinstance(error, torch.OutOfMemoryError):
+        return RunError(
+            f"the device is out of memory ({' '.join(str(error).split())[:120]}): cut batches into parts with "
+            f"trainer.micro_batches, or make dataset.batch_size smaller; {_how_to_continue(directory, command)}"
+        )
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return RunError(
+            f"{error.filename or directory} cannot be written ({error.strerror}): the last checkpoint is kept; "
+            f"make room and {_how_to_continue(directory, command)}"
+        )
+    return error
+
+
+def _summary(config: Config, directory: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
+    check_same(config, directory)
+    path = directory / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}): remove {directory / 'done.json'} to have it made again"
+        ) from error
+    return summary
+
+
+def _train(
+    config: Config, directory: Path, command: str, parts: Parts, processes: Processes, checkpoint: Path | None
+) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
     trainer, module, data = parts.trainer, parts.module, parts.data
     loggers = make_loggers(config["logger"], config, directory) if trainer.is_global_zero else []
@@ -78,7 +107,7 @@ def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoi
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         _fit(trainer, module, data, checkpoint)
-        summary = _evaluate(trainer, module, data, directory)
+        summary = _evaluate(trainer, module, data, directory, processes)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
@@ -105,31 +134,41 @@ def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoi
 
 
 def _how_to_continue(directory: Path, command: str) -> str:
-    if not (directory / "last.ckpt").exists():
-        return f"no epoch was finished; start again with: {command}"
-    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
+    try:
+        state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
+    except RunError:
+        return f"start again with: {command}"
     reached = f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
     return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
-def _evaluate(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path) -> dict[str, Any]:
+def _evaluate(
+    trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path, processes: Processes
+) -> dict[str, Any]:
     """Test accuracy of the last epoch, then of the validation-selected one, whose weights the module keeps."""
-    epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
-    results: dict[str, Any] = {"epochs": epochs, "best_epoch": epochs, "val_top1": module.results.get("val_top1")}
+    trained = module.results.get("val_top1")
+    epochs, best_epoch, best_top1 = processes.decide(lambda: _selected(directory))
     trainer.test(module, datamodule=data, verbose=False)
     top1, top5 = module.results["test_top1"], module.results["test_top5"]
-    results |= {"test_top1_last": top1, "test_top5_last": top5, "test_top1": top1, "test_top5": top5}
-    best = directory / "best.ckpt"
-    if best.exists():
-        state = load_checkpoint(best)
-        selected = state["callbacks"]["Checkpoint"]
-        results["best_epoch"] = selected["best_epoch"]
-        results["val_top1"] = selected["best_top1"] if data.splits.validation is not None else None
-        if state["budgetnet"]["epochs"] != epochs:
-            module.load_state_dict(state["state_dict"])
-            trainer.test(module, datamodule=data, verbose=False)
-            results |= {"test_top1": module.results["test_top1"], "test_top5": module.results["test_top5"]}
-    return results
+    results = {"test_top1_last": top1, "test_top5_last": top5}
+    if best_epoch not in (None, epochs):
+        if trainer.is_global_zero:  # the others are given its weights
+            module.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
+        trainer.test(module, datamodule=data, verbose=False)
+        top1, top5 = module.results["test_top1"], module.results["test_top5"]
+    if best_epoch is not None:
+        trained = best_top1 if data.splits.validation is not None else None
+    chosen = {"epochs": epochs, "best_epoch": best_epoch or epochs, "val_top1": trained}
+    return {**chosen, **results, "test_top1": top1, "test_top5": top5}
+
+
+def _selected(directory: Path) -> tuple[int, int | None, float | None]:
+    """Epochs of the run, and the epoch of best.ckpt, if there is one, with its validation accuracy."""
+    epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
+    if not (directory / "best.ckpt").exists():
+        return epochs, None, None
+    best = load_checkpoint(directory / "best.ckpt")["callbacks"]["Checkpoint"]
+    return epochs, best["best_epoch"], best["best_top1"]
 
 
 def _seconds_before(directory: Path, checkpoint: Path | None) -> float:

@@ -18,13 +18,11 @@ from typing import Any
 
 from budgetnet.command import objective, run_directory
 from budgetnet.errors import Interrupted, Preempted, UsageError
+from budgetnet.started import requeue, without_others
 from budgetnet.sweeps import Sweep
 
 GRACE = 30.0
 """Seconds that jobs have to write a checkpoint when the sweep is stopped; then they are killed."""
-
-_OF_OTHER_PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS")
-"""What says of a process that it is one of several: a job starts anew."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,8 @@ class _Jobs:
                     time.sleep(0.05)
             finally:
                 self._stop_all(received)
+                if received() and received()[0] in (signal.SIGTERM, signal.SIGUSR1):
+                    requeue()  # the jobs do not know that they are Slurm's
         return [self.values[job.number] for job in self.jobs]
 
     def _next(self) -> Job | None:
@@ -161,7 +161,7 @@ class _Jobs:
             return
         gpus, self.free = self.free[: job.gpus], self.free[job.gpus :]
         command = [sys.executable, "-m", "src.run", *job.arguments]
-        environment = {name: value for name, value in os.environ.items() if name not in _OF_OTHER_PROCESSES}
+        environment = without_others()
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with open(self.sweep.log(job.name), "a") as log:
@@ -215,7 +215,7 @@ class _Jobs:
     def _stopped(self, number: signal.Signals) -> BaseException:
         done = sum(value is not None for value in self.values.values())
         unfinished = len(self.waiting) + len(self.running)
-        text = f"{done} jobs are done, {unfinished} are not; continue with the same command: "
+        text = f"jobs done: {done}, not done: {unfinished}; continue with the same command: "
         text += shlex.join(["python", "-m", "src.run", *sys.argv[1:]])
         return Interrupted(text) if number == signal.SIGINT else Preempted(f"by {number.name}: {text}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path, patience: float | None = None, remove: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, which is created; wait for it, at most `patience` seconds. `remove`: delete it afterwards.
+    """Hold the lock file `path`, which is created; wait at most `patience` seconds for it; `remove` it afterwards.
 
     Raises TimeoutError if another process holds it for longer, and OSError if it cannot be created. On a file system
     without locks nothing is held.

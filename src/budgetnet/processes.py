@@ -16,23 +16,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import Preempted, RunError, UsageError
+from budgetnet.started import PARENT, started
 
 Value = TypeVar("Value")
 
 _CONTINUES = "the last checkpoint is kept, the same command continues"
+_AGREED = (130, 143)
+"""Exit codes of processes that all end together, when they are told to."""
 _GRACE = 3.0
 """Seconds that a process which lost the others waits, so that the one with the cause can say it first."""
-
-
-def global_rank() -> int:
-    """This process's place among all of the run, by what torchrun, Slurm or Lightning's launcher have told it."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name in os.environ and (name != "SLURM_PROCID" or int(os.environ.get("SLURM_NTASKS", "1")) > 1):
-            return int(os.environ[name])
-    return 0
 
 
 def after_rank_0(error: BaseException) -> BaseException:
@@ -40,7 +36,7 @@ def after_rank_0(error: BaseException) -> BaseException:
 
     Rank 0 may have the same to say; then it has said it by now, and whoever started the processes ends this one.
     """
-    rank = global_rank()
+    rank = started().rank
     if rank == 0:
         return error
     if threading.current_thread() is threading.main_thread():
@@ -52,7 +48,7 @@ def after_rank_0(error: BaseException) -> BaseException:
 class Processes:
     """The processes of a trainer. With one device it is this one, and nothing here costs anything.
 
-    Raises UsageError for a process that torchrun has started beside others, with a trainer that is for it alone.
+    Raises UsageError for a process that was started beside others, with a trainer that is for it alone.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -61,10 +57,11 @@ class Processes:
         self.rank = trainer.global_rank
         self.children: list[subprocess.Popen[bytes]] = []
         """The other processes, by rank from 1, where this one has started them."""
-        started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-        if started > 1 and not self.several:
+        others = started()
+        if others.by in ("torchrun", "srun") and others.processes > 1 and not self.several:
             raise UsageError(
-                f"torchrun has started {started} processes for trainer.devices=1: give trainer=ddp and their number"
+                f"{others.by} has started {others.processes} processes for trainer.devices={trainer.num_devices}: give "
+                "trainer=ddp and trainer.devices, their number on a machine"
             )
 
     def join(self) -> None:
@@ -75,19 +72,30 @@ class Processes:
         """
         if not self.several:
             return
-        if self.rank != 0 or "TORCHELASTIC_RUN_ID" in os.environ:
-            _end_with_parent()
+        os.environ.setdefault(PARENT, str(os.getpid()))
         try:
             if self.strategy.launcher is not None:
                 self.strategy.launcher.launch(lambda: None)
-                started = getattr(self.strategy.launcher, "procs", [])
-                self.children = list(started)
-                started.clear()  # Lightning would kill this process without a word when one of them has failed
+                children = getattr(self.strategy.launcher, "procs", [])
+                self.children = list(children)
+                children.clear()  # Lightning would kill this process without a word when one of them has failed
                 _end_with_children(self.children)
         except ValueError as error:  # of cluster environments
             raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
         assert isinstance(self.strategy, DDPStrategy)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            self._meet_again(self.strategy)
         self.strategy.setup_environment()
+
+    def _meet_again(self, strategy: DDPStrategy) -> None:
+        """Connect after torchrun has started all processes anew: its store still holds what the first ones wrote."""
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False)
+        attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        assert strategy.accelerator is not None
+        strategy.accelerator.setup_device(strategy.root_device)
+        backend = strategy._get_process_group_backend()
+        torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=started().processes)
 
     def decide(self, question: Callable[[], Value]) -> Value:
         """What `question` answers on rank 0, on every process. If it raises, the others end quietly."""
@@ -97,7 +105,7 @@ class Processes:
         if self.rank == 0:
             try:
                 answer = question()
-            except (UsageError, RunError) as error:
+            except Exception as error:  # whatever it is, the others must not wait
                 refusal = error
         refused, answer = self.strategy.broadcast((refusal is not None, answer))
         if refusal is not None:
@@ -134,7 +142,7 @@ class Processes:
             for value in values:
                 torch.distributed.broadcast(value, 0)
 
-    def fail(self, error: BaseException, told: Callable[[], bool]) -> BaseException:
+    def fail(self, error: BaseException, told: bool) -> BaseException:
         """End the others and return what this process is to raise. told: whether a signal has told this one to end.
 
         The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
@@ -144,7 +152,7 @@ class Processes:
             return error
         if _lost(error):
             error = self._who_ended(error)
-            if self.rank != 0 and told():
+            if self.rank != 0 and told:
                 return SystemExit(143)
         elif self.rank != 0:
             if isinstance(error, (Preempted, KeyboardInterrupt)):
@@ -196,7 +204,7 @@ def _lost(error: BaseException) -> bool:
 def _failed(children: list[subprocess.Popen[bytes]]) -> str | None:
     """What became of the first that failed, for the user."""
     for rank, child in enumerate(children, start=1):
-        if code := child.poll():
+        if (code := child.poll()) and code not in _AGREED:
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             return f"the process of rank {rank} {what}; {_CONTINUES}"
     return None
@@ -220,15 +228,3 @@ def _end_with_children(children: list[subprocess.Popen[bytes]]) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-children").start()
-
-
-def _end_with_parent() -> None:
-    """End this process soon after the one that started it, however that ended: one in a collective would wait on."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

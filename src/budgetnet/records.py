@@ -40,12 +40,15 @@ class Records:
             path = self.directory / name
             if not path.exists():
                 continue
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
             if name == "growth.jsonl":
-                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+                kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]
             else:
-                kept = lines[:1] + [
-                    line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= epochs
+                kept = whole[:1] + [
+                    line
+                    for line in whole[1:]
+                    if (number := line.split(",", 1)[0]).isdecimal() and int(number) <= epochs
                 ]
             if kept != lines:
                 write_text(path, "".join(kept))
@@ -54,10 +57,18 @@ class Records:
         path = self.directory / name
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:  # begun, and killed before a line was written
             writer.writeheader()
         writer.writerow({key: repr(value) if isinstance(value, float) else value for key, value in row.items()})
         _append(path, text.getvalue())
+
+
+def _epoch_of_json(line: str) -> int | None:
+    """The epoch of a line of growth.jsonl; None for one that is damaged."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _append(path: Path, text: str) -> None:

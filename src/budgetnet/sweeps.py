@@ -8,7 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command import explain, refuse_several_devices, run_name, sweep_name
 from budgetnet.errors import UsageError
+from budgetnet.locking import exclusive
 from budgetnet.records import write_text
+from budgetnet.started import started
 
 SWEEP = "BUDGETNET_SWEEP"
 """The environment variable by which the processes of a sweep know its folder."""
@@ -37,8 +39,7 @@ class Sweep:
         return cls(Path(os.environ[SWEEP]))
 
     def begin(self, overrides: Sequence[str]) -> None:
-        """Make the folder; forget what failed when the sweep was last started."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Forget what failed when the sweep was last started."""
         for old in self.folder.glob("*.failed"):
             old.unlink()
         last = {each.partition("=")[0]: each for each in overrides}
@@ -95,6 +96,7 @@ class SweepStart(Callback):
     """Hydra calls this before a sweep starts. `sweep`: the one that this process leads, if any."""
 
     sweep: Sweep | None = None
+    held = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the sweep for all of its processes, and refuse what its launcher cannot do."""
@@ -103,8 +105,14 @@ class SweepStart(Callback):
             overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
             folder = Path(str(config.run.root), ".sweep", sweep_name(str(config.run.experiment), overrides))
             os.environ[SWEEP] = str(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            SweepStart.held.enter_context(exclusive(folder / ".lock", patience=1))
             SweepStart.sweep = Sweep(folder)
             SweepStart.sweep.begin(overrides)
+        except TimeoutError:
+            raise SystemExit(
+                explain(UsageError(f"this sweep is running already: wait for it (its logs: {folder})"))
+            ) from None
         except (UsageError, OSError, OmegaConfBaseException) as error:
             raise SystemExit(explain(error)) from None
 
@@ -112,9 +120,9 @@ class SweepStart(Callback):
 def _refuse(config: DictConfig) -> None:
     """Raises UsageError for a sweep in several processes, jobs that need several and have one, a search downwards."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
-    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not slurm:
-        raise UsageError(f"-m under torchrun starts the whole sweep in every process; use: {_with_local_launcher()}")
+    others = started()
+    if others.processes > 1:
+        raise UsageError(f"-m under {others.by} starts the whole sweep in every process; use: {_with_local_launcher()}")
     if "minimize" in str(OmegaConf.select(config, "hydra.sweeper.direction")):
         raise UsageError(
             "hydra.sweeper.direction=minimize would search for the lowest accuracy: use hydra/sweeper=search, or add "

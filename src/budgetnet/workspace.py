@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from budgetnet.callbacks.checkpoint import load_checkpoint
-from budgetnet.errors import UsageError
+from budgetnet.errors import RunError, UsageError
 from budgetnet.locking import exclusive
 from budgetnet.records import Records, write_text
 
@@ -33,15 +36,13 @@ _FREE = (
 
 @contextmanager
 def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
-    """Create or adopt the directory and keep others out; yields the checkpoint to continue from, if there is one.
+    """Create or adopt the directory and keep others out; yields what there is to go on from.
 
-    Raises UsageError for a directory of something else, of another configuration, in use, or that cannot be written.
+    That is its last.ckpt; its done.json, if nothing is left to do; or None. Raises UsageError for a directory of
+    something else, of another configuration, in use, or that cannot be written.
     """
-    if (directory / "config.yaml").exists():
-        check_same(config, directory)
-    elif directory.is_dir() and any(not _passing(path) for path in directory.iterdir()):
-        raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
-    last = directory / "last.ckpt"
+    _check_ours(config, directory)  # before anything is written there
+    last, done = directory / "last.ckpt", directory / "done.json"
     with ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -52,14 +53,27 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
             ) from error
         except OSError as error:
             raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
+        _check_ours(config, directory)  # another process may have begun a run there since
+        if done.exists():
+            yield done
+            return
         epochs = 0
         if last.exists():
             epochs = load_checkpoint(last)["budgetnet"]["epochs"]
         else:
             write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             (directory / "best.ckpt").unlink(missing_ok=True)
+        for unfinished in directory.glob(".export-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         Records(directory).cut(epochs)
         yield last if last.exists() else None
+
+
+def _check_ours(config: Config, directory: Path) -> None:
+    if (directory / "config.yaml").exists():
+        check_same(config, directory)
+    elif directory.is_dir() and any(not _passing(path) for path in directory.iterdir()):
+        raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
 
 
 def _passing(path: Path) -> bool:
@@ -68,8 +82,13 @@ def _passing(path: Path) -> bool:
 
 
 def check_same(config: Config, directory: Path) -> None:
-    """Raises UsageError, naming the keys, if the run in `directory` is of another configuration."""
-    saved = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    """Raises UsageError, naming the keys, if the run in `directory` is of another configuration; RunError if broken."""
+    path = directory / "config.yaml"
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} is damaged ({reason}): choose another run.dir or run.name") from error
     old, new = _flat(saved), _flat(config)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     differing = [key for key in differing if not key.startswith(_FREE)]

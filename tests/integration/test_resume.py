@@ -16,6 +16,7 @@ from conftest import FORGETFUL, SHORT, run, start
 from killed import At, Replaced, SmallFiles, Steps, learned, nothing
 
 from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.records import Records
 
 STEP = "budgetnet.methods.base.BudgetedModule.training_step"
 SAVE = "budgetnet.callbacks.checkpoint.DurableFiles.save_checkpoint"
@@ -30,6 +31,7 @@ SLURM = {
 PLACES: dict[str, Callable[[], object]] = {
     "before config.yaml": At("os.replace", file="config.yaml.tmp"),
     "before the first checkpoint": At(STEP, 7),
+    "before the first line of metrics.csv": At("builtins.open", 1, after=True, file="metrics.csv"),
     "in the middle of a growing epoch": At(STEP, 26),
     "before a resize": At(GROW, 3),
     "after a resize": At("budgetnet.methods.base.BudgetedModule.resize", 3, after=True),
@@ -181,6 +183,17 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continu
     assert f"{tmp_path}/run" in line and "File too large" in line
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["epochs"] == epochs
     assert_continues(command, short_run)
+
+
+def test_a_table_that_was_cut_off_anywhere_is_begun_again(tmp_path: Path) -> None:
+    records, table = Records(tmp_path), tmp_path / "saturation.csv"
+    records.saturation(1, 0, {"conv1": 0.5})
+    whole = table.read_text()
+    for length in range(len(whole)):
+        table.write_text(whole[:length])
+        records.cut(0)
+        records.saturation(1, 0, {"conv1": 0.5})
+        assert table.read_text() == whole
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

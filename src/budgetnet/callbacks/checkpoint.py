@@ -21,6 +21,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["budgetnet"]["format"]
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there: all nodes of a run must see its directory") from error
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, IndexError, ValueError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(

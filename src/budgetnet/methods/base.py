@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -139,7 +141,10 @@ class BudgetedModule(pl.LightningModule):
         self._totals.zero_()
         self.results.clear()
         key = keyed_generator("network", self.data.seed, self.current_epoch, self.global_rank)
-        torch.manual_seed(key.initial_seed())  # of dropout and its like: the same when the run is continued here
+        drawn = key.initial_seed()  # for dropout and its like: the same when the run is continued here
+        torch.manual_seed(drawn)
+        np.random.seed(drawn % 2**32)
+        random.seed(drawn)
 
     def settle(self) -> None:
         """Add the steps since the last call, of all processes, to the epoch's totals. All processes must call.
@@ -256,13 +261,22 @@ class BudgetedModule(pl.LightningModule):
             order_buckets(self.trainer.model, self.data.input_shape)
         kept, self._random_state = self._random_state, None
         if kept is not None and self.global_rank < len(kept):
+            name, keys, *rest = kept[self.global_rank]["numpy"]
+            np.random.set_state((name, np.array(keys, np.uint32), *rest))
+            random.setstate(kept[self.global_rank]["python"])
             torch.set_rng_state(kept[self.global_rank]["cpu"])
             if self.device.type == "cuda" and "cuda" in kept[self.global_rank]:
                 torch.cuda.set_rng_state(kept[self.global_rank]["cuda"], self.device)
 
 
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Of this process, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    states = {
+        "cpu": torch.get_rng_state(),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
+        "python": random.getstate(),
+    }
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
