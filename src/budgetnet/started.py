@@ -35,8 +35,8 @@ def started() -> Started:
     tasks = int(known.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and "SLURM_PROCID" in known:
         return Started("srun", tasks, int(known["SLURM_PROCID"]))
-    if "LOCAL_RANK" in known and "WORLD_SIZE" in known:
-        return Started("lightning", int(known["WORLD_SIZE"]), int(known["LOCAL_RANK"]))
+    if rank := int(known.get("LOCAL_RANK", "0")):  # Lightning takes WORLD_SIZE away in the end
+        return Started("lightning", int(known.get("WORLD_SIZE", rank + 1)), rank)
     return Started("user", 1, 0)
 
 

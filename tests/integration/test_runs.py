@@ -19,6 +19,7 @@ from zygote import IMPORTED, REPOSITORY, Forked
 
 from budgetnet import experiment
 from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.command import plain
 from budgetnet.experiment import command_line
 
 
@@ -28,7 +29,9 @@ def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_te
     finished = run_command(*TINY, f"run.dir={tmp_path}/again")
     assert finished.returncode == 0, finished.stderr
     assert learned(tmp_path / "again") == learned(tiny_run)
-    assert run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0").returncode == 2
+    refused = run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert "budget:" in run_command("--help").stdout
 
 
 def test_the_process_that_is_forked_has_imported_everything_and_has_one_thread(tmp_path: Path) -> None:
@@ -166,12 +169,9 @@ def test_an_option_does_what_it_says(override: str, fact: Callable[[Any], bool],
 
 def configuration(root: Path, *overrides: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", [*TINY, "threads=1", "trainer.progress=false", f"run.root={root}", *overrides])
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return plain
+        return plain(compose("config", [*TINY, "threads=1", "trainer.progress=false", f"run.root={root}", *overrides]))
 
 
 class Listener(pl.loggers.Logger):

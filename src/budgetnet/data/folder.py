@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -206,7 +207,7 @@ class _BatchReader(Dataset[Batch | UsageError | RunError]):
 _LESS_MEMORY = "use fewer dataset.workers, a smaller dataset.batch_size or a machine with more memory"
 
 
-def worker_death(error: BaseException) -> RunError | None:
+def worker_death(error: BaseException | None) -> RunError | None:
     """What to say where `error` is torch's, that a decoding process has died; else None.
 
     torch raises it in whatever the main process is doing at that moment, which may well be a training step.
@@ -215,6 +216,15 @@ def worker_death(error: BaseException) -> RunError | None:
         return None
     what = str(error).splitlines()[0].rstrip(". ")
     return RunError(f"{what}: most likely the system ran out of memory; {_LESS_MEMORY}; the last checkpoint is kept")
+
+
+def _soon_after() -> BaseException | None:
+    """What torch says a moment later: a process that dies loses its connections before its end is signalled."""
+    try:
+        time.sleep(1)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 class FolderLoader(ShardedLoader):
@@ -268,5 +278,6 @@ class FolderLoader(ShardedLoader):
             if death := worker_death(error):
                 raise death from error
             raise
-        except OSError as error:  # a process, a file handle or shared memory could not be had
-            raise RunError(f"dataset.workers={self.workers}: {error}; {_LESS_MEMORY}") from error
+        except (OSError, EOFError) as error:
+            lost = RunError(f"dataset.workers={self.workers}: cannot be started, or lost ({error}); {_LESS_MEMORY}")
+            raise worker_death(_soon_after()) or lost from error
