@@ -18,7 +18,7 @@ setup: .venv/ready
 	touch $@
 
 test: .venv/ready
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(PY) -m ruff check .
@@ -26,7 +26,7 @@ lint: .venv/ready
 	$(PY) -m mypy
 
 soak: .venv/ready
-	$(PY) -m pytest -m soak
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak -s
 
 clean:
 	rm -rf .venv runs report

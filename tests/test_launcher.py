@@ -117,7 +117,7 @@ def test_a_signal_to_the_sweep_leaves_no_process(number: signal.Signals) -> None
     handlers = signal.getsignal(number)
     threading.Thread(target=stop).start()
     error = Interrupted if number == signal.SIGINT else Preempted
-    with pytest.raises(error, match="0 jobs are done, 3 are not; continue with the same command"):
+    with pytest.raises(error, match="jobs done: 0, not done: 3; continue with the same command"):
         run_jobs([make_job(job, "stay") for job in range(3)], [], n_jobs=2)
     assert signal.getsignal(number) == handlers
     pids = [int(pid) for job in range(2) for pid in Path(f"run{job}", "pids").read_text().split()]

@@ -39,7 +39,8 @@ class Sweep:
         return cls(Path(os.environ[SWEEP]))
 
     def begin(self, overrides: Sequence[str]) -> None:
-        """Forget what failed when the sweep was last started."""
+        """Make the folder; forget what failed when the sweep was last started."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.failed"):
             old.unlink()
         last = {each.partition("=")[0]: each for each in overrides}

@@ -236,6 +236,7 @@ def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], u
     assert learned(runs["root"] / "torchrun") == learned(uninterrupted)
 
 
+@pytest.mark.soak
 def test_four_processes_go_on_from_the_middle_of_an_epoch_to_the_same_bits(tmp_path: Path) -> None:
     overrides = (*COMMAND, "trainer.devices=4", "budget.flops=30%", "finetune.epochs=1")
     for ended in forked(tmp_path / "one", *overrides, f"run.dir={tmp_path}/whole", number=4):

@@ -68,7 +68,7 @@ def test_a_stopped_sweep_leaves_no_process_and_is_continued(tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert errors.startswith("stopped by SIGTERM: 0 jobs are done, 1 are not; continue with the same command: python")
+    assert errors.startswith("stopped by SIGTERM: jobs done: 0, not done: 1; continue with the same command: python")
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)]
     assert not [command for command in commands if str(tmp_path).encode() in command]
     assert "stopped by SIGTERM" in logs(tmp_path)["default"]
@@ -84,7 +84,10 @@ def readable(path: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.soak), "submitit_local"])
+_POOLS = [pytest.param(name, marks=pytest.mark.soak) for name in ("joblib", "submitit_local")]
+
+
+@pytest.mark.parametrize("launcher", ["basic", *_POOLS])
 def test_other_launchers_go_on_after_a_failed_job_too(launcher: str, tmp_path: Path) -> None:
     chosen = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
     sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", FAILING, *chosen]
