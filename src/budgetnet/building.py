@@ -19,6 +19,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from budgetnet.callbacks.checkpoint import Checkpoint, DurableFiles
 from budgetnet.callbacks.growth import Growth
@@ -159,6 +160,8 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, signal
     stated = [f"{name}={value}" for name, value in section.items() if value != getattr(Training, name)]
     with _blamed_on(f"trainer with {', '.join(stated) or 'its defaults'}"):
         trainer = pl.Trainer(**section, **own)
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # what "auto" makes of a TPU
+        raise UsageError(f"trainer.strategy={type(trainer.strategy).__name__}: {_why_not('')}; use ddp")
     if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
     return trainer

@@ -147,7 +147,8 @@ class Trouble(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.place == [trainer.global_rank, trainer.current_epoch, batch_idx]:
+        here = self.place == [trainer.global_rank, trainer.current_epoch, batch_idx]
+        if here and not Path(os.environ[FOLDER], "trouble").exists():  # once, also where torchrun starts all anew
             self.make_trouble(pl_module)
 
     def make_trouble(self, pl_module: pl.LightningModule | None) -> None:

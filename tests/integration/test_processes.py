@@ -237,6 +237,14 @@ def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], u
 
 
 @pytest.mark.soak
+def test_torchrun_starts_all_anew_after_one_was_killed_and_they_go_on(uninterrupted: Path, tmp_path: Path) -> None:
+    again = ("--max-restarts=1", *TORCHRUN)
+    ended = launched(tmp_path / "c", *COMMAND, f"run.dir={tmp_path}/run", launcher=again, trouble="SIGKILL:1:2:8")
+    assert ended.code == 0 and ended.seconds > 0
+    assert learned(tmp_path / "run") == learned(uninterrupted)
+
+
+@pytest.mark.soak
 def test_four_processes_go_on_from_the_middle_of_an_epoch_to_the_same_bits(tmp_path: Path) -> None:
     overrides = (*COMMAND, "trainer.devices=4", "budget.flops=30%", "finetune.epochs=1")
     for ended in forked(tmp_path / "one", *overrides, f"run.dir={tmp_path}/whole", number=4):

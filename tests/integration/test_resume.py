@@ -133,6 +133,20 @@ def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(
     assert learned(tmp_path / "run") == learned(forgetful_run)
 
 
+def test_ctrl_c_while_it_is_evaluated_ends_a_run_that_goes_on(short_run: Path, tmp_path: Path) -> None:
+    command = [*SHORT, f"run.dir={tmp_path}/run"]
+    place = At("budgetnet.methods.base.BudgetedModule.on_test_epoch_end", number=signal.SIGINT)
+    assert the_line(run(*command, before=place), 130).startswith("interrupted: ")
+    assert_continues(command, short_run)
+
+
+def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    place = At("budgetnet.building.make_module", number=signal.SIGUSR1)
+    line = the_line(run(*SHORT, f"run.dir={tmp_path}/run", before=place), 143)
+    assert line.startswith("stopped by SIGUSR1: start again with: python -m src.run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("place", [GROW, SAVE, DRAW])
 def test_a_run_may_be_told_to_end_at_any_place(place: str, short_run: Path, tmp_path: Path) -> None:
     command = [*SHORT, f"run.dir={tmp_path}/run"]
@@ -244,6 +258,25 @@ def test_a_damaged_foreign_or_older_checkpoint_is_named_and_left_alone(
     assert str(checkpoint) in line
     assert ("format 0" in line) == (change is make_older)
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(("name", "contents"), [("config.yaml", "a: [1"), ("summary.json", ""), ("config.yaml", None)])
+def test_a_finished_run_whose_text_is_damaged_is_named(
+    name: str, contents: str | None, short_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if contents is None else path.write_text(contents)
+    assert f"{path} is damaged" in the_line(run(*SHORT, f"run.dir={tmp_path}/run"), 1)
+
+
+def test_what_a_power_cut_left_at_the_end_of_a_table_is_cut_off(short_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+    for name in ("metrics.csv", "saturation.csv", "growth.jsonl"):
+        with open(tmp_path / "run" / name, "ab") as file:
+            file.write(bytes(40) + b"\n")
+    assert_continues([*SHORT, f"run.dir={tmp_path}/run"], short_run)
 
 
 def test_a_second_process_in_a_run_directory_is_refused(short_run: Path, tmp_path: Path) -> None:

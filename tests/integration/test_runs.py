@@ -29,8 +29,10 @@ def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_te
     finished = run_command(*TINY, f"run.dir={tmp_path}/again")
     assert finished.returncode == 0, finished.stderr
     assert learned(tmp_path / "again") == learned(tiny_run)
-    refused = run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0")
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    refused = run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0.03")
+    assert (
+        refused.returncode == 2 and "(differing: optim.lr)" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    )
     assert "budget:" in run_command("--help").stdout
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import SHORT, run, run_command, start
 from killed import rows
 
+from budgetnet.locking import exclusive
 from budgetnet.sweeps import SWEEP, SweepStart
 from src.run import main
 
@@ -82,6 +83,15 @@ def readable(path: Path) -> bool:
         return bool(path.read_bytes())
     except OSError:
         return False
+
+
+def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path) -> None:
+    sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "budget.flops=1k"]
+    assert run(*sweep).returncode == 1
+    (folder,) = (tmp_path / "runs" / ".sweep").iterdir()
+    with exclusive(folder / ".lock"):
+        second = run(*sweep)
+    assert second.returncode == 2 and "this sweep is running already" in second.stderr
 
 
 _POOLS = [pytest.param(name, marks=pytest.mark.soak) for name in ("joblib", "submitit_local")]

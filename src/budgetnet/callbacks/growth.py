@@ -6,11 +6,10 @@ import gc
 import time
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.callbacks.record import log
-from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.processes import order_buckets
@@ -22,16 +21,6 @@ class Growth(pl.Callback):
 
     def __init__(self, records: Records) -> None:
         self.records = records
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a strategy under which a network cannot change its shape."""
-        strategy = trainer.strategy
-        unsafe = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
-        if unsafe or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-            name = "ddp with find_unused_parameters" if unsafe else type(strategy).__name__
-            raise UsageError(
-                f"trainer.strategy={name}: parameters that grow would silently drift apart; use trainer.strategy=ddp"
-            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, AdeNeL)
