@@ -55,7 +55,7 @@ def test_saturation_is_the_share_of_selected_filters_and_joins_tied_layers() -> 
     tied = graph.group("layer2.0.conv2")
     assert tied.producers == ("layer2.0.conv2", "layer2.0.downsample.0")
     for path, selected in zip(tied.producers, (1, 3)):
-        optimizer.state[net.get_parameter(f"{path}.weight")]["gamma"][:selected] = 1
+        optimizer.state[net.get_parameter(f"{path}.weight")]["z"][:selected] = 1
     assert saturation(graph, optimizer, "max")["layer2.0.conv2"] == 0.75
     assert saturation(graph, optimizer, "mean")["layer2.0.conv2"] == 0.5
     assert saturation(graph, optimizer)["conv1"] == 0

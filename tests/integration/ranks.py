@@ -67,7 +67,7 @@ class Witness(pl.Callback):
 
         @functools.wraps(grow)
         def grown(plan: GrowthPlan, *args: Any) -> None:
-            self.note(trainer, "round", plan=repr(plan), **state(pl_module, "z", "gamma", "momentum_buffer"))
+            self.note(trainer, "round", plan=repr(plan), **state(pl_module, "z", "momentum_buffer"))
             self.grown = {name: (plan.before[name], width) for name, width in plan.changes.items()}
             grow(plan, *args)
 
@@ -97,7 +97,7 @@ class Witness(pl.Callback):
         self.note(
             trainer, "epoch", widths=pl_module.graph.widths, phase=pl_module.phase, results=pl_module.results,
             weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()), spent=pl_module.ledger.spent,
-            **state(pl_module, "z", "gamma", "momentum_buffer"),
+            **state(pl_module, "z", "momentum_buffer"),
         )  # fmt: skip
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -145,7 +145,7 @@ def test_steps_equal_the_authors_update(momentum: float, kappa: float) -> None:
         assert_close(lbi.state[param]["momentum_buffer"], reference.m)
         if reference.sparse is not None:
             assert_close(lbi.state[param]["z"], reference.z)
-            assert_close(lbi.state[param]["gamma"], reference.gamma)
+            assert_close(lbi.gamma(param), reference.gamma)
 
 
 # Closed forms
@@ -283,8 +283,7 @@ def test_threshold_zero_gives_gamma_equal_to_kappa_z() -> None:
     lbi = LBI(groups_of(params), lr=0.05, nu=5.0, kappa=0.7, threshold=0.0)
     take_steps(lbi, params, 0, 20)
     for param in params[:3]:
-        state = lbi.state[param]
-        assert_close(state["gamma"], 0.7 * state["z"])
+        assert_close(lbi.gamma(param), 0.7 * lbi.state[param]["z"])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
@@ -298,7 +297,7 @@ def test_a_zero_filter_without_gradient_stays_zero(threshold: float, dtype: torc
     param.grad = torch.zeros_like(param)
     for _ in range(5):
         lbi.step()
-    for tensor in (param.detach(), *lbi.state[param].values()):
+    for tensor in (param.detach(), lbi.gamma(param), *lbi.state[param].values()):
         assert not tensor[1].any() and tensor.isfinite().all()
     assert lbi.support(param).tolist() == [True, False, True]
 
@@ -306,13 +305,14 @@ def test_a_zero_filter_without_gradient_stays_zero(threshold: float, dtype: torc
 # State
 
 
-def test_state_is_momentum_and_for_sparse_parameters_z_and_gamma() -> None:
+def test_state_is_momentum_and_for_sparse_parameters_z() -> None:
     params = parameters()
     lbi = LBI(groups_of(params), lr=0.05)
     take_steps(lbi, params, 0, 1)
     for param in params[:3]:
-        assert set(lbi.state[param]) == {"momentum_buffer", "z", "gamma"}
+        assert set(lbi.state[param]) == {"momentum_buffer", "z"}
         assert all(tensor.shape == param.shape for tensor in lbi.state[param].values())
+        assert lbi.gamma(param).shape == param.shape
     assert set(lbi.state[params[3]]) == {"momentum_buffer"}
 
 

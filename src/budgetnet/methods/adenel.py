@@ -169,7 +169,7 @@ class AdeNeL(BudgetedModule):
             self.start_finetuning(epochs)
 
     def start_finetuning(self, epochs: int) -> None:
-        """End the growing phase after `epochs` epochs. SGD is LBI without a sparse set: Z and Γ are dropped."""
+        """End the growing phase after `epochs` epochs. SGD is LBI without a sparse set: Z is dropped."""
         self.phase, self.growing_epochs = "finetune", epochs
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.optim.weight_decay if group["decays"] else 0.0
@@ -178,7 +178,6 @@ class AdeNeL(BudgetedModule):
                 group["sparse"] = None
             for state in self.optimizer.state.values():
                 state.pop("z", None)
-                state.pop("gamma", None)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -53,8 +53,9 @@ class LBI(torch.optim.Optimizer):
     threshold: λ of Prox. Until filter o is selected Z_o = (lr/nu)·ΣW_o, so it is selected once the norm of
         ΣW_o exceeds nu·threshold/lr.
 
-    State per parameter: `momentum_buffer`, and in sparse groups `z` and `gamma`, of the parameter's shape.
-    Z and Γ of a half-precision parameter are float32: half precision would swallow their increments.
+    State per parameter: `momentum_buffer`, and in sparse groups `z`, of the parameter's shape: twice what SGD with
+    momentum keeps. Γ follows from Z and is never stored. Z of a half-precision parameter is float32: half precision
+    would swallow its increments.
     A parameter without a gradient is left alone. Raises UsageError for a hyper-parameter out of range.
     """
 
@@ -106,22 +107,31 @@ class LBI(torch.optim.Optimizer):
                 self._update(params, group)
         return loss
 
+    @torch.no_grad()
+    def gamma(self, param: Tensor) -> Tensor:
+        """Γ = κ·Prox(Z), of the parameter's shape; zero before the first step.
+
+        Raises UsageError for a parameter that is dense or not in here.
+        """
+        group = self._group_of(param)
+        if group["sparse"] is None:
+            raise UsageError(
+                f"{_describe(param)} is dense and has no support: give its group sparse='filter' or 'entry'"
+            )
+        prox = prox_filters if group["sparse"] == "filter" else prox_entries
+        z: Tensor | None = self.state.get(param, {}).get("z")
+        return torch.zeros_like(param) if z is None else group["kappa"] * prox(z, group["threshold"])
+
     def support(self, param: Tensor) -> Tensor:
         """Where Γ ≠ 0: a bool tensor of shape (filters,) for "filter", of the parameter's shape for "entry".
 
         All False before the first step. Raises UsageError for a parameter that is dense or not in here.
         """
-        sparse = self._group_of(param)["sparse"]
-        if sparse is None:
-            raise UsageError(
-                f"{_describe(param)} is dense and has no support: give its group sparse='filter' or 'entry'"
-            )
-        gamma = self.state.get(param, {}).get("gamma")
-        selected = torch.zeros_like(param, dtype=torch.bool) if gamma is None else gamma != 0
-        return selected.flatten(1).any(dim=1) if sparse == "filter" else selected
+        selected = self.gamma(param) != 0
+        return selected.flatten(1).any(dim=1) if self._group_of(param)["sparse"] == "filter" else selected
 
     def reset_state(self, params: Iterable[Tensor] | None = None) -> None:
-        """Forget momentum, Z and Γ of `params` (default: all), as if no step had been taken."""
+        """Forget momentum and Z of `params` (default: all), as if no step had been taken."""
         if params is None:
             self.state.clear()
             return
@@ -132,14 +142,13 @@ class LBI(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`, bit for bit."""
         super().load_state_dict(state_dict)
-        # torch casts state to the parameter's dtype, which rounds Z and Γ of half-precision parameters.
+        # torch casts state to the parameter's dtype, which rounds Z of half-precision parameters.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for index, param in zip(indices, params, strict=True):
             saved = state_dict["state"].get(index, {})
-            for key in ("z", "gamma"):
-                if key in saved and _state_dtype(param) != param.dtype:
-                    self.state[param][key] = saved[key].to(param.device, _state_dtype(param), copy=True)
+            if "z" in saved and _state_dtype(param) != param.dtype:
+                self.state[param]["z"] = saved["z"].to(param.device, _state_dtype(param), copy=True)
 
     def _group_of(self, param: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
@@ -153,7 +162,6 @@ class LBI(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(param)
         if sparse is not None and "z" not in state:
             state["z"] = torch.zeros_like(param, dtype=_state_dtype(param))
-            state["gamma"] = torch.zeros_like(state["z"])
         return state
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -171,21 +179,22 @@ class LBI(torch.optim.Optimizer):
             torch._foreach_add_(params, buffers, alpha=-lr * kappa)
             return
         zs = [state["z"] for state in states]
-        gammas = [state["gamma"] for state in states]
-        # Γ is written anew at the end of the step; until then its memory holds the old Γ - W.
-        torch._foreach_sub_(gammas, params)
-        torch._foreach_add_(zs, gammas, alpha=-lr / nu)
+        apart = _minus_gamma(params, zs, group)
+        torch._foreach_add_(zs, apart, alpha=lr / nu)
         torch._foreach_add_(params, buffers, alpha=-lr * kappa)
-        torch._foreach_add_(params, gammas, alpha=lr * kappa / nu)
-        if sparse == "filter":
-            # The factors of all layers are computed at once: a few operations instead of a few per layer.
-            norms = torch.cat([_filter_norms(z) for z in zs])
-            factors = torch.split(_shrinkage(norms, group["threshold"]).mul_(kappa), [len(z) for z in zs])
-            for z, gamma, factor in zip(zs, gammas, factors, strict=True):
-                torch.mul(z, _per_filter(factor, z), out=gamma)
-        else:
-            for z, gamma in zip(zs, gammas, strict=True):
-                torch.mul(prox_entries(z, group["threshold"]), kappa, out=gamma)
+        torch._foreach_add_(params, apart, alpha=-lr * kappa / nu)
+
+
+def _minus_gamma(params: list[Tensor], zs: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """W - Γ of the parameters of a sparse group."""
+    kappa, threshold = group["kappa"], group["threshold"]
+    if group["sparse"] == "entry":
+        return [torch.sub(w, prox_entries(z, threshold), alpha=kappa) for w, z in zip(params, zs, strict=True)]
+    # The factors of all layers are computed at once: a few operations instead of a few per layer.
+    norms = torch.cat([_filter_norms(z) for z in zs])
+    factors = torch.split(_shrinkage(norms, threshold), [len(z) for z in zs])
+    layers = zip(params, zs, factors, strict=True)
+    return [torch.addcmul(w, z, _per_filter(factor, z), value=-kappa) for w, z, factor in layers]
 
 
 def _filter_norms(z: Tensor) -> Tensor:
