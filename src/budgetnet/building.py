@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from budgetnet.configuration import Training, checked
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import UsageError
+from budgetnet.loggers import make_loggers
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.records import Records
 from budgetnet.started import started
@@ -139,7 +141,8 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, signal
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])
     limit = module.budget.limits.get("flops")
-    callbacks: list[pl.Callback] = [Recorder(records)]
+    loggers = partial(make_loggers, config["logger"], config, directory)
+    callbacks: list[pl.Callback] = [Recorder(records, loggers)]
     callbacks += [Progress(limit)] if progress else []
     callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
     for name, callback in config["callbacks"].items():

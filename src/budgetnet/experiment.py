@@ -22,7 +22,7 @@ from budgetnet.callbacks.preemption import Signals
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
-from budgetnet.loggers import close_loggers, log_images, make_loggers
+from budgetnet.loggers import close_loggers, log_images
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes import Processes, after_rank_0
 from budgetnet.records import write_json
@@ -102,8 +102,6 @@ def _train(
 ) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
     trainer, module, data = parts.trainer, parts.module, parts.data
-    loggers = make_loggers(config["logger"], config, directory) if trainer.is_global_zero else []
-    trainer.loggers = loggers
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         _fit(trainer, module, data, checkpoint)
@@ -111,12 +109,12 @@ def _train(
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
-            _finish(config, directory, module, data, summary, loggers)
+            _finish(config, directory, module, data, summary, trainer.loggers)
         return summary
     except SystemExit as error:  # the trainer's own end after Ctrl-C
         raise KeyboardInterrupt from error
     finally:
-        close_loggers(loggers)
+        close_loggers(trainer.loggers)
 
 
 def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None) -> None:

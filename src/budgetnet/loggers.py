@@ -7,11 +7,29 @@ import logging
 import netrc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import WandbLogger
+
 log = logging.getLogger(__name__)
+
+
+class Wandb(WandbLogger):
+    """The run of `start`, which is called when the run is first needed: W&B takes seconds to import and to begin."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        super().__init__()
+        self.start = start
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = self.start()
+        return self._experiment
 
 
 def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], directory: Path) -> list[Any]:
@@ -23,8 +41,11 @@ def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], director
     """
     if options["name"] == "csv" or options.get("mode") == "disabled":
         return []
+    return [Wandb(lambda: _start_run(options, config, directory))]
+
+
+def _start_run(options: Mapping[str, Any], config: Mapping[str, Any], directory: Path) -> Any:
     import wandb
-    from pytorch_lightning.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
     sweep = os.environ.get("BUDGETNET_SWEEP")
@@ -53,7 +74,7 @@ def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], director
         experiment = start("offline")
     experiment.define_metric("train_cost_flops")
     experiment.define_metric("*", step_metric="train_cost_flops")
-    return [WandbLogger(experiment=experiment)]
+    return experiment
 
 
 def log_images(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
@@ -69,9 +90,7 @@ def log_images(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) ->
 
 def close_loggers(loggers: list[Any]) -> None:
     """End the W&B run, as a failed one while an error is on its way: a second job must not log into it."""
-    if loggers:
-        import wandb
-
+    if loggers and (wandb := sys.modules.get("wandb")):  # else no run has started
         wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 

@@ -17,10 +17,12 @@ from conftest import TINY, run, run_command, start, start_command
 from killed import Facts, learned, rows
 from zygote import IMPORTED, REPOSITORY, Forked
 
-from budgetnet import experiment
+from budgetnet import building, experiment, loggers
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.command import plain
+from budgetnet.errors import RunError
 from budgetnet.experiment import command_line
+from budgetnet.methods.base import BudgetedModule
 
 
 def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_tests(
@@ -193,7 +195,7 @@ class Listener(pl.loggers.Logger):
 
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    monkeypatch.setattr(experiment, "make_loggers", lambda *_: [listener])
+    monkeypatch.setattr(building, "make_loggers", lambda *_: [listener])
     monkeypatch.setattr(experiment, "log_images", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
     experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
@@ -204,6 +206,36 @@ def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pyt
     ]
     rounds = [heard for heard in listener.heard if "growth/round" in heard]
     assert len(rounds) == len((tmp_path / "run" / "growth.jsonl").read_text().splitlines())
+
+
+def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    step = BudgetedModule.training_step
+
+    def stepped(*args: Any) -> None:
+        events.append("step")
+        step(*args)
+        if (tmp_path / "broken").exists():
+            raise RunError("no memory")
+
+    class Started(Exception): ...
+
+    def start(*_: Any) -> None:
+        events.append("wandb")
+        raise Started
+
+    monkeypatch.setattr(BudgetedModule, "training_step", stepped)
+    monkeypatch.setattr(loggers, "_start_run", start)
+    config = configuration(tmp_path, "logger=wandb")
+    with pytest.raises(Started):
+        experiment.run(config, tmp_path / "run", command_line())
+    assert events == ["step", "wandb"]
+    (tmp_path / "broken").touch()
+    with pytest.raises(RunError, match="no memory"):
+        experiment.run(config, tmp_path / "other", command_line())
+    assert events == ["step", "wandb", "step"]
 
 
 def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, tmp_path: Path) -> None:

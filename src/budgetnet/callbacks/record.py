@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
 
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.methods.base import BudgetedModule
@@ -19,10 +21,15 @@ def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv and saturation.csv and logs both. Comes before Growth: a row is of the epoch's network."""
+    """Writes metrics.csv and saturation.csv and logs both. Comes before Growth: a row is of the epoch's network.
 
-    def __init__(self, records: Records) -> None:
-        self.records = records
+    loggers: makes the trainer's loggers. They start once a step has been taken: training does not wait for them, and a
+    run that cannot train leaves nothing in them.
+    """
+
+    def __init__(self, records: Records, loggers: Callable[[], list[Logger]]) -> None:
+        self.records, self.make_loggers = records, loggers
+        self._logging = False
         self._start: float | None = None
         """When the running epoch began."""
 
@@ -31,6 +38,18 @@ class Recorder(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._start = time.perf_counter() - state_dict["elapsed"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not trainer.loggers:
+            trainer.loggers = self.make_loggers()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._logging:
+            self._logging = True
+            for logger in trainer.loggers:
+                getattr(logger, "experiment", None)  # which starts it
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from budgetnet.data.arrays import ImageArrays
 from budgetnet.data.sharding import Batch, ShardedLoader, keyed_generator
@@ -81,9 +80,7 @@ class DeviceLoader(ShardedLoader):
         self.padding, self.flip = padding, flip
         self.shape = data.shape
         self.labels = data.labels.to(self.device)
-        padded = functional.pad(data.images.to(self.device), (padding,) * 4).permute(0, 2, 3, 1).contiguous()
-        # (N, H + 2 padding, W + 2 padding, C); mirrored copies follow, which costs memory and saves most of the time
-        self.padded = torch.cat([padded, padded.flip(2)]) if flip else padded
+        self.padded = _padded(data.images.to(self.device), padding, flip)
 
     def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
         if not parts:
@@ -115,3 +112,17 @@ class DeviceLoader(ShardedLoader):
         first = torch.arange(count, device=self.device) * (padded_height * padded_width) + offset
         rows = first[:, None] + torch.arange(height, device=self.device) * padded_width
         return stretches.index_select(0, rows.view(-1)).view(count, height, width, channels)
+
+
+def _padded(images: Tensor, padding: int, flip: bool) -> Tensor:
+    """(N, H + 2 padding, W + 2 padding, C) of (N, C, H, W); mirrored copies of all follow where `flip`.
+
+    The copies cost memory and save most of the time of a batch.
+    """
+    count, channels, height, width = images.shape
+    padded = images.new_zeros(count * (1 + flip), height + 2 * padding, width + 2 * padding, channels)
+    inside = padded[:, padding : padding + height, padding : padding + width]
+    inside[:count] = images.permute(0, 2, 3, 1)
+    if flip:
+        inside[count:] = inside[:count].flip(2)
+    return padded
