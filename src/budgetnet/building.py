@@ -31,7 +31,7 @@ from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.configuration import Training, checked
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
-from budgetnet.errors import UsageError
+from budgetnet.errors import UsageError, nearest
 from budgetnet.loggers import make_loggers
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.records import Records
@@ -136,7 +136,11 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, signal
         raise UsageError(f"trainer.strategy={section['strategy']}: {_why_not(str(section['strategy']))}; use ddp")
     channels_last, progress = section.pop("channels_last"), section.pop("progress")
     section.pop("sync_batchnorm")  # done by make_network
-    module.micro_batches = section.pop("micro_batches")
+    module.micro_batches, module.compiler = section.pop("micro_batches"), section.pop("compile")
+    if module.compiler is not None and module.compiler not in (known := torch.compiler.list_backends(())):
+        raise UsageError(
+            f"trainer.compile={module.compiler!r} is no backend of torch.compile{nearest(module.compiler, known)}"
+        )
     if channels_last:
         module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])

@@ -82,6 +82,7 @@ class Training:
     check_val_every_n_epoch: int = 1
     sync_batchnorm: bool = False
     micro_batches: int = 1
+    compile: str | None = None
     channels_last: bool = True
     progress: bool = True
     benchmark: bool | None = None

@@ -2,54 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-
-from budgetnet.building import Parts, build
-from budgetnet.command import CONF, plain
-
-SHORT = (
-    "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
-    "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
-    "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
-    "trainer.progress=false", "trainer.accelerator=cpu",
-)  # fmt: skip
-"""Three growing epochs and three of fine-tuning, 20 steps each, of a network without batch norm."""
-
-
-Fit = Callable[..., Parts]
-
-
-@pytest.fixture
-def fit(tmp_path: Path) -> Iterator[Fit]:
-    """Train a configuration as a run does, in this process."""
-    threads = torch.get_num_threads()
-
-    def fitted(*overrides: str) -> Parts:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = plain(compose("config", overrides=[*SHORT, *overrides]))
-        directory = tmp_path / "_".join(overrides)
-        directory.mkdir()
-        parts = build(config, directory)
-        parts.trainer.fit(parts.module, datamodule=parts.data)
-        return parts
-
-    yield fitted
-    torch.set_num_threads(threads)
-
-
-def metrics(parts: Parts) -> list[dict[str, str]]:
-    with open(Path(parts.trainer.default_root_dir, "metrics.csv")) as file:
-        return list(csv.DictReader(file))
-
-
-def weights(parts: Parts) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in parts.module.net.state_dict().items()}
+from short_run import Fit, metrics, weights
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -64,8 +65,12 @@ class BudgetedModule(pl.LightningModule):
         """Accuracies in percent and losses of the last evaluation and the last training epoch."""
         self.micro_batches = 1
         """Parts of a batch that are passed one after the other, to save memory; a step is of the whole batch."""
+        self.compiler: str | None = None
+        """Backend of torch.compile for the training steps once no shape changes any more."""
         self.batches_done = 0
         """Of the running epoch; 0 between epochs."""
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiling = False
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._images = 0
@@ -104,7 +109,7 @@ class BudgetedModule(pl.LightningModule):
         lr = self.learning_rate(self.current_epoch, batch_idx, int(self.trainer.num_training_batches))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, correct = self._backward(images, labels)
+        loss, correct = self._compile(images, labels) if self._compiling else self._backward(images, labels)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss)
@@ -118,10 +123,11 @@ class BudgetedModule(pl.LightningModule):
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the mean loss of a batch; returns that loss and how many were right."""
         parts = list(zip(images.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True))
+        forward = self._compiled or self.net
         losses, correct = [], []
         for number, (some, targets) in enumerate(parts, start=1):
             with self._unreduced() if number < len(parts) else nullcontext():
-                logits = self.net(some)
+                logits = forward(some)
                 loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
                 loss = loss if len(parts) == 1 else loss * (len(targets) / len(labels))
                 self.manual_backward(loss)
@@ -130,6 +136,20 @@ class BudgetedModule(pl.LightningModule):
         if len(parts) == 1:
             return losses[0], correct[0]
         return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _compile(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The first step of a compiled network; its time, nearly all of it the compiler's, is booked as such."""
+        start = time.perf_counter()
+        try:
+            done = self._backward(images, labels)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            text = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"trainer.compile={self.compiler} fails on this network ({text}); leave it out to train without"
+            ) from error
+        self._compiling = False
+        self.ledger.compile_seconds += time.perf_counter() - start
+        return done
 
     def _unreduced(self) -> AbstractContextManager[None]:
         """Gradients stay on this process: the backward pass of a batch's last part reduces those of all its parts."""
@@ -140,6 +160,9 @@ class BudgetedModule(pl.LightningModule):
         self._losses, self._correct, self._images = [], [], 0
         self._totals.zero_()
         self.results.clear()
+        if self.compiler and self._compiled is None and self.phase != "grow":
+            torch.compiler.reset()
+            self._compiled, self._compiling = torch.compile(self.net.forward, backend=self.compiler), True
         key = keyed_generator("network", self.data.seed, self.current_epoch, self.global_rank)
         drawn = key.initial_seed()  # for dropout and its like: the same when the run is continued here
         torch.manual_seed(drawn)

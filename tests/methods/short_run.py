@@ -1,0 +1,31 @@
+"""A short run in this process, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from budgetnet.building import Parts
+
+SHORT = (
+    "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
+    "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
+    "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
+    "trainer.progress=false", "trainer.accelerator=cpu",
+)  # fmt: skip
+"""Three growing epochs and three of fine-tuning, 20 steps each, of a network without batch norm."""
+
+
+Fit = Callable[..., Parts]
+
+
+def metrics(parts: Parts) -> list[dict[str, str]]:
+    with open(Path(parts.trainer.default_root_dir, "metrics.csv")) as file:
+        return list(csv.DictReader(file))
+
+
+def weights(parts: Parts) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in parts.module.net.state_dict().items()}
