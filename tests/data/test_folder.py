@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -79,12 +80,25 @@ def test_decoding_at_reduced_size_is_close_to_full_decoding(tmp_path, crop):
 
 def test_a_jpeg_is_decoded_at_the_smallest_size_that_has_the_pixels(tmp_path, monkeypatch):
     picture(1600, 1200).save(tmp_path / "a.jpg")
-    sizes = []
-    convert = Image.Image.convert
-    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: (sizes.append(self.size), convert(self, mode))[1])
+    shapes = []
+    decode_jpeg = simplejpeg.decode_jpeg
+
+    def noted(data, **options):
+        pixels = decode_jpeg(data, **options)
+        shapes.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", noted)
     decode(tmp_path / "a.jpg", centre_crop, 224)  # 1050 pixels become 224: a quarter still has 262
     decode(tmp_path / "a.jpg", lambda width, height: (100, 100, 400, 400), 224)  # 300 become 224: no reduction
-    assert sizes == [(400, 300), (1600, 1200)]
+    assert shapes == [(300, 400, 3), (1200, 1600, 3)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_has_the_pixels_that_pillow_reads(tmp_path, mode):
+    picture(320, 240).convert(mode).save(tmp_path / "a.jpg")
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+    assert np.array_equal(decode(tmp_path / "a.jpg", lambda *_: (10, 20, 210, 220), 200), expected[20:220, 10:210])
 
 
 def test_random_crops_lie_inside_and_keep_the_stated_area_and_ratio():

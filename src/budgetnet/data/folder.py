@@ -9,12 +9,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from budgetnet.data.device_loader import Normalise
@@ -126,32 +129,53 @@ def imagenet(root: str | Path, download: bool = False, image_size: int = 224) ->
 def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray:
     """The part of an image file that `crop` chooses from (width, height), resized: uint8 (size, size, 3).
 
-    Grey, palette and CMYK images become RGB. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part still has
-    `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read or is so large that Pillow
-    takes it for an attack.
+    Grey, palette and CMYK images become RGB. A JPEG is decoded at less than its size, half or below, where the part
+    still has `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read or is so large that
+    Pillow takes it for an attack.
     """
     try:
+        data = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path, formats=_FORMATS)
+            opened = Image.open(BytesIO(data), formats=_FORMATS)
         with opened as image:
             width, height = image.size
-            box = crop(width, height)
-            enlarge = size / (box[2] - box[0]), size / (box[3] - box[1])
-            image.draft("RGB", (math.ceil(width * enlarge[0]), math.ceil(height * enlarge[1])))
-            pixels = image.convert("RGB")
-            across, down = pixels.width / width, pixels.height / height
-            part = (
-                box[0] * across,
-                box[1] * down,
-                min(pixels.width, box[2] * across),
-                min(pixels.height, box[3] * down),
-            )
-            return np.array(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+            left, top, right, bottom = crop(width, height)
+            least = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            pixels = _decode_jpeg(data, *least) if plain else None
+            if pixels is None:
+                image.draft("RGB", least)
+                pixels = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(
             f"{path} cannot be read as an image ({(str(error).splitlines() or [''])[0]}); replace or remove it"
         ) from error
+    across, down = pixels.shape[1] / width, pixels.shape[0] / height
+    columns, rows = _span(left * across, right * across), _span(top * down, bottom * down)
+    return _resized(pixels[rows, columns], size)
+
+
+def _decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
+    """uint8 (H, W, 3), H and W at least `height` and `width` if it is reduced; None if damaged: Pillow says how."""
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+    except ValueError:
+        return None
+    return pixels
+
+
+def _span(first: float, last: float) -> slice:
+    return slice(round(first), max(round(first) + 1, round(last)))
+
+
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) to (size, size, 3), bilinear over all the pixels that each new one covers."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def centre_crop(width: int, height: int, fraction: float = 224 / 256) -> Box:
