@@ -1,8 +1,8 @@
-# make run: set up and run the demo.  make test | lint | soak.  PYTHON chooses the interpreter (3.10 or newer).
+# make run: set up and run the demo.  make test | lint | soak | bench.  PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: run setup test lint soak clean
+.PHONY: run setup test lint soak bench clean
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -27,6 +27,9 @@ lint: .venv/ready
 
 soak: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak -s
+
+bench: .venv/ready
+	$(PY) -m experiments.bench
 
 clean:
 	rm -rf .venv runs report

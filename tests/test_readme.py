@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from budgetnet.command import known_options
+import pytest
+from hydra import compose, initialize_config_dir
+
+from budgetnet.command import CONF, known_options, plain
+from budgetnet.configuration import checked
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -24,3 +29,34 @@ def test_every_option_in_the_readme_exists() -> None:
     named = set(re.findall(r"`((?:budget|growth|finetune|optim|dataset|lbi)\.[a-z_]+)`", table))
     assert len(named) > 15
     assert named <= set(known_options())
+
+
+def commands() -> list[str]:
+    """Overrides of the commands in README.md and in the first lines of conf/, but abridged and swept ones."""
+    lines = [line for file in sorted(CONF.rglob("*.yaml")) for line in file.read_text().splitlines()[:2]]
+    text = "\n".join([README.replace("\\\n", " "), *lines])
+    found = re.findall(r"^(?:    .*?|# )python -m src.run (.*?)(?:  .*)?$", text, re.MULTILINE)
+    return sorted(
+        {
+            " ".join(command.split("  #")[0].split())
+            for command in found
+            if "--" not in command and "pareto" not in command
+        }
+    )
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_can_run(command: str) -> None:
+    overrides = [
+        re.sub(r"=(?!\w+\(|\[)([^,]*),.*", r"=\1", override)  # the first job of a sweep
+        for override in shlex.split(command.removeprefix("-m "))
+        if not override.startswith("hydra") and "interval(" not in override
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = checked(plain(compose("config", overrides=overrides)))
+    if config["method"]["name"] == "adenel":
+        assert config["growth"]["epochs_per_round"] + config["finetune"]["epochs"] <= config["epochs"]
+
+
+def test_the_commands_are_found() -> None:
+    assert len(commands()) > 15 and any(command.startswith("experiment=imagenet") for command in commands())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Surgery:
         self.seed = seed
         self.shares: dict[str, Tensor] = {}  # net2wider: the part of its original's outgoing weight a channel takes
         self._gather = self.sources
+        self._choices: dict[tuple[Layout, int], Choice] = {}
 
     def tensors(self) -> list[str]:
         """Names of the parameters and buffers that have a changed group along one of their axes."""
@@ -102,20 +104,22 @@ class Surgery:
         dims = self.graph.axes[name]
         parts = max((segment.parts for segment in dims.get(1, ())), default=1)
         if parts == 1:
-            out = _take(tensor, {dim: self._along(layout, sources) for dim, layout in dims.items()})
+            out = _take(tensor, {dim: self._choice(layout, sources) for dim, layout in dims.items()})
         else:  # grouped convolution: every part of the filters reads its own part of the input channels
             rows = self._along(dims[0], sources).chunk(parts)
             columns = self._along(tuple(Segment(s.group, s.factor) for s in dims[1]), sources).chunk(parts)
             width = tensor.shape[1]
-            out = torch.cat(
-                [
-                    _take(tensor, {0: row, 1: torch.where(column < 0, column, column - part * width)})
-                    for part, (row, column) in enumerate(zip(rows, columns, strict=True))
-                ]
-            )
+            own = [torch.where(column < 0, column, column - part * width) for part, column in enumerate(columns)]
+            out = torch.cat([_take(tensor, {0: _choice(r), 1: _choice(c)}) for r, c in zip(rows, own, strict=True)])
         if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
             return out.contiguous(memory_format=torch.channels_last)
         return out.contiguous()
+
+    def _choice(self, layout: Layout, sources: Mapping[str, Tensor]) -> Choice:
+        key = layout, id(sources)  # many tensors have the same layout
+        if key not in self._choices:
+            self._choices[key] = _choice(self._along(layout, sources))
+        return self._choices[key]
 
     def _along(self, layout: Layout, sources: Mapping[str, Tensor]) -> Tensor:
         runs, offset = [], 0
@@ -131,16 +135,28 @@ class Surgery:
         return torch.cat(runs)
 
 
-def _take(tensor: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
-    """Gather `tensor` along each dimension; positions with source -1 become 0."""
-    for dim, source in sources.items():
-        kept = source >= 0
-        picked = tensor.index_select(dim, source[kept].to(tensor.device))
-        if bool(kept.all()):
+class Choice(NamedTuple):
+    """Of an axis: its new size, the old positions that go on, and where they come to stand (None: at all of it)."""
+
+    size: int
+    old: Tensor
+    new: Tensor | None
+
+
+def _choice(source: Tensor) -> Choice:
+    """From the old position of each new one, -1 where there is none."""
+    kept = source >= 0
+    return Choice(len(source), source[kept], None if bool(kept.all()) else kept.nonzero().flatten())
+
+
+def _take(tensor: Tensor, choices: Mapping[int, Choice]) -> Tensor:
+    """Gather `tensor` along each dimension; what is new becomes 0."""
+    for dim, (size, old, new) in choices.items():
+        picked = tensor.index_select(dim, old.to(tensor.device))
+        if new is None:
             tensor = picked
             continue
         shape = list(tensor.shape)
-        shape[dim] = len(source)
-        position = kept.nonzero().flatten().to(tensor.device)
-        tensor = picked.new_zeros(shape).index_copy_(dim, position, picked)
+        shape[dim] = size
+        tensor = picked.new_zeros(shape).index_copy_(dim, new.to(tensor.device), picked)
     return tensor

@@ -80,11 +80,19 @@ class DeviceLoader(ShardedLoader):
         self.padding, self.flip = padding, flip
         self.shape = data.shape
         self.labels = data.labels.to(self.device)
-        self.padded = _padded(data.images.to(self.device), padding, flip)
+        # Mirrored copies follow the padded images: they cost memory and save most of the time of a batch. A CPU makes
+        # those of the first epoch as they are needed, so that training begins sooner.
+        self.padded = _padded(data.images.to(self.device), padding, copies=1 + flip)
+        self.unmirrored = torch.full((self.size,), flip)
+        self.missing = self.size * flip
+        if flip and self.device.type != "cpu":
+            self._mirror_all()
 
     def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
         if not parts:
             return
+        if 0 < self.missing < self.size:
+            self._mirror_all()
         generator = keyed_generator("augment", self.seed, self.epoch)
         top, left = torch.randint(2 * self.padding + 1, (2, self.size), generator=generator)
         mirrored = torch.randint(2, (self.size,), generator=generator) * int(self.flip)
@@ -98,7 +106,22 @@ class DeviceLoader(ShardedLoader):
         for image, start, target in zip(
             *(torch.split(drawn, sizes) for drawn in (images, offsets, labels)), strict=True
         ):
+            if self.missing:
+                self._mirror(image)
             yield self.normalise(self._windows(self.padded.index_select(0, image), start)), target
+
+    def _mirror_all(self) -> None:
+        for images in torch.arange(self.size, 2 * self.size).split(1000):
+            self._mirror(images)
+
+    def _mirror(self, images: Tensor) -> None:
+        """Make the mirrored copies among `images`, indices (N,) on the CPU, that are not there yet."""
+        originals = images[images >= self.size] - self.size
+        originals = originals[self.unmirrored[originals]]
+        self.unmirrored[originals] = False
+        self.missing -= len(originals)
+        originals = originals.to(self.device)
+        self.padded.index_copy_(0, originals + self.size, self.padded.index_select(0, originals).flip(2))
 
     def _windows(self, padded: Tensor, offset: Tensor) -> Tensor:
         """Of each image of (N, H + 2 padding, W + 2 padding, C), the (H, W) window whose first pixel is at `offset`."""
@@ -114,15 +137,13 @@ class DeviceLoader(ShardedLoader):
         return stretches.index_select(0, rows.view(-1)).view(count, height, width, channels)
 
 
-def _padded(images: Tensor, padding: int, flip: bool) -> Tensor:
-    """(N, H + 2 padding, W + 2 padding, C) of (N, C, H, W); mirrored copies of all follow where `flip`.
-
-    The copies cost memory and save most of the time of a batch.
-    """
+def _padded(images: Tensor, padding: int, copies: int) -> Tensor:
+    """(copies · N, H + 2 padding, W + 2 padding, C) of (N, C, H, W), black at the borders; the first N are filled."""
     count, channels, height, width = images.shape
-    padded = images.new_zeros(count * (1 + flip), height + 2 * padding, width + 2 * padding, channels)
-    inside = padded[:, padding : padding + height, padding : padding + width]
-    inside[:count] = images.permute(0, 2, 3, 1)
-    if flip:
-        inside[count:] = inside[:count].flip(2)
+    padded = images.new_empty(copies * count, height + 2 * padding, width + 2 * padding, channels)
+    bottom, right = padding + height, padding + width
+    first = padded[:count]
+    for border in (first[:, :padding], first[:, bottom:], first[:, :, :padding], first[:, :, right:]):
+        border.zero_()
+    first[:, padding:bottom, padding:right] = images.permute(0, 2, 3, 1)
     return padded

@@ -157,12 +157,12 @@ class AdeNeL(BudgetedModule):
     def grow(self, plan: GrowthPlan, epochs: int, batch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         """Carry out a plan after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""
         optimizer = self.optimizer
+        if self.rounds.state == "reset":
+            optimizer.reset_state()
         if plan.changes:
             self.resize(
                 plan.changes, optimizer=optimizer, init=self.rounds.init, seed=_key(self.seed, plan.round), batch=batch
             )
-        if self.rounds.state == "reset":
-            optimizer.reset_state()
         self.round = plan.round
         if plan.stop is not None:
             self.stop_reason = plan.stop

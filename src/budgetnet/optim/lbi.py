@@ -165,7 +165,7 @@ class LBI(torch.optim.Optimizer):
         return state
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """One step for parameters of one group, device and dtype; nothing here waits for the device."""
+        """One step for the parameters of a bucket of one group; nothing here waits for the device."""
         lr, nu, kappa, sparse = group["lr"], group["nu"], group["kappa"], group["sparse"]
         states = [self._state_of(param, sparse) for param in params]
         buffers = [state["momentum_buffer"] for state in states]
@@ -191,10 +191,9 @@ def _minus_gamma(params: list[Tensor], zs: list[Tensor], group: dict[str, Any]) 
     if group["sparse"] == "entry":
         return [torch.sub(w, prox_entries(z, threshold), alpha=kappa) for w, z in zip(params, zs, strict=True)]
     # The factors of all layers are computed at once: a few operations instead of a few per layer.
-    norms = torch.cat([_filter_norms(z) for z in zs])
-    factors = torch.split(_shrinkage(norms, threshold), [len(z) for z in zs])
-    layers = zip(params, zs, factors, strict=True)
-    return [torch.addcmul(w, z, _per_filter(factor, z), value=-kappa) for w, z, factor in layers]
+    factors = _shrinkage(torch.cat([_filter_norms(z) for z in zs]), threshold)
+    per_layer = torch.split(_per_filter(factors, zs[0]), [len(z) for z in zs])
+    return list(torch._foreach_addcmul(params, zs, per_layer, value=-kappa))
 
 
 def _filter_norms(z: Tensor) -> Tensor:
@@ -212,11 +211,11 @@ def _per_filter(factors: Tensor, z: Tensor) -> Tensor:
 
 
 def _buckets(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    """The parameters that have a gradient, by device and dtype: what one multi-tensor operation takes."""
-    buckets: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    """The parameters that have a gradient, by device, dtype and dimensions: what one multi-tensor operation takes."""
+    buckets: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = {}
     for param in params:
         if param.grad is not None:
-            buckets.setdefault((param.device, param.dtype), []).append(param)
+            buckets.setdefault((param.device, param.dtype, param.dim()), []).append(param)
     return buckets.values()
 
 

@@ -1,0 +1,164 @@
+"""A training epoch under the trainer beside a loop written by hand, and the epochs of whole networks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from budgetnet.building import Parts, build
+from budgetnet.command import CONF, plain
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.optim import LBI
+
+_GROWING = ("budget.flops=95%", "growth.seed_shape=equal", "growth.epochs_per_round=1000", "finetune.epochs=1")
+
+
+def parts(device: torch.device, *overrides: str) -> Parts:
+    """A run that keeps its files in a temporary folder, without validation, W&B and a progress bar."""
+    shared = ("epochs=2000", "dataset.validation=0", "logger=csv", "trainer.progress=false", "export=false")
+    options = [*shared, f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = plain(compose("config", overrides=options))
+    return build(config, Path(tempfile.mkdtemp(prefix="bench-")))
+
+
+def fit(run: Parts, callback: pl.Callback) -> None:
+    run.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+    run.trainer.fit(run.module, datamodule=run.data)
+
+
+def epoch_against_bare_loop(device: torch.device, pairs: int, *overrides: str) -> list[float]:
+    """Seconds of an epoch of AdeNeL under the trainer, from the end of the one before to its own end with everything
+    that is recorded and kept then, divided by those of the same epoch in a loop written by hand.
+
+    Raises RuntimeError if the two do not end with the same weights (on a CPU).
+    """
+    beside = BareLoop(pairs)
+    fit(parts(device, *_GROWING, *overrides), beside)
+    return beside.ratios
+
+
+class BareLoop(pl.Callback):
+    """After every epoch of the trainer trains a copy of the network on the same batches, and stops after `pairs`."""
+
+    def __init__(self, pairs: int) -> None:
+        self.pairs = pairs
+        self.ratios: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        self.net = copy.deepcopy(pl_module.net).train()
+        copies = dict(zip(pl_module.net.parameters(), self.net.parameters(), strict=True))
+        groups = [
+            {**group, "params": [copies[param] for param in group["params"]]}
+            for group in trainer.optimizers[0].param_groups
+        ]
+        self.optimizer = LBI(groups, lr=groups[0]["lr"])
+        self.loader = pl_module.data.train_dataloader()
+        self.mark = _now(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        end = _now(pl_module.device)
+        self.loader.set_epoch(trainer.current_epoch)
+        loop = self.epoch(pl_module.label_smoothing, pl_module.device)
+        if trainer.current_epoch:  # the first warms both up
+            self.ratios.append((end - self.mark) / loop)
+        trainer.should_stop = len(self.ratios) == self.pairs
+        if trainer.should_stop and pl_module.device.type == "cpu":
+            pairs = zip(self.net.parameters(), pl_module.net.parameters(), strict=True)
+            if not all(torch.equal(one, other) for one, other in pairs):
+                raise RuntimeError("the trainer and the loop written by hand have learned different weights")
+        self.mark = _now(pl_module.device)
+
+    def epoch(self, label_smoothing: float, device: torch.device) -> float:
+        """The loop written by hand; returns its seconds."""
+        start = _now(device)
+        total = torch.zeros((), device=device)
+        for images, labels in self.loader:
+            loss = nn.functional.cross_entropy(self.net(images), labels, label_smoothing=label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            total += loss.detach()
+        total.item()
+        return _now(device) - start
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def lbi_share(device: torch.device, steps: int) -> list[float]:
+    """Percent of a training step of ResNet-20, batches of 128, that the LBI step takes."""
+    run = parts(device, "backbone=resnet20", "growth.seed_width=16", "growth.seed_shape=equal", *_GROWING,
+                f"dataset.limit_train={128 * (steps + 3)}", "trainer.precision=32-true")  # fmt: skip
+    share = Share()
+    fit(run, share)
+    return share.percents[3:]
+
+
+class Share(pl.Callback):
+    """Times the optimizer within the steps of one epoch of a loop written by hand."""
+
+    def __init__(self) -> None:
+        self.percents: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        device, optimizer = pl_module.device, trainer.optimizers[0]
+        for images, labels in pl_module.data.train_dataloader():
+            start = _now(device)
+            nn.functional.cross_entropy(pl_module.net(images), labels).backward()  # type: ignore[no-untyped-call]
+            before = _now(device)
+            optimizer.step()
+            after = _now(device)
+            optimizer.zero_grad(set_to_none=True)
+            self.percents.append(100 * (after - before) / (_now(device) - start))
+        trainer.should_stop = True
+
+
+def epoch_seconds(device: torch.device, epochs: int, *overrides: str) -> list[float]:
+    """Seconds of CIFAR-10 epochs, all 50,000 images in batches of 128, in bf16 and compiled; the first two warm up."""
+    run = parts(device, "method=train", "trainer.precision=bf16-mixed", "trainer.compile=inductor", *overrides)
+    clock = Epochs(epochs + 2)
+    fit(run, clock)
+    return clock.seconds[2:]
+
+
+class Epochs(pl.Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.seconds = epochs, list[float]()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = _now(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds.append(_now(pl_module.device) - self.start)
+        trainer.should_stop = len(self.seconds) == self.epochs
+
+
+def growth_pauses(device: torch.device) -> list[float]:
+    """Milliseconds that the growth rounds of a ResNet-32 take: measure, plan, resize, migrate, price, record."""
+    always = ("growth.threshold=0.0", "lbi.threshold=1e-9", "growth.epochs_per_round=1")
+    short = ("dataset.limit_train=256", "finetune.epochs=1", "epochs=12", "optim.lr=0.01")
+    run = parts(device, "backbone=resnet32", "budget.flops=90%", *always, *short)
+    run.trainer.fit(run.module, datamodule=run.data)
+    return pauses(Path(run.trainer.default_root_dir))
+
+
+def pauses(directory: Path) -> list[float]:
+    """Of the rounds in which something grew."""
+    rounds: list[dict[str, Any]] = [json.loads(line) for line in (directory / "growth.jsonl").read_text().splitlines()]
+    return [entry["pause_ms"] for entry in rounds if entry["plan"]]
