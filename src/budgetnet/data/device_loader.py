@@ -111,7 +111,7 @@ class DeviceLoader(ShardedLoader):
             yield self.normalise(self._windows(self.padded.index_select(0, image), start)), target
 
     def _mirror_all(self) -> None:
-        for images in torch.arange(self.size, 2 * self.size).split(1000):
+        for images in torch.split(torch.arange(self.size, 2 * self.size), 1000):
             self._mirror(images)
 
     def _mirror(self, images: Tensor) -> None:
