@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     (tmp_path / "class").mkdir()
     Image.fromarray(pixels).save(tmp_path / "class" / "0.jpg")
-    for number in range(1, 200):
+    for number in range(1, 3000):
         os.link(tmp_path / "class" / "0.jpg", tmp_path / "class" / f"{number}.jpg")
     return tmp_path
 
