@@ -3,6 +3,7 @@
 python -m src.report runs/demo/lenet                print one run
 python -m src.report runs --out report              every run below runs/: runs.csv, table.md, one figure
 python -m src.report runs/paper runs/mine/vgg16
+python -m src.report runs --html report.html        besides, one page to look at and click through, without a network
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from budgetnet.errors import UsageError
-from budgetnet.reports.run_directory import find_run_directories
+from budgetnet.reports.run_directory import RunDirectory, find_run_directories
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 
 
@@ -22,11 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m src.report", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", type=Path, help="run directories, or folders that hold some")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where to write (default: ./report)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with every run to FILE, too")
     options = parser.parse_args(arguments)
     try:
-        rows = [final_row(run) for run in find_run_directories(options.paths)]
+        runs = find_run_directories(options.paths)
+        rows = [final_row(run) for run in runs]
         print_table(rows)
         write(rows, options.out)
+        if options.html is not None:
+            write_html(runs, options.html)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,6 +50,13 @@ def write(rows: Sequence[Row], directory: Path) -> None:
         save(accuracy_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def write_html(runs: Sequence[RunDirectory], path: Path) -> None:
+    """Write one page with every run."""
+    from budgetnet.reports.page import write_page
+
+    write_page(runs, path)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.bench import scaling, table, training
+from budgetnet.errors import UsageError
+from experiments.bench import images, scaling, table, training
 from experiments.bench.measures import MEASURES
 
 DIGITS = ("backbone=lenet5", "dataset=digits", "growth.seed_width=4", "dataset.limit_train=320", "optim.lr=0.02")
@@ -41,10 +43,46 @@ def test_a_figure_replaces_the_one_of_its_row_and_gpus_have_a_column_before_ther
     assert "| ≤ 1.05 | 1.02 (1.01 to 1.04, n = 3) | ≤ 1.1 | not measured |" in lines[2]
 
 
-def test_the_committed_figures_are_of_rows_that_are_measured() -> None:
-    names = {measure.name for measure in MEASURES}
-    files = list(table.RESULTS.glob("*.csv"))
-    assert files and all(figure.row in names for file in files for figure in table.read(file))
+def test_the_committed_table_is_that_of_the_committed_figures_and_no_row_of_a_cpu_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = [figure for file in table.RESULTS.glob("*.csv") for figure in table.read(file)]
+    for column in {figure.column for figure in figures if figure.device == "cpu"}:
+        rows = {figure.row for figure in figures if figure.column == column}
+        assert rows == {measure.name for measure in MEASURES if measure.cpu is not None}
+    shutil.copytree(table.RESULTS, tmp_path / "results")
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    committed = (tmp_path / "results" / "table.md").read_text()
+    table.show()
+    assert (tmp_path / "results" / "table.md").read_text() == committed
+
+
+def test_figures_of_other_threads_stand_in_a_column_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    for threads, value in ((1, 1.0), (2, 2.0), (1, 3.0)):
+        table.add(table.Figure.of(MEASURES[0], [value], CPU, threads))
+    (file,) = table.RESULTS.glob("*.csv")
+    assert [(figure.threads, figure.median) for figure in table.read(file)] == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_missing_sample_is_an_error_and_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "ROOT", tmp_path)
+    with pytest.raises(UsageError, match="holds 0 of the 133"):
+        images.folder_pipeline(1)
+
+
+def test_the_lbi_share_is_that_of_the_full_resnet20(data_root: Path) -> None:
+    (percent,) = training.lbi_share(CPU, 1)  # raises for another network
+    assert 0 < percent < 100
+
+
+def test_widths_in_multiples_of_8_are_within_the_same_flops() -> None:
+    eights, ones = training.multiples_of(8), training.multiples_of(1)
+    convolutions = [name for name in eights if name.startswith("conv")]
+    assert len(convolutions) == 13 and all(eights[name] % 8 == 0 for name in convolutions)
+    assert any(ones[name] % 8 for name in convolutions)
 
 
 def test_the_readme_holds_the_tables_of_the_scaling_model() -> None:

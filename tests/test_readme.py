@@ -60,3 +60,10 @@ def test_the_commands_can_run(command: str) -> None:
 
 def test_the_commands_are_found() -> None:
     assert len(commands()) > 15 and any(command.startswith("experiment=imagenet") for command in commands())
+
+
+def test_every_method_has_a_card() -> None:
+    cards = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    sections = re.findall(r"^## (\w+)\n\n    python -m src.run method=(\w+)", cards, re.MULTILINE)
+    assert all(name == command for name, command in sections)
+    assert {name for name, _ in sections} == {file.stem for file in (CONF / "method").glob("*.yaml")}

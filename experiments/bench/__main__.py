@@ -26,6 +26,9 @@ def main() -> int:
     parser.add_argument("-t", "--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"error: --device {options.device}: there is no GPU here", file=sys.stderr)
+        return 2
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     chosen = [
         number
@@ -36,7 +39,7 @@ def main() -> int:
     if not chosen:
         print(f"error: no row of this device is called {' or '.join(options.rows)}", file=sys.stderr)
         return 2
-    failed = 0
+    failed = {}
     for number in chosen:
         name = MEASURES[number].name
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -44,12 +47,13 @@ def main() -> int:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 values = pool.submit(figures, number, options.device, options.threads).result()
         except Exception as error:
-            failed += 1
-            print("".join(traceback.format_exception_only(error)).strip(), file=sys.stderr)
+            failed[name] = "".join(traceback.format_exception_only(error)).strip()
             continue
         add(Figure.of(MEASURES[number], values, device, options.threads))
     show()
-    return int(failed > 0)
+    for name, reason in failed.items():
+        print(f"failed, any figure above is of before: {name} ({reason})", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

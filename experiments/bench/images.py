@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from budgetnet.data.device_loader import DeviceLoader
 from budgetnet.data.folder import centre_crop, decode, random_crop
 from budgetnet.data.readers import cifar10
+from budgetnet.errors import UsageError
 
 ROOT = Path(os.environ.get("BUDGETNET_DATA", "data"))
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -56,17 +57,17 @@ def cifar_pipeline(device: torch.device, repeats: int) -> list[float]:
                         persistent_workers=True, pin_memory=device.type == "cuda")  # fmt: skip
     for epoch in range(2):
         ours.set_epoch(epoch)
-        _rate(ours, device, 20)
+        _rate(ours, device)
     found = []
     for epoch in range(2, 2 + repeats):
         ours.set_epoch(epoch)
-        found.append(_rate(ours, device, 20) / _rate(theirs, device, 150))
+        found.append(_rate(ours, device) / _rate(theirs, device, 150))
     return found
 
 
-def _rate(loader: DeviceLoader | DataLoader[tuple[Tensor, int]], device: torch.device, skipped: int) -> float:
-    """Images a second, after the first `skipped` batches."""
-    start, count = 0.0, 0
+def _rate(loader: DeviceLoader | DataLoader[tuple[Tensor, int]], device: torch.device, skipped: int = 0) -> float:
+    """Images a second of an epoch, after the first `skipped` batches."""
+    start, count = time.perf_counter(), 0
     for number, (images, _) in enumerate(loader, start=1):
         images = images.to(device, non_blocking=True)
         count += len(images) * (number > skipped)
@@ -86,8 +87,10 @@ def folder_pipeline(repeats: int, shorter_side: int = 375) -> list[float]:
     5). The sample is enlarged to the common size of ImageNet's pictures, 500x375, and stored again as JPEG.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = []
-        for number, path in enumerate(sorted((ROOT / "imagenet-sample").rglob("*.JPEG"))[:133]):
+        sample, files = sorted((ROOT / "imagenet-sample").rglob("*.JPEG"))[:133], []
+        if len(sample) < 133:
+            raise UsageError(f"{ROOT}/imagenet-sample holds {len(sample)} of the 133 .JPEG files that are needed")
+        for number, path in enumerate(sample):
             picture = Image.open(path).convert("RGB")
             scale = shorter_side / min(picture.size)
             picture = picture.resize(

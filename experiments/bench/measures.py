@@ -78,16 +78,26 @@ MEASURES = [
         lambda _: images.folder_pipeline(9),
     ),
     Measure(
-        "2 processes, step predicted by the model / measured, ResNet-18", "ratio", False, 0.8, None,
+        "2 processes, ResNet-18: model and measured step, smaller / larger", "ratio", False, 0.8, None,
         lambda _: processes.predicted_against_measured(7),
     ),
     Measure(
         "CIFAR-10 epoch, ResNet-20, bf16, compiled", "s", True, None, 1.0,
-        lambda device: training.epoch_seconds(device, 5, "backbone=resnet20"),
+        lambda device: training.epoch_seconds(device, 5, "trainer.compile=inductor", "backbone=resnet20"),
     ),
     Measure(
         "CIFAR-10 epoch, VGG-16 at 42M FLOPs, bf16, compiled", "s", True, None, 1.0,
-        lambda device: training.epoch_seconds(device, 5, "backbone=vgg16", "backbone.multiplier=0.366"),
+        lambda device: training.epoch_seconds(
+            device, 5, "trainer.compile=inductor", "backbone=vgg16", "backbone.multiplier=0.366"
+        ),
+    ),
+    Measure(
+        "epoch of VGG-16 at 42M FLOPs, bf16: widths in multiples of 8 / of 1", "ratio", True, None, 1.0,
+        lambda device: training.rounded_widths(device, 5),
+    ),
+    Measure(
+        "epoch of ResNet-20, bf16: compiled / eager", "ratio", True, None, 1.0,
+        lambda device: training.compiled_against_eager(device, 5),
     ),
 ]  # fmt: skip
 

@@ -18,8 +18,10 @@ from budgetnet.costs import CostModel
 from budgetnet.growth import GrowthRule, Limit, Planner
 from budgetnet.reports.tables import markdown_table
 
-IMAGES, EPOCHS, ROUND, BATCH = 1_271_167, 90, 6, 128
-"""ImageNet's training set without the 10,000 images held out; of experiment=imagenet; images of a step on each GPU."""
+IMAGES, EPOCHS, ROUND = 1_271_167, 90, 6
+"""ImageNet's training set without the 10,000 images held out; epochs of experiment=imagenet, and of a round of it."""
+CASES = ((1, 256), (8, 256), (64, 256), (8, 1024), (64, 8192))
+"""(GPUs, images of a step, all GPUs together)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class Machine:
     """An H100-class GPU and its share of a node, by their data sheets; README.md says where the other figures are from.
 
     reach, memory_reach: the parts of the peak rates that convolutions and element-wise kernels get to. passes: how
-    often a training step reads or writes what a convolution puts out. decoded: images a core prepares in a second.
+    often a training step reads or writes what a convolution puts out. launch: seconds that an eager step of a ResNet-18
+    keeps the host busy, however small it is. decoded: images a core prepares in a second. hidden: the part of a step
+    that the all-reduce can hide behind, its backward pass.
     """
 
     peak: float = 989e12  # FLOPs (two per multiply-accumulate) a second, dense, bf16
@@ -35,6 +39,8 @@ class Machine:
     memory: float = 3.35e12  # bytes a second
     memory_reach: float = 0.7
     passes: int = 20
+    launch: float = 3.5e-3
+    hidden: float = 2 / 3
     cores: int = 14
     decoded: float = 550.0
     within_node: float = 450e9  # bytes a second, each way, from GPU to GPU
@@ -64,14 +70,23 @@ def reduced(network: Network, gpus: int) -> float:
     return 2 * (gpus - 1) / gpus * 4 * network.params
 
 
-def step(network: Network, gpus: int, gpu: Machine) -> tuple[float, str]:
-    """Seconds of a step, and what limits it. The all-reduce hides behind the backward pass, two thirds of the step."""
-    computing, input = BATCH * compute(network, gpu), BATCH / (gpu.cores * gpu.decoded)
+def shown(computing: float, reducing: float, hidden: float) -> float:
+    """Seconds of an all-reduce that a step waits for, beyond the part of its computing that hides it."""
+    return max(0.0, reducing - hidden * computing)
+
+
+def step(network: Network, gpus: int, images: int, gpu: Machine) -> tuple[float, str]:
+    """Seconds of a step with `images` images, all GPUs together, and what limits it."""
+    share = images / gpus
+    busy, input = share * compute(network, gpu), share / (gpu.cores * gpu.decoded)
+    computing = max(busy, gpu.launch)
     link = gpu.within_node if gpus <= gpu.gpus_per_node else gpu.between_nodes
-    shown = max(0.0, reduced(network, gpus) / link - 2 / 3 * computing)
-    if input > computing + shown:
+    waiting = shown(computing, reduced(network, gpus) / link, gpu.hidden)
+    if input > computing + waiting:
         return input, "input"
-    return computing + shown, "all-reduce" if shown > computing else "GPU"
+    if waiting > computing:
+        return computing + waiting, "all-reduce"
+    return computing + waiting, "GPU" if busy >= gpu.launch else "launches"
 
 
 def path() -> list[Network]:
@@ -126,17 +141,19 @@ def tables(gpu: Machine) -> str:
         for n in (full, *grown)
     ]  # fmt: skip
     text = markdown_table(header, lines) + "\n"
-    header = ["run", "GPUs", "hours if the GPU limits", "hours if the input limits", "hours", "limited by"]
+    alone = [f"{what} alone, h" for what in ("GPU", "launches", "input")]
+    header = ["run", "GPUs", "images a step", *alone, "hours", "limited by"]
     lines = []
     for name, networks in (("full network", [full]), ("grown to 50 %", grown)):
-        for gpus in (1, 8, 64):
-            steps = IMAGES / (gpus * BATCH)
-            times = [(n.epochs * steps * seconds, why) for n in networks for seconds, why in [step(n, gpus, gpu)]]
-            alone = sum(n.epochs * steps * BATCH * compute(n, gpu) for n in networks)
+        for gpus, images in CASES:
+            steps = IMAGES / images
+            taken = [step(network, gpus, images, gpu) for network in networks]
+            busy = sum(n.epochs * steps * images / gpus * compute(n, gpu) for n in networks)
             input = EPOCHS * IMAGES / (gpus * gpu.cores * gpu.decoded)
-            why = ", then ".join(dict.fromkeys(why for _, why in times))
-            hours = [f"{seconds / 3600:.2f}" for seconds in (alone, input, sum(seconds for seconds, _ in times))]
-            lines.append([name, str(gpus), *hours, why])
+            whole = sum(n.epochs * steps * seconds for n, (seconds, _) in zip(networks, taken, strict=True))
+            hours = [seconds / 3600 for seconds in (busy, EPOCHS * steps * gpu.launch, input, whole)]
+            why = ", then ".join(dict.fromkeys(why for _, why in taken))
+            lines.append([name, str(gpus), f"{images:,}", *(f"{value:.2f}" for value in hours), why])
     return text + markdown_table(header, lines)
 
 

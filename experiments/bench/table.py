@@ -37,6 +37,12 @@ class Figure:
     torch_version: str
     python_version: str
 
+    @property
+    def column(self) -> str:
+        """What figures of one column of the table have in common."""
+        threads = f"{self.threads} CPU thread{'s' * (self.threads > 1)}"
+        return f"{self.hardware}; {threads}, torch {self.torch_version}, Python {self.python_version}"
+
     @staticmethod
     def of(measure: Measure, values: list[float], device: torch.device, threads: int) -> Figure:
         median, low, high = (float(f"{value:.4g}") for value in (statistics.median(values), min(values), max(values)))
@@ -70,14 +76,16 @@ def read(file: Path) -> list[Figure]:
 
 
 def add(figure: Figure) -> None:
-    """Put a figure in the place of the one that was there. Rows that are no longer measured are dropped."""
+    """Put a figure in the place of that of its row and column. Rows that are no longer measured are dropped."""
     file = _file(figure.hardware)
-    figures = {old.row: old for old in read(file)} | {figure.row: figure}
+    figures = {(old.row, old.column): old for old in read(file)} | {(figure.row, figure.column): figure}
+    order = {measure.name: number for number, measure in enumerate(MEASURES)}
+    kept = sorted((key for key in figures if key[0] in order), key=lambda key: (key[1], order[key[0]]))
     RESULTS.mkdir(exist_ok=True)
     with open(file, "w", newline="") as lines:
         table = csv.DictWriter(lines, [field.name for field in fields(Figure)], lineterminator="\n")
         table.writeheader()
-        table.writerows(asdict(figures[measure.name]) for measure in MEASURES if measure.name in figures)
+        table.writerows(asdict(figures[key]) for key in kept)
 
 
 def show() -> None:
@@ -85,7 +93,7 @@ def show() -> None:
     figures = [figure for file in sorted(RESULTS.glob("*.csv")) for figure in read(file)]
     columns: list[tuple[str, str]] = []
     for kind in ("cpu", "cuda"):
-        names = dict.fromkeys(figure.hardware for figure in figures if figure.device == kind)
+        names = dict.fromkeys(figure.column for figure in figures if figure.device == kind)
         columns += [(kind, name) for name in names] or [(kind, kind.upper().replace("CUDA", "GPU"))]
     header, previous = ["measured"], ""
     for kind, name in columns:
@@ -97,7 +105,7 @@ def show() -> None:
         for kind, name in columns:
             line += [measure.target_text(kind)] if kind != previous else []
             previous = kind
-            found = [figure for figure in figures if (figure.row, figure.hardware) == (measure.name, name)]
+            found = [figure for figure in figures if (figure.row, figure.column) == (measure.name, name)]
             line.append(_text(measure, found[0]) if found else "" if measure.target(kind) is None else "not measured")
         lines.append(line)
     RESULTS.joinpath("table.md").write_text(markdown_table(header, lines))

@@ -6,6 +6,8 @@ import copy
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,28 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from budgetnet import backbones
 from budgetnet.building import Parts, build
+from budgetnet.channels import ChannelGraph
 from budgetnet.command import CONF, plain
+from budgetnet.costs import CostModel
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.optim import LBI
 
+_FREE = ("trainer.deterministic=false", "trainer.benchmark=true")
+"""What somebody who wants speed alone sets on a GPU."""
 _GROWING = ("budget.flops=95%", "growth.seed_shape=equal", "growth.epochs_per_round=1000", "finetune.epochs=1")
 
 
-def parts(device: torch.device, *overrides: str) -> Parts:
+@contextmanager
+def parts(device: torch.device, *overrides: str) -> Iterator[Parts]:
     """A run that keeps its files in a temporary folder, without validation, W&B and a progress bar."""
     shared = ("epochs=2000", "dataset.validation=0", "logger=csv", "trainer.progress=false", "export=false")
     options = [*shared, f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = plain(compose("config", overrides=options))
-    return build(config, Path(tempfile.mkdtemp(prefix="bench-")))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        yield build(config, Path(folder))
 
 
 def fit(run: Parts, callback: pl.Callback) -> None:
@@ -43,7 +52,8 @@ def epoch_against_bare_loop(device: torch.device, pairs: int, *overrides: str) -
     Raises RuntimeError if the two do not end with the same weights (on a CPU).
     """
     beside = BareLoop(pairs)
-    fit(parts(device, *_GROWING, *overrides), beside)
+    with parts(device, *_GROWING, *overrides) as run:
+        fit(run, beside)
     return beside.ratios
 
 
@@ -101,11 +111,13 @@ def _now(device: torch.device) -> float:
 
 
 def lbi_share(device: torch.device, steps: int) -> list[float]:
-    """Percent of a training step of ResNet-20, batches of 128, that the LBI step takes."""
-    run = parts(device, "backbone=resnet20", "growth.seed_width=16", "growth.seed_shape=equal", *_GROWING,
-                f"dataset.limit_train={128 * (steps + 3)}", "trainer.precision=32-true")  # fmt: skip
+    """Percent of a training step of the full ResNet-20, batches of 128, that the LBI step takes."""
+    full = ("growth.seed_width=16", "growth.epochs_per_round=1000", "finetune.epochs=1", "budget.flops=110%")
     share = Share()
-    fit(run, share)
+    with parts(device, "backbone=resnet20", *full, f"dataset.limit_train={128 * (steps + 3)}") as run:
+        if run.module.costs()["params"] != run.full["full_params"]:
+            raise RuntimeError(f"{run.module.costs()} is not the full ResNet-20")
+        fit(run, share)
     return share.percents[3:]
 
 
@@ -130,11 +142,47 @@ class Share(pl.Callback):
 
 
 def epoch_seconds(device: torch.device, epochs: int, *overrides: str) -> list[float]:
-    """Seconds of CIFAR-10 epochs, all 50,000 images in batches of 128, in bf16 and compiled; the first two warm up."""
-    run = parts(device, "method=train", "trainer.precision=bf16-mixed", "trainer.compile=inductor", *overrides)
+    """Seconds of CIFAR-10 epochs, all 50,000 images in batches of 128, in bf16; the first two warm up."""
     clock = Epochs(epochs + 2)
-    fit(run, clock)
+    with parts(device, "method=train", "trainer.precision=bf16-mixed", *_FREE, *overrides) as run:
+        fit(run, clock)
     return clock.seconds[2:]
+
+
+def rounded_widths(device: torch.device, epochs: int) -> list[float]:
+    """Epoch of a VGG-16 with widths in multiples of 8, divided by one with widths as they come, epoch by epoch.
+
+    Both have at most 42M FLOPs; neither is compiled.
+    """
+    seconds = []
+    for step in (8, 1):
+        with tempfile.TemporaryDirectory() as folder:
+            summary = Path(folder, "summary.json")
+            summary.write_text(json.dumps({"widths": multiples_of(step)}))
+            seconds.append(epoch_seconds(device, epochs, "backbone=vgg16", f"method.widths_from={summary}"))
+    return [eights / ones for eights, ones in zip(*seconds, strict=True)]
+
+
+def compiled_against_eager(device: torch.device, epochs: int) -> list[float]:
+    """Epoch of a ResNet-20 with trainer.compile=inductor, once compiled, divided by one without, epoch by epoch."""
+    seconds = [
+        epoch_seconds(device, epochs, "backbone=resnet20", *compiled)
+        for compiled in (("trainer.compile=inductor",), ())
+    ]
+    return [fast / eager for fast, eager in zip(*seconds, strict=True)]
+
+
+def multiples_of(step: int, most: int = 42_000_000) -> dict[str, int]:
+    """Widths of a VGG-16 of at most so many FLOPs, all times one number, rounded down to multiples of `step`."""
+    graph = ChannelGraph.trace(backbones.build("vgg16", num_classes=10), torch.empty(1, 3, 32, 32))
+    cost = CostModel(graph)
+    convolutions = [group for group in graph.groups if group.kind == "convolution"]
+
+    def scaled(share: float) -> dict[str, int]:
+        return graph.widths | {g.name: max(step, int(share * g.width) // step * step) for g in convolutions}
+
+    shares = [number / 1000 for number in range(1, 1001)]
+    return scaled(max(share for share in shares if cost.flops(scaled(share)) <= most))
 
 
 class Epochs(pl.Callback):
@@ -150,12 +198,12 @@ class Epochs(pl.Callback):
 
 
 def growth_pauses(device: torch.device) -> list[float]:
-    """Milliseconds that the growth rounds of a ResNet-32 take: measure, plan, resize, migrate, price, record."""
+    """Milliseconds that the growth rounds of a ResNet-32 take: measure, plan, resize, migrate, price."""
     always = ("growth.threshold=0.0", "lbi.threshold=1e-9", "growth.epochs_per_round=1")
     short = ("dataset.limit_train=256", "finetune.epochs=1", "epochs=12", "optim.lr=0.01")
-    run = parts(device, "backbone=resnet32", "budget.flops=90%", *always, *short)
-    run.trainer.fit(run.module, datamodule=run.data)
-    return pauses(Path(run.trainer.default_root_dir))
+    with parts(device, "backbone=resnet32", "budget.flops=90%", *always, *short) as run:
+        run.trainer.fit(run.module, datamodule=run.data)
+        return pauses(Path(run.trainer.default_root_dir))
 
 
 def pauses(directory: Path) -> list[float]:

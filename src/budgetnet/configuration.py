@@ -16,6 +16,7 @@ from budgetnet.methods.options import (
     Checkpoints,
     FineTuning,
     Optimization,
+    Pruning,
     Rounds,
     SeedNetwork,
     WholeRun,
@@ -135,6 +136,7 @@ _SECTIONS: Mapping[str, tuple[type, ...]] = {
     "lbi": (Bregman,),
     "optim": (Optimization,),
     "finetune": (FineTuning,),
+    "prune": (Pruning,),
 }
 _BUILT = ("method", "backbone", "dataset")
 """Sections whose `_target_` knows its options itself."""

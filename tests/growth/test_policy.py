@@ -41,7 +41,7 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
     name = data.draw(st.sampled_from(sorted(COSTS)))
     cost = COSTS[name]
     rule = {
-        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random"])),
+        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random", "gradient"])),
         "threshold": data.draw(st.floats(0, 0.99)),
         "number": data.draw(st.integers(0, 40)),
         "ratio": data.draw(st.floats(0.01, 6)),

@@ -125,8 +125,15 @@ class Facts:
 
 
 def rows(path: Path, *without: str) -> list[dict[str, str]]:
+    if not path.exists():
+        return []  # methods that do not grow have no saturation, those of fixed networks no rounds
     with open(path) as file:
         return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
+
+
+def rounds(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "growth.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def learned(directory: Path) -> dict[str, str]:
@@ -142,7 +149,7 @@ def learned(directory: Path) -> dict[str, str]:
             "state": last["budgetnet"],
             "metrics": rows(directory / "metrics.csv"),
             "saturation": rows(directory / "saturation.csv"),
-            "rounds": [json.loads(line) for line in (directory / "growth.jsonl").read_text().splitlines()],
+            "rounds": rounds(directory),
             "summary": json.loads((directory / "summary.json").read_text()),
         }.items()
     }

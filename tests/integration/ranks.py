@@ -58,7 +58,7 @@ class Witness(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(pl_module, AdeNeL):
             return
-        plan_round, grow = pl_module.plan_round, pl_module.grow
+        plan_round, grow = pl_module.plan_round, pl_module.carry_out
 
         @functools.wraps(plan_round)
         def planned(*args: Any) -> GrowthPlan:
@@ -71,7 +71,7 @@ class Witness(pl.Callback):
             self.grown = {name: (plan.before[name], width) for name, width in plan.changes.items()}
             grow(plan, *args)
 
-        pl_module.__dict__.update(plan_round=planned, grow=grown)
+        pl_module.__dict__.update(plan_round=planned, carry_out=grown)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, number: int) -> None:
         images, labels = batch

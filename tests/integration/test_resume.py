@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FORGETFUL, SHORT, run, start
-from killed import At, Replaced, SmallFiles, Steps, learned, nothing
+from killed import At, Replaced, SmallFiles, Steps, digest, learned, nothing
 
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.records import Records
@@ -21,7 +22,7 @@ from budgetnet.records import Records
 STEP = "budgetnet.methods.base.BudgetedModule.training_step"
 SAVE = "budgetnet.callbacks.checkpoint.DurableFiles.save_checkpoint"
 DRAW = "matplotlib.figure.Figure.savefig"
-GROW = "budgetnet.methods.adenel.AdeNeL.grow"
+GROW = "budgetnet.methods.adenel.AdeNeL.carry_out"
 LAST, BEST = "last.ckpt.tmp", "best.ckpt.tmp"
 SLURM = {
     "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
@@ -301,3 +302,21 @@ def wait_until(fact: Callable[[], bool]) -> None:
     while not fact():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_compiled_run_that_is_continued_in_the_middle_of_its_last_epoch_is_compiled_again(
+    short_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, "trainer.compile=eager", "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
+    assert run(*command, before=At(STEP, 77)).returncode == -signal.SIGKILL
+    kept = load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]
+    assert kept["epochs"] == 7 and kept["batches"] == 6 and kept["ledger"]["compile_seconds"] > 0
+    continued = run(*command)
+    assert continued.returncode == 0, continued.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["compile_seconds"] > round(kept["ledger"]["compile_seconds"], 3)
+    assert weights(tmp_path / "run") == weights(short_run)
+
+
+def weights(directory: Path) -> str:
+    return digest(load_checkpoint(directory / "last.ckpt")["state_dict"])

@@ -61,7 +61,7 @@ def test_a_round_of_many_groups_is_summed_up(make_run: MakeRun) -> None:
     plan = json.loads((run / "growth.jsonl").read_text())["plan"]
     text = write_report(run).read_text()
     assert len(plan) > 6
-    assert f"{len(plan)} of 31 groups, {4 * len(plan)} channels in all; most: " in text
+    assert f"{len(plan)} of 31 groups, {4 * len(plan):+d} channels in all; most: " in text
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(make_run: MakeRun) -> None:

@@ -83,7 +83,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         epochs = trainer.current_epoch + 1
         held_out = pl_module.data.splits.validation is not None
         top1 = pl_module.results.get("val_top1", -1.0) if held_out else float(epochs)
-        final = pl_module.phase != "grow" and epochs > pl_module.growing_epochs  # growth ends at the end of an epoch
+        final = not pl_module.resizes and epochs > pl_module.growing_epochs  # growth ends at the end of an epoch
         better = final and top1 >= max(self.best_top1, 0.0)  # of equals the last
         if better:
             self.best_top1, self.best_epoch = top1, epochs

@@ -6,46 +6,44 @@ import gc
 import time
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.callbacks.record import log
 from budgetnet.growth import GrowthPlan
-from budgetnet.methods.adenel import AdeNeL
+from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.processes import order_buckets
 from budgetnet.records import Records
 
 
 class Growth(pl.Callback):
-    """At the end of every growth round: measure and plan on rank 0, broadcast, resize, wrap again, record."""
+    """At the end of every round: measure and plan on rank 0, broadcast, resize, wrap again, record."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, AdeNeL)
+        assert isinstance(pl_module, ResizingModule)
         epochs = trainer.current_epoch + 1
+        pl_module.epoch_is_over(epochs)
         if not pl_module.round_is_over(epochs):
             return
-        start = time.perf_counter()
+        start = _now(pl_module)
         images = pl_module.ledger.images_per_epoch
-        plan = pl_module.plan_round(epochs, images) if trainer.is_global_zero else None
+        batch = _images(trainer, pl_module) if pl_module.images_wanted else None
+        plan = pl_module.plan_round(epochs, images, batch) if trainer.is_global_zero else None
         plan = trainer.strategy.broadcast(plan)
         assert isinstance(plan, GrowthPlan)
-        batch = None
-        if pl_module.rounds.init == "gradmax":
-            assert trainer.train_dataloader is not None
-            inputs, labels = next(iter(trainer.train_dataloader))
-            batch = (inputs.to(pl_module.device), labels.to(pl_module.device))
-        pl_module.grow(plan, epochs, batch)
+        pl_module.carry_out(plan, epochs, batch)
         if isinstance(trainer.strategy, DDPStrategy) and plan.changes:
             rewrap(trainer.strategy, pl_module)
-        pause = time.perf_counter() - start
+        pause = _now(pl_module) - start
         pl_module.ledger.growth_seconds += pause
         if trainer.is_global_zero:
             self._record(trainer, pl_module, plan, epochs, pause)
 
-    def _record(self, trainer: pl.Trainer, module: AdeNeL, plan: GrowthPlan, epochs: int, pause: float) -> None:
+    def _record(self, trainer: pl.Trainer, module: ResizingModule, plan: GrowthPlan, epochs: int, pause: float) -> None:
         costs = module.costs()
         self.records.growth(
             {
@@ -67,7 +65,27 @@ class Growth(pl.Callback):
         log(trainer, {"growth/round": float(plan.round), "growth/grown_groups": float(len(plan.changes)), **widths})
 
 
-def rewrap(strategy: DDPStrategy, module: AdeNeL) -> None:
+def _now(module: ResizingModule) -> float:
+    """The clock, once the device has done what it was asked."""
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)
+    return time.perf_counter()
+
+
+def _images(trainer: pl.Trainer, module: ResizingModule) -> Images:
+    """The first batches of the training set, as this process has them, that hold `images_wanted` images."""
+    assert trainer.train_dataloader is not None
+    inputs, labels, count = [], [], 0
+    for some, of_some in trainer.train_dataloader:
+        inputs.append(some.to(module.device))
+        labels.append(of_some.to(module.device))
+        count += len(of_some)
+        if count >= module.images_wanted:
+            break
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def rewrap(strategy: DDPStrategy, module: ResizingModule) -> None:
     """Wrap the resized module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
     strategy.model = module
     gc.collect()

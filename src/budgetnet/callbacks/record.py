@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
+from budgetnet.loggers import Wandb
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.records import Records
@@ -47,9 +48,12 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._logging:
-            self._logging = True
+            self._logging, begin = True, time.perf_counter()
             for logger in trainer.loggers:
-                getattr(logger, "experiment", None)  # which starts it
+                if isinstance(logger, Wandb):
+                    _ = logger.experiment  # which starts it
+            if self._start is not None:  # an epoch's seconds are without
+                self._start += time.perf_counter() - begin
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.perf_counter()

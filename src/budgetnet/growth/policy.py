@@ -16,7 +16,10 @@ FULL = 0.99
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """What one growth round does: group -> new width, and why growth ends here if it does (`stop`)."""
+    """What one round does: group -> new width, and why rounds end here if they do (`stop`).
+
+    kept: where the network is narrowed, the channels of each group that stay.
+    """
 
     round: int
     before: Mapping[str, int]
@@ -25,6 +28,7 @@ class GrowthPlan:
     candidates: tuple[str, ...] = ()
     clipped: bool = False
     stop: str | None = None
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, int]:
@@ -90,15 +94,22 @@ class Planner:
             group.name: math.lcm(group.blocks, rule.round_to) for group in cost.graph.groups if group.name in max_widths
         }
 
-    def plan(self, round: int, saturation: Mapping[str, float], limits: Sequence[Limit]) -> GrowthPlan:
+    def plan(
+        self,
+        round: int,
+        saturation: Mapping[str, float],
+        limits: Sequence[Limit],
+        gradients: Mapping[str, float] | None = None,
+    ) -> GrowthPlan:
         """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
 
+        gradients: of each group what the policy "gradient" chooses by (`growth_gradients`).
         Deterministic in its arguments and the widths now. `stop` is the kind of the limit that was reached,
         "saturation" when nobody is a candidate, or "max_width" when every group is as wide as it may be.
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
-        candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation)
+        candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation, gradients or {})
         wanted = self._wanted(before, candidates, saturation)
         if wanted == before:
             ended = "saturation" if open_groups else "max_width"
@@ -230,26 +241,37 @@ class Planner:
         return max(self._round_down(name, self.max_widths[name]), self.cost.graph.group(name).width)
 
 
-def _saturated(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
+Measured = Mapping[str, float]
+
+
+def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
     """The paper, equation 9: every group with s > τ."""
-    return [name for name in groups if saturation.get(name, 0.0) > planner.rule.threshold]
+    return [name for name in groups if saturation.get(name, 0.0) > p.rule.threshold]
 
 
-def _every(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
+def _every(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
     return list(groups)
 
 
-def _random(planner: Planner, groups: Sequence[str], round: int, saturation: Mapping[str, float]) -> list[str]:
+def _random(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
     """As many groups as `saturation` would choose, at random."""
-    count = len(_saturated(planner, groups, round, saturation))
-    chosen = random.Random(f"{planner.seed}/{round}").sample(sorted(groups), count)
+    count = len(_saturated(p, groups, round, saturation, gradients))
+    chosen = random.Random(f"{p.seed}/{round}").sample(sorted(groups), count)
     return [name for name in groups if name in chosen]
 
 
-POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Mapping[str, float]], list[str]]] = {
+def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+    """As many groups as `saturation` would choose, those whose new channels would have the largest gradients."""
+    count = len(_saturated(p, groups, round, saturation, gradients))
+    chosen = sorted(groups, key=lambda name: -gradients.get(name, 0.0))[:count]
+    return [name for name in groups if name in chosen]
+
+
+POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], list[str]]] = {
     "saturation": _saturated,
     "cost_aware": _every,
     "uniform": _every,
     "random": _random,
+    "gradient": _gradient,
 }
 """Which of the groups that are not at their largest width yet grow in a round."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from budgetnet.channels import ChannelGraph
@@ -19,23 +18,23 @@ from budgetnet.growth import (
     GrowthRule,
     Limit,
     Planner,
+    growth_gradients,
     initial_norms,
     saturation,
     selection_threshold,
     sparse_sets,
 )
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.methods.options import Bregman, FineTuning, Optimization, Rounds, options
-from budgetnet.methods.schedule import learning_rate
+from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.optim import LBI
 
 
-class AdeNeL(BudgetedModule):
+class AdeNeL(ResizingModule):
     """Grows `net` in rounds under LBI at a constant learning rate, then fine-tunes it.
 
     net: the seed network, traced. budget: resolved (whole numbers). max_widths: what each group that may grow may
     become. epochs: of the whole run at most; growth stops in time to leave the fine-tuning its epochs. The growth
-    callback asks `plan_round` at the end of each round and carries the plan out with `grow`.
+    callback asks `plan_round` at the end of each round and has `carry_out` do it.
     """
 
     phase = "grow"
@@ -61,6 +60,7 @@ class AdeNeL(BudgetedModule):
         self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
         self.planner = Planner(self.cost, rule, max_widths, seed)
         self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
+        self.images_wanted = int(rounds.init == "gradmax" or rule.policy == "gradient")
 
     # -- optimizer --------------------------------------------------------------------------------------------------
 
@@ -105,15 +105,7 @@ class AdeNeL(BudgetedModule):
 
     def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
         """Constant while growing (it must not decay before the last growth); then the fine-tuning's own schedule."""
-        if self.phase == "grow":
-            return self.optim.lr
-        tune, spe = self.finetune, steps_per_epoch
-        step = (epoch - self.growing_epochs) * spe + batch
-        base = self.optim.lr if tune.lr is None else tune.lr
-        return learning_rate(tune.schedule, base, step, tune.epochs * spe, tune.warmup_epochs * spe)
-
-    def finished(self, epochs: int) -> bool:
-        return self.phase == "finetune" and epochs >= self.growing_epochs + self.finetune.epochs
+        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
 
     # -- growth -----------------------------------------------------------------------------------------------------
 
@@ -143,9 +135,14 @@ class AdeNeL(BudgetedModule):
                 limits.append(Limit(kind, kind, most))
         return limits
 
-    def plan_round(self, epochs: int, images_per_epoch: int) -> GrowthPlan:
+    def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None = None) -> GrowthPlan:
         """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
-        plan = self.planner.plan(self.round + 1, self.saturation(), self.limits(images_per_epoch))
+        gradients = None
+        if self.planner.rule.policy == "gradient":
+            assert batch is not None
+            seed = round_seed(self.seed, self.round + 1)
+            gradients = growth_gradients(self.net, self.planner.max_widths, batch, seed)
+        plan = self.planner.plan(self.round + 1, self.saturation(), self.limits(images_per_epoch), gradients)
         if plan.stop is not None:
             return plan
         if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
@@ -154,23 +151,20 @@ class AdeNeL(BudgetedModule):
             return replace(plan, stop="epochs")
         return plan
 
-    def grow(self, plan: GrowthPlan, epochs: int, batch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
-        """Carry out a plan after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""
+    def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None = None) -> None:
+        """Grow as planned after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""
         optimizer = self.optimizer
         if self.rounds.state == "reset":
             optimizer.reset_state()
         if plan.changes:
-            self.resize(
-                plan.changes, optimizer=optimizer, init=self.rounds.init, seed=_key(self.seed, plan.round), batch=batch
-            )
-        self.round = plan.round
+            seed = round_seed(self.seed, plan.round)
+            self.resize(plan.changes, optimizer=optimizer, init=self.rounds.init, seed=seed, batch=batch)
+        self.end_round(plan, epochs)
         if plan.stop is not None:
-            self.stop_reason = plan.stop
-            self.start_finetuning(epochs)
+            self._start_finetuning()
 
-    def start_finetuning(self, epochs: int) -> None:
-        """End the growing phase after `epochs` epochs. SGD is LBI without a sparse set: Z is dropped."""
-        self.phase, self.growing_epochs = "finetune", epochs
+    def _start_finetuning(self) -> None:
+        """SGD is LBI without a sparse set: Z is dropped."""
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.optim.weight_decay if group["decays"] else 0.0
         if self.finetune.optimizer == "sgd":
@@ -183,17 +177,11 @@ class AdeNeL(BudgetedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["budgetnet"] |= {
-            "growing_epochs": self.growing_epochs,
-            "stop_reason": self.stop_reason,
-            "initial_norms": self.initial_norms,
-        }
+        checkpoint["budgetnet"]["initial_norms"] = self.initial_norms
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["budgetnet"]
-        self.growing_epochs, self.stop_reason = state["growing_epochs"], state["stop_reason"]
-        self.initial_norms = state["initial_norms"]
+        self.initial_norms = checkpoint["budgetnet"]["initial_norms"]
 
 
 def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> AdeNeL:
@@ -239,6 +227,6 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     )
 
 
-def _key(seed: int, round: int) -> int:
+def round_seed(seed: int, round: int) -> int:
     """Seed of a round's new channels: a function of (seed, round), so that ranks agree and a resumed run repeats it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{round}".encode()).digest()[:7], "big")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -95,6 +95,14 @@ class BudgetedModule(pl.LightningModule):
         """Whether training is over after `epochs` epochs, before the trainer's own end."""
         return False
 
+    @property
+    def resizes(self) -> bool:
+        """Whether widths may still change."""
+        return False
+
+    def regularise(self) -> None:
+        """Add to the gradients what no loss of a batch gives; by default nothing."""
+
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
@@ -110,6 +118,7 @@ class BudgetedModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss, correct = self._compile(images, labels) if self._compiling else self._backward(images, labels)
+        self.regularise()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss)
@@ -137,6 +146,11 @@ class BudgetedModule(pl.LightningModule):
             return losses[0], correct[0]
         return torch.stack(losses).sum(), torch.stack(correct).sum()
 
+    def _start_compiling(self) -> None:
+        if self.compiler and self._compiled is None and not self.resizes:
+            torch.compiler.reset()
+            self._compiled, self._compiling = torch.compile(self.net.forward, backend=self.compiler), True
+
     def _compile(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The first step of a compiled network; its time, nearly all of it the compiler's, is booked as such."""
         start = time.perf_counter()
@@ -160,9 +174,7 @@ class BudgetedModule(pl.LightningModule):
         self._losses, self._correct, self._images = [], [], 0
         self._totals.zero_()
         self.results.clear()
-        if self.compiler and self._compiled is None and self.phase != "grow":
-            torch.compiler.reset()
-            self._compiled, self._compiling = torch.compile(self.net.forward, backend=self.compiler), True
+        self._start_compiling()
         key = keyed_generator("network", self.data.seed, self.current_epoch, self.global_rank)
         drawn = key.initial_seed()  # for dropout and its like: the same when the run is continued here
         torch.manual_seed(drawn)
@@ -235,7 +247,7 @@ class BudgetedModule(pl.LightningModule):
 
     # -- widths -----------------------------------------------------------------------------------------------------
 
-    def resize(self, widths: Mapping[str, int], **options: Any) -> None:
+    def resize(self, widths: Mapping[str, int | Sequence[int]], **options: Any) -> None:
         """Change widths of the live network (see `budgetnet.resize`) and price it anew."""
         resize(self.net, widths, **options)
         self._flops = self.cost.flops()
@@ -282,6 +294,8 @@ class BudgetedModule(pl.LightningModule):
     def on_train_start(self) -> None:
         if isinstance(self.trainer.model, DistributedDataParallel):
             order_buckets(self.trainer.model, self.data.input_shape)
+        if self.batches_done:  # in the middle of an epoch, whose start is not announced again
+            self._start_compiling()
         kept, self._random_state = self._random_state, None
         if kept is not None and self.global_rank < len(kept):
             name, keys, *rest = kept[self.global_rank]["numpy"]

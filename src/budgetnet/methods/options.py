@@ -142,6 +142,27 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """conf/prune: when the full backbone is narrowed, in how many steps, and what scores are measured on."""
+
+    epochs: int
+    steps: int = 1
+    epochs_per_step: int = 5
+    scope: str = "all"
+    images: int = 1024
+    sparsity: float = 1e-4
+
+    def __post_init__(self) -> None:
+        from budgetnet.pruning.pools import SCOPES
+
+        _positive(
+            "prune", epochs=self.epochs, steps=self.steps, epochs_per_step=self.epochs_per_step, images=self.images
+        )
+        _not_negative("prune", sparsity=self.sparsity)
+        _one_of("prune", "scope", self.scope, SCOPES)
+
+
+@dataclass(frozen=True)
 class SeedNetwork:
     """conf/growth: what growth starts from, and how wide a layer may become (`budgetnet.channels.fresh`)."""
 

@@ -18,6 +18,8 @@ from budgetnet.methods.base import BudgetedModule
 from budgetnet.methods.options import Optimization, options
 from budgetnet.methods.schedule import learning_rate
 
+_WIDEST = 64.0  # times the full widths
+
 
 class Train(BudgetedModule):
     """SGD with momentum on a network whose widths never change ("train-scratch-base" of the paper's Table 4)."""
@@ -36,19 +38,19 @@ class Train(BudgetedModule):
         self.epochs = epochs
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        matrices = [p for p in self.net.parameters() if p.dim() > 1]
-        vectors = [p for p in self.net.parameters() if p.dim() <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.SGD(
-            groups,
-            lr=self.optim.lr,
-            momentum=self.optim.momentum,
-            weight_decay=self.optim.weight_decay,
-        )
+        return sgd(self.net, self.optim)
 
     def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
         o, spe = self.optim, steps_per_epoch
         return learning_rate(o.schedule, o.lr, epoch * spe + batch, self.epochs * spe, o.warmup_epochs * spe)
+
+
+def sgd(net: nn.Module, optim: Optimization) -> torch.optim.SGD:
+    """SGD with momentum; biases, scales and shifts do not decay."""
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    vectors = [p for p in net.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
 def widths_of_run(path: str) -> Mapping[str, int]:
@@ -76,8 +78,7 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     if (source := config["method"].get("widths_from")) is not None:
         widths = widths_of_run(source)
         reshape_fresh(net, {name: width for name, width in widths.items() if graph.group(name)}, config["seed"])
-    spent = config["epochs"] * ledger.images_per_epoch * cost.flops()
-    costs = {**cost.costs(), "train_cost": spent}
+    costs = _costs(cost, graph.widths, config["epochs"], ledger)
     for kind, limit in budget.limits.items():
         if costs[kind] > limit:
             raise UsageError(
@@ -85,3 +86,43 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
                 "not change: raise the budget, or lower backbone.multiplier or epochs"
             )
     return Train(net, num_classes, ledger, budget, options(Optimization, "optim", config["optim"]), config["epochs"])
+
+
+def build_scaled(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> Train:
+    """The same for a backbone whose convolutions are all multiplied by the largest number that meets the budget.
+
+    Raises UsageError also for a budget that one filter a layer exceeds.
+    """
+    graph, cost = ChannelGraph.of(net), CostModel(ChannelGraph.of(net))
+    budget = Budget(**config["budget"])
+    budget.require()
+    budget = budget.resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
+
+    def fits(multiplier: float) -> bool:
+        return budget.fits(_costs(cost, scaled_widths(graph, multiplier), config["epochs"], ledger))
+
+    if not fits(0.0):
+        raise UsageError(f"{budget} leaves no network: one filter a layer already costs more; raise it")
+    low, high = 0.0, 1.0
+    while fits(high) and high < _WIDEST:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    reshape_fresh(net, scaled_widths(graph, low), config["seed"])
+    return Train(net, num_classes, ledger, budget, options(Optimization, "optim", config["optim"]), config["epochs"])
+
+
+def scaled_widths(graph: ChannelGraph, multiplier: float) -> dict[str, int]:
+    """The widths of a traced network with its convolutions times `multiplier`, rounded, at least one filter each."""
+    widths = graph.widths
+    for group in graph.groups:
+        if group.kind == "convolution":
+            widths[group.name] = max(1, round(group.width * multiplier / group.blocks)) * group.blocks
+    return widths
+
+
+def _costs(cost: CostModel, widths: Mapping[str, int], epochs: int, ledger: TrainCostLedger) -> dict[str, int]:
+    """Of a network of these widths, with the train cost of all epochs."""
+    costs = cost.costs(widths)
+    return {**costs, "train_cost": epochs * ledger.images_per_epoch * costs["flops"]}

@@ -120,7 +120,9 @@ class LBI(torch.optim.Optimizer):
             )
         prox = prox_filters if group["sparse"] == "filter" else prox_entries
         z: Tensor | None = self.state.get(param, {}).get("z")
-        return torch.zeros_like(param) if z is None else group["kappa"] * prox(z, group["threshold"])
+        if z is None:
+            return torch.zeros_like(param, dtype=_state_dtype(param))
+        return prox(z, group["threshold"]) * float(group["kappa"])
 
     def support(self, param: Tensor) -> Tensor:
         """Where Γ ≠ 0: a bool tensor of shape (filters,) for "filter", of the parameter's shape for "entry".

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.reports.drawing import COLOURS, GREY, PALE, log_quantities, new_figure, note, styled
-from budgetnet.reports.tables import Repetitions, Row, repetitions
+from budgetnet.reports.tables import Repetitions, Row, Spread, repetitions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
-_MARKERS = "osD^vP"
+COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
+MARKERS = "osD^vP"
+
+
+class Point(NamedTuple):
+    """A configuration in a panel: its cost and its test accuracy, and the accuracy that selects it for the front."""
+
+    group: Repetitions
+    cost: Spread
+    accuracy: Spread
+    selects: Spread
 
 
 def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
@@ -39,14 +48,14 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
     test accuracy of what it selects: the test set selects nothing. (Without validation it is that of test accuracy.)
     """
     groups = [group for group in repetitions(rows) if group.spread("test_top1") is not None]
-    series = list(dict.fromkeys(_series(group) for group in groups))
+    series = list(dict.fromkeys(series_of(group) for group in groups))
     datasets = list(dict.fromkeys(group.rows[0].dataset for group in groups)) or [""]
     with styled():
         figure = new_figure(width=10, height=0.9 + 3.4 * len(datasets) + 0.2 * (len(series) // 3))
-        panels = figure.subplots(len(datasets), len(_COSTS), squeeze=False, sharey="row")
+        panels = figure.subplots(len(datasets), len(COSTS), squeeze=False, sharey="row")
         for dataset, line in zip(datasets, panels, strict=True):
             here = [group for group in groups if group.rows[0].dataset == dataset]
-            for axes, (cost, label) in zip(line, _COSTS.items(), strict=True):
+            for axes, (cost, label) in zip(line, COSTS.items(), strict=True):
                 _panel(axes, here, cost, series)
                 axes.set_xlabel(label)
             line[0].set_ylabel(f"test top-1 (%), {dataset}" if dataset else "test top-1 (%)")
@@ -62,27 +71,34 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
         return figure
 
 
-def _series(group: Repetitions) -> str:
+def series_of(group: Repetitions) -> str:
+    """What a colour stands for."""
     return f"{group.rows[0].backbone}, {group.rows[0].method}"
 
 
+def points(groups: Sequence[Repetitions], cost: str) -> tuple[list[Point], list[Point]]:
+    """Every configuration whose `cost` (a key of COSTS) and test accuracy are known, and those on the Pareto front."""
+    measured = [(group, group.spread(cost), group.spread("test_top1"), group.spread("val_top1")) for group in groups]
+    known = [Point(group, x, y, val or y) for group, x, y, val in measured if x is not None and y is not None]
+    front = pareto_front([point.cost.mean for point in known], [point.selects.mean for point in known])
+    return known, [known[index] for index in front]
+
+
 def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequence[str]) -> None:
-    points = [(group, group.spread(cost), group.spread("test_top1"), group.spread("val_top1")) for group in groups]
-    known = [(group, x, y, y if val is None else val) for group, x, y, val in points if x is not None and y is not None]
+    known, front = points(groups, cost)
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     if not known:
         return
-    front = pareto_front([x.mean for _, x, _, _ in known], [selects.mean for _, _, _, selects in known])
     axes.plot(
-        [known[index][1].mean for index in front], [known[index][2].mean for index in front],
+        [point.cost.mean for point in front], [point.accuracy.mean for point in front],
         drawstyle="steps-post", color=GREY, linewidth=1.2, zorder=1, label="Pareto front",
     )  # fmt: skip
     for group, x, y, _ in known:
-        number = series.index(_series(group))
+        number = series.index(series_of(group))
         axes.errorbar(
-            x.mean, y.mean, xerr=x.deviation or None, yerr=y.deviation or None, label=_series(group),
-            color=COLOURS[number % len(COLOURS)], marker=_MARKERS[number // len(COLOURS) % len(_MARKERS)],
+            x.mean, y.mean, xerr=x.deviation or None, yerr=y.deviation or None, label=series_of(group),
+            color=COLOURS[number % len(COLOURS)], marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
             markersize=5, capsize=2.5, linestyle="none", elinewidth=1, zorder=2,
         )  # fmt: skip
     accuracies = [y.mean for _, _, y, _ in known]

@@ -40,7 +40,9 @@ def growth_path(run: RunDirectory) -> Figure:
 
     with styled():
         figure = new_figure()
-        axes = figure.add_subplot(title=_title(run, "Growth path"), xlabel=_EPOCHS, ylabel=_WIDTH)
+        axes = figure.add_subplot(
+            title=_title(run, "Growth path" if run.grew else "Widths"), xlabel=_EPOCHS, ylabel=_WIDTH
+        )
         widths = run.widths()
         if not widths:
             note(axes, "no growth round yet")

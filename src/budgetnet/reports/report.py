@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     "growth_path": (
         figures.growth_path,
-        "Each line is a width group; it steps up in the growth rounds (dotted, numbered above) in which it grew. "
+        "Each line is a width group; it steps in the rounds (dotted, numbered above) in which it changed. "
         "Lines of equal width are drawn side by side.",
     ),
     "saturation": (
@@ -39,6 +39,7 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     ),
 }
 _MOST_NAMED = 6
+_NARROWING = ("Pruning steps", "Who was narrowed", "Pruning ends by")
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -50,8 +51,9 @@ def write_report(run_dir: str | Path) -> Path:
     run = RunDirectory(run_dir)
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    grew = bool(run.saturation or run.rounds)
-    shown = [name for name in _FIGURES if grew or name not in ("growth_path", "saturation")]
+    left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
+    left_out |= set() if run.grew else {"saturation"}
+    shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
     sections = [_head(run), _figure_section(shown), _widths(run), _rounds(run), _reading(run), _origin(run)]
@@ -95,28 +97,29 @@ def _widths(run: RunDirectory) -> str:
 def _rounds(run: RunDirectory) -> str:
     if not run.rounds:
         return ""
-    header = ("Round", "Epoch", "Who grew", "FLOPs", "Params", "Train cost so far", "Pause (ms)", "Growth ends by")
+    title, who, ends = ("Growth rounds", "Who grew", "Growth ends by") if run.grew else _NARROWING
+    header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)
     lines = [
         [
-            str(record["round"]), str(record["epoch"]), _who_grew(record), format_quantity(record["flops"]),
+            str(record["round"]), str(record["epoch"]), _who_changed(record), format_quantity(record["flops"]),
             format_quantity(record["params"]), format_quantity(record["train_cost_flops"]),
             f"{record['pause_ms']:.1f}", record["stop"] or "",
         ]
         for record in run.rounds
     ]  # fmt: skip
-    return "## Growth rounds\n\n" + markdown_table(header, lines)
+    return f"## {title}\n\n" + markdown_table(header, lines)
 
 
-def _who_grew(record: dict[str, Any]) -> str:
+def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
     if not plan:
         return "nobody"
-    largest = sorted(plan, key=lambda name: plan[name][0] - plan[name][1])
+    largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
     if len(plan) <= _MOST_NAMED:
         return named
     added = sum(new - old for old, new in plan.values())
-    return f"{len(plan)} of {len(record['widths'])} groups, {added} channels in all; most: {named}"
+    return f"{len(plan)} of {len(record['widths'])} groups, {added:+d} channels in all; most: {named}"
 
 
 def _reading(run: RunDirectory) -> str:
@@ -135,7 +138,7 @@ def _reading(run: RunDirectory) -> str:
         "per batch-norm element.",
         "* Train cost is the FLOPs of the network as it was then, summed over every image trained on: (a) in percent "
         "of the full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
-        "* Saturation is the part of a group's filters in the support; pause is the time a growth round took.",
+        "* Saturation is the part of a group's filters in the support; pause is the time a round took.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -94,6 +94,11 @@ class RunDirectory:
         chosen = self.config.get(name, "")
         return str(chosen.get("name", chosen.get("_target_", "")) if isinstance(chosen, dict) else chosen)
 
+    @property
+    def grew(self) -> bool:
+        """Whether there is a growing phase, which saturation is measured in."""
+        return bool(self.saturation) or any(row["phase"] == "grow" for row in self.metrics)
+
     def widths(self) -> list[tuple[int, dict[str, int]]]:
         """(epochs finished, widths from then on): the seed network at 0, then every round that changed widths.
 

@@ -133,7 +133,7 @@ _IDENTITY: dict[str, Callable[[Row], str]] = {
     "Dataset": lambda row: row.dataset,
     "Seed": lambda row: "" if row.seed is None else str(row.seed),
 }
-_NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "Test top-1 %": ("test_top1", _percent),
     "last epoch %": ("test_top1_last", _percent),
     "Params": ("params", _quantity),
@@ -153,7 +153,7 @@ def _budget_used(row: Row) -> str:
     return ", ".join(f"{kind} {percent:.1f}%" for kind, percent in row.budget.items())
 
 
-HEADER = (*_IDENTITY, *list(_NUMBERS)[:4], "Budget used", *list(_NUMBERS)[4:], "Stop reason")
+HEADER = (*_IDENTITY, *list(NUMBERS)[:4], "Budget used", *list(NUMBERS)[4:], "Stop reason")
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -162,13 +162,13 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     for group in repetitions(rows):
         for row in group.rows:
             line = {name: text(row) for name, text in _IDENTITY.items()}
-            line |= {name: text(getattr(row, key)) for name, (key, text) in _NUMBERS.items()}
+            line |= {name: text(getattr(row, key)) for name, (key, text) in NUMBERS.items()}
             line |= {"Budget used": _budget_used(row), "Stop reason": _state(row)}
             lines.append([line[name] for name in HEADER])
         if len(group.finished) > 1:
             line = {name: text(group.rows[0]) for name, text in _IDENTITY.items()}
             line |= {"Run": "mean ± std", "Seed": f"{len(group.finished)} seeds"}
-            line |= {name: _spread_text(group.spread(key), text) for name, (key, text) in _NUMBERS.items()}
+            line |= {name: _spread_text(group.spread(key), text) for name, (key, text) in NUMBERS.items()}
             lines.append([line.get(name, "") for name in HEADER])
     return lines
 
@@ -216,7 +216,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     shown = [number for number, name in enumerate(HEADER) if (name, lines[0][number]) not in once]
     table = Table(title=", ".join(f"{name.lower()} {cell}" for name, cell in once) or None)
     for number in shown:
-        table.add_column(HEADER[number], justify="right" if HEADER[number] in _NUMBERS else "left", overflow="fold")
+        table.add_column(HEADER[number], justify="right" if HEADER[number] in NUMBERS else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(line[number]) for number in shown))
     if console is None:

@@ -1,0 +1,40 @@
+"""What growing a group would do to the loss, to first order: the score of the policy "gradient"."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.channels import ChannelGraph, resize
+
+
+def growth_gradients(
+    net: nn.Module, groups: Collection[str], batch: tuple[Tensor, Tensor], seed: int = 0
+) -> dict[str, float]:
+    """Gradient norm that one more channel of each group would begin with, at the best outgoing weights it could have.
+
+    GradMax (Evci et al., ICLR 2022) as a criterion: every group of a copy of the traced `net` gets a channel (a block
+    one of each) by init="gradmax", and the gradient of its incoming weights on `batch` (inputs, targets) is measured.
+    The network stays as it is. Raises GraphError where GradMax does not reach (a grouped convolution behind a group).
+    """
+    trial = copy.deepcopy(net)
+    graph = ChannelGraph.of(trial)
+    old = {name: graph.group(name) for name in groups}
+    wider = {name: group.width + group.blocks for name, group in old.items()}
+    resize(trial, wider, init="gradmax", seed=seed, batch=batch)
+    trial.eval()
+    nn.functional.cross_entropy(trial(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+    return {name: _norm_of_new(graph, name, group.width // group.blocks, group.blocks) for name, group in old.items()}
+
+
+def _norm_of_new(graph: ChannelGraph, name: str, first: int, blocks: int) -> float:
+    """Norm of the gradient of the filters at `first` and later in each block, over all producers of a group."""
+    squares = []
+    for path in graph.group(name).producers:
+        gradient = graph.model.get_parameter(f"{path}.weight").grad
+        if gradient is not None:
+            squares.append(gradient.reshape(blocks, -1, *gradient.shape[1:])[:, first:].double().square().sum())
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,0 +1,272 @@
+"""A page to look at: every run in one HTML file that needs neither a server nor a network."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from budgetnet.costs.budget import format_quantity
+from budgetnet.errors import UsageError
+from budgetnet.reports import drawing
+from budgetnet.reports.comparison import COSTS, MARKERS, Point, points, series_of
+from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.reports.tables import HEADER, NUMBERS, Repetitions, Row, cells, final_row, repetitions
+
+Json = dict[str, Any]
+
+_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
+_DEPTH_STOPS = 16
+
+
+def write_page(runs: Sequence[RunDirectory], path: str | Path) -> Path:
+    """Write `page(runs)` to `path`. Raises UsageError where that cannot be written."""
+    text = page(runs)
+    try:
+        Path(path).write_bytes(text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UsageError(
+            f"--html {path}: cannot be written ({error.strerror}); choose a file in a folder that exists"
+        ) from error
+    return Path(path)
+
+
+def page(runs: Sequence[RunDirectory]) -> str:
+    """The HTML of a page over `runs` (at least one), finished or not.
+
+    The table stands in it as HTML. The figures are drawn by Plotly from the numbers in it: accuracy against cost, and
+    on a click on a row or a point what that run did. plotly.js is packed into the page, which makes it 2 MB long.
+    """
+    rows = [final_row(run) for run in runs]
+    groups = repetitions(rows)
+    number = {id(row): index for index, row in enumerate(rows)}
+    data = {
+        "colours": _colours(),
+        "panels": _panels(groups, number),
+        "runs": [_run(run, row) for run, row in zip(runs, rows, strict=True)],
+        "repetitions": [[number[id(row)] for row in group.rows] for group in groups],
+    }
+    return Template(_file("page.html")).substitute(
+        title=html.escape(_title(rows)),
+        about=html.escape(_about(rows)),
+        style=_file("page.css"),
+        table=_table(groups, number),
+        data=_script_text(data),
+        plotly=_packed_plotly(),
+        script=_file("page.js"),
+        run_script=_file("page_run.js"),
+    )
+
+
+def _file(name: str) -> str:
+    return (files("budgetnet.reports") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _packed_plotly() -> str:
+    """plotly.js, compressed and as text: 2 MB in place of 4.8 MB."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def _script_text(value: object) -> str:
+    """JSON that may stand in a script element: nothing in it can end that element."""
+    return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _finite(value: object) -> object:
+    """`value` with None in place of what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _title(rows: Sequence[Row]) -> str:
+    count = f"{len(rows)} run{'s' * (len(rows) > 1)}"
+    subjects = {f"{row.backbone} on {row.dataset}" for row in rows}
+    return f"{count} of {subjects.pop()}" if len(subjects) == 1 else count
+
+
+def _about(rows: Sequence[Row]) -> str:
+    unfinished = sum(not row.finished for row in rows)
+    said = [f"{unfinished} unfinished"] if unfinished else []
+    for name in ("method", "backbone", "dataset"):
+        values = sorted({getattr(row, name) for row in rows})
+        if name == "method" or len({(row.backbone, row.dataset) for row in rows}) > 1:  # the title has said the rest
+            said.append(f"{name}{'s' * (len(values) > 1)} {', '.join(values)}")
+    return " · ".join(said)
+
+
+def _colours() -> Json:
+    """The colours of the other figures. On a dark ground the maps of depth lose their dark end, not their light one."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    viridis = colormaps["viridis"]
+    steps = [step / (_DEPTH_STOPS - 1) for step in range(_DEPTH_STOPS)]
+    return {
+        "series": drawing.COLOURS,
+        "symbols": [_SYMBOLS[marker] for marker in MARKERS],
+        "ink": drawing.INK,
+        "final": drawing.BLUE,
+        "seed": drawing.VERMILION,
+        "phases": drawing.PHASES,
+        "depth": [to_hex(colour) for colour in drawing.depth_colours(_DEPTH_STOPS)],
+        "depth_on_dark": [to_hex(viridis(0.3 + 0.7 * step)) for step in steps],
+    }
+
+
+def _panels(groups: Sequence[Repetitions], number: Mapping[int, int]) -> list[Json]:
+    """A panel per dataset and kind of cost, like those of `comparison.accuracy_against_cost`."""
+    finished = [group for group in groups if group.spread("test_top1") is not None]
+    series = list(dict.fromkeys(series_of(group) for group in finished))
+    panels = []
+    for dataset in dict.fromkeys(group.rows[0].dataset for group in finished):
+        here = [group for group in finished if group.rows[0].dataset == dataset]
+        for cost, label in COSTS.items():
+            known, front = points(here, cost)
+            panels.append({
+                "dataset": dataset,
+                "cost": cost,
+                "label": label,
+                "points": [_point(point, series, number) for point in known],
+                "front": {"x": [point.cost.mean for point in front], "y": [point.accuracy.mean for point in front]},
+            })  # fmt: skip
+    return panels
+
+
+def _point(point: Point, series: Sequence[str], number: Mapping[int, int]) -> Json:
+    name = series_of(point.group)
+    return {
+        "series": name,
+        "colour": series.index(name),
+        "x": point.cost.mean,
+        "y": point.accuracy.mean,
+        "dx": point.cost.deviation,
+        "dy": point.accuracy.deviation,
+        "cost": format_quantity(point.cost.mean),
+        "runs": [number[id(row)] for row in point.group.finished],
+    }
+
+
+def _run(run: RunDirectory, row: Row) -> Json:
+    """What a run's own view shows. Lists of widths and of saturation stand in the order of `names`."""
+    summary, path = run.summary or {}, run.widths()
+    names = list(path[-1][1]) if path else []
+    seed, full = summary.get("seed_widths") or (path[0][1] if path else {}), summary.get("full_widths")
+    numbers = {name: value for name, value in asdict(row).items() if name != "settings"}
+    return {
+        **numbers,
+        "facts": _facts(run, row),
+        "command": summary.get("command"),
+        "budgets": [
+            {
+                "kind": kind.replace("_", " "),
+                "percent": entry["percent"],
+                "text": f"{format_quantity(entry['used'])} of {format_quantity(entry['limit'])}",
+            }
+            for kind, entry in (summary.get("budget") or {}).items()
+        ],
+        "names": names,
+        "seed_widths": [seed.get(name) for name in names],
+        "final_widths": [path[-1][1][name] for name in names] if path else [],
+        "full_widths": [full.get(name) for name in names] if full else None,
+        "path": {"epochs": [epoch for epoch, _ in path], "widths": [[at[name] for _, at in path] for name in names]},
+        "phases": _phases(run),
+        "rounds": [[record["round"], record["epoch"]] for record in run.rounds],
+        "grew": run.grew,
+        "saturation": _saturation(run),
+    }
+
+
+def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
+    """The run's line of the table, and what the table has no room for, as [name, text]."""
+    alone = {"last epoch %": "Last epoch %", "(b) %": "Train cost (b) %"}  # names that lean on their neighbour's
+    facts = {alone.get(name, name): text for name, text in zip(HEADER, cells([row])[0], strict=True)}
+    del facts["Run"], facts["Budget used"]
+    facts["Validation top-1 %"] = "" if row.val_top1 is None else f"{row.val_top1:.2f}"
+    summary = run.summary or {}
+    facts["Epochs"] = f"{row.epochs}, tested at {summary['best_epoch']}" if summary else str(row.epochs)
+    facts["Train cost (FLOPs)"] = "" if row.train_cost_flops is None else format_quantity(row.train_cost_flops)
+    facts["Time"] = "" if row.seconds is None else str(timedelta(seconds=round(row.seconds)))
+    facts["Directory"] = row.directory
+    return [[name, text] for name, text in facts.items() if text not in ("", "-")]
+
+
+def _phases(run: RunDirectory) -> list[list[Any]]:
+    """[phase, epochs finished before it, epochs finished after it] of every phase."""
+    found, start = [], 0
+    for phase, epochs in groupby(run.column("phase")):
+        end = start + len(list(epochs))
+        found.append([phase, start, end])
+        start = end
+    return found
+
+
+def _saturation(run: RunDirectory) -> Json | None:
+    names = [name for name in (run.saturation[0] if run.saturation else {}) if name not in ("epoch", "round")]
+    if not names:
+        return None
+    return {
+        "names": names,
+        "epochs": [row["epoch"] for row in run.saturation],
+        # Two decimals are what a colour shows, and a third of the bytes.
+        "values": [
+            [row[name] if row[name] is None else round(row[name], 2) for row in run.saturation] for name in names
+        ],
+    }
+
+
+def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
+    """The report's table, a body per configuration so that repetitions stay together when it is sorted."""
+    heads = "".join(
+        f'<th scope="col"{_kind(name)}><button type="button">{html.escape(name)}</button></th>' for name in HEADER
+    )
+    bodies = []
+    for group in groups:
+        lines = cells(group.rows)
+        rows = [_line(line, number[id(row)], row) for line, row in zip(lines, group.rows, strict=False)]
+        rows += [_line(line, None, group) for line in lines[len(group.rows) :]]
+        bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n" + "\n".join(bodies) + "\n</table>"
+
+
+def _line(line: Sequence[str], run: int | None, source: Row | Repetitions) -> str:
+    texts = []
+    for name, text in zip(HEADER, line, strict=True):
+        value, shown = _sort_value(name, source), html.escape(text)
+        if name == "Run" and run is not None:
+            shown = f'<a href="#run-{run}" title="{shown}">{shown.replace(",", ",<wbr>")}</a>'
+        texts.append(f"<td{_kind(name)}{'' if value is None else f' data-value={value!r}'}>{shown}</td>")
+    return f"<tr{' class=mean' if run is None else f' data-run={run}'}>{''.join(texts)}</tr>"
+
+
+def _kind(name: str) -> str:
+    return " class=number" if name in NUMBERS or name == "Seed" else ""
+
+
+def _sort_value(name: str, source: Row | Repetitions) -> float | None:
+    """The number behind a cell; None: it is sorted by its text."""
+    if isinstance(source, Repetitions):
+        spread = source.spread(NUMBERS[name][0]) if name in NUMBERS else None
+        return None if spread is None else spread.mean
+    if name == "Budget used":
+        return max(source.budget.values(), default=None)
+    if name == "Seed":
+        return source.seed
+    value: float | None = getattr(source, NUMBERS[name][0]) if name in NUMBERS else None
+    return value

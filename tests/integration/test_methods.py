@@ -1,0 +1,101 @@
+"""Every method, on the same small task: it meets its budget, is continued to the same bits, and is exported."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run
+from killed import At, learned, rounds, rows
+
+from budgetnet import backbones
+from budgetnet.channels import ChannelGraph
+from budgetnet.costs import CostModel
+
+DIGITS = (
+    "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
+    "finetune.epochs=2", "logger=csv", "trainer.progress=false",
+)  # fmt: skip
+PRUNED = ("backbone=lenet5", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
+RESIDUAL = ("backbone=resnet20", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
+GROWN = (
+    "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "growth.threshold=0.0", "epochs=12",
+    "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0",
+)  # fmt: skip
+METHODS: dict[str, tuple[str, ...]] = {
+    "adenel": GROWN,
+    "width": ("backbone=lenet5", "epochs=3"),
+    "l1": PRUNED,
+    "fpgm": PRUNED,
+    "soft": PRUNED,
+    "slimming": RESIDUAL,
+    "thinet": PRUNED,
+    "pfp": PRUNED,
+    "replay": (*GROWN, "method.schedule_from={grown}"),
+}
+
+
+def one_more_fits(summary: dict[str, Any]) -> bool:
+    """Whether some convolution could have had one filter more, within the budget and the full widths."""
+    net = backbones.build(summary["backbone"], num_classes=10, in_channels=1)
+    cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 1, 28, 28)))
+    wider = [
+        {**summary["widths"], group.name: width + 1}
+        for group in cost.graph.groups
+        if group.kind == "convolution" and (width := summary["widths"][group.name]) < group.width
+    ]
+    return any(cost.flops(widths) <= summary["budget"]["flops"]["limit"] for widths in wider)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of AdeNeL."""
+    directory = tmp_path_factory.mktemp("grown") / "run"
+    finished = run(*DIGITS, *GROWN, f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    return directory
+
+
+def test_a_replayed_run_has_the_widths_and_the_train_cost_of_the_first_epoch_by_epoch(
+    grown: Path, tmp_path: Path
+) -> None:
+    finished = run(*DIGITS, *GROWN, "method=replay", f"method.schedule_from={grown}", f"run.dir={tmp_path}/run")
+    assert finished.returncode == 0, finished.stderr
+    columns = ("epoch", "phase", "round", "lr", "params", "flops", "train_cost_flops")
+    first, second = ([[row[c] for c in columns] for row in rows(d / "metrics.csv")] for d in (grown, tmp_path / "run"))
+    assert first == second and len({row[5] for row in first}) > 2
+    assert [entry["widths"] for entry in rounds(grown)] == [entry["widths"] for entry in rounds(tmp_path / "run")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_meets_its_budget_resumes_to_the_same_bits_and_exports(
+    method: str, grown: Path, tmp_path: Path
+) -> None:
+    command = [*DIGITS, *(option.format(grown=grown) for option in METHODS[method]), f"method={method}"]
+    whole = run(*command, f"run.dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["method"] == method
+    assert summary["flops"] <= summary["budget"]["flops"]["limit"] == summary["full_flops"] // 2
+    assert summary["budget"]["flops"]["percent"] >= 99 or not one_more_fits(summary)
+    assert (tmp_path / "whole" / "model.onnx").stat().st_size and (tmp_path / "whole" / "model.pt2").stat().st_size
+    with open(tmp_path / "whole" / "metrics.csv") as file:
+        flops = [int(row["flops"]) for row in csv.DictReader(file)]
+    assert flops[-1] == summary["flops"]
+
+    resized = At("budgetnet.methods.base.BudgetedModule.resize", 1, after=True)
+    in_an_epoch = At("budgetnet.methods.base.BudgetedModule.training_step", 15)
+    killed = run(*command, f"run.dir={tmp_path}/run", before=resized if rounds(tmp_path / "whole") else in_an_epoch)
+    assert killed.returncode == -9
+    continued = run(*command, f"run.dir={tmp_path}/run")
+    assert continued.returncode == 0, continued.stderr
+    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
+
+
+def test_the_table_holds_every_method() -> None:
+    files = (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")
+    assert {file.stem for file in files} - {"train"} == set(METHODS)

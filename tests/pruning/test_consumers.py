@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Odd
+from torch import nn
+
+from budgetnet import ChannelGraph, UsageError, backbones
+from budgetnet.pruning.consumers import measured, observe, rows, scale_columns, units, windows
+from budgetnet.pruning.pfp import pfp
+from budgetnet.pruning.thinet import rescale, thinet
+
+Criterion = Callable[[ChannelGraph, torch.Tensor], object]
+
+LAYERS = {
+    "strided": nn.Conv2d(6, 8, 3, stride=2, padding=1),
+    "dilated": nn.Conv2d(6, 8, (3, 2), dilation=(2, 1), bias=False),
+    "grouped": nn.Conv2d(6, 9, 3, padding=1, groups=3),
+    "same": nn.Conv2d(6, 8, 3, padding="same"),
+    "reflected": nn.Conv2d(6, 8, 5, padding=2, padding_mode="reflect"),
+    "circular": nn.Conv2d(6, 8, 3, padding=(2, 1), padding_mode="circular"),
+    "linear": nn.Linear(6, 4),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_windows_and_rows_add_up_to_what_the_layer_computes(kind: str) -> None:
+    layer = copy.deepcopy(LAYERS[kind]).double()
+    inputs = torch.randn(2, 6, dtype=torch.float64) if kind == "linear" else torch.randn(2, 6, 9, 7).double()
+    weights = rows(layer, torch.arange(layer.weight.shape[0]))
+    found = torch.einsum("nuijk,fuk->nfij", windows(layer, inputs).flatten(4), weights).reshape(layer(inputs).shape)
+    bias = 0 if layer.bias is None else layer.bias.reshape(1, -1, *[1] * (inputs.dim() - 2))
+    assert torch.allclose(found + bias, layer(inputs), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_scaling_a_column_is_scaling_the_input(kind: str) -> None:
+    layer = copy.deepcopy(LAYERS[kind]).double()
+    inputs = torch.randn(2, 6, dtype=torch.float64) if kind == "linear" else torch.randn(2, 6, 9, 7).double()
+    factors = torch.tensor([1.0, 0.5, 2.0, 0.0, -1.0, 3.0], dtype=torch.float64)
+    wanted = layer(inputs * factors.reshape(1, 6, *[1] * (inputs.dim() - 2)))
+    scale_columns(layer, factors)
+    assert torch.allclose(layer(inputs), wanted, atol=1e-12)
+
+
+def inputs_of(graph: ChannelGraph, path: str) -> torch.Tensor:
+    """What this layer reads of one random image."""
+    seen: list[torch.Tensor] = []
+    observe(graph, [path], torch.randn(1, *graph.input_shape[1:]), lambda _path, _layer, inputs: seen.append(inputs))
+    (inputs,) = seen
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "consumer"), [("left", "mix"), ("right", "mix"), ("mix", "grouped"), ("grouped", "hidden")]
+)
+def test_units_are_where_a_channel_arrives(name: str, consumer: str) -> None:
+    """Behind a concatenation, in a grouped convolution, behind a depthwise multiplier of 2 and a flatten of 4×4."""
+    net = Odd()
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    for channel in range(graph.widths[name]):
+        marked = copy.deepcopy(net)
+        with torch.no_grad():
+            marked.get_parameter(f"{name}.weight")[channel] = torch.nan
+        seen = inputs_of(ChannelGraph.of(marked), consumer)
+        arrived = seen.isnan().reshape(seen.shape[1], -1).any(1)
+        assert arrived.nonzero().flatten().tolist() == units(graph, consumer, name)[channel].tolist()
+
+
+def noisy() -> nn.Module:
+    """Dropout in any mode, a norm that trains and one that does not."""
+
+    class Noisy(Odd):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(F.dropout(x, 0.5, True))
+
+    net = Noisy()
+    net.depthwise_norm.eval()
+    return net
+
+
+@pytest.mark.parametrize("criterion", [thinet, pfp, lambda graph, images: rescale(graph, {}, images)])
+def test_state_mode_hooks_and_random_state_stay_as_they_are(criterion: Criterion) -> None:
+    net = noisy()
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    state, modes = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
+    random = torch.get_rng_state()
+    criterion(graph, torch.randn(70, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_mode_and_hooks_are_restored_when_the_images_do_not_fit() -> None:
+    net = backbones.build("vgg11", seed_width=2)
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 32, 32))
+    with pytest.raises(RuntimeError):
+        thinet(graph, torch.randn(2, 3, 64, 64))
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+class Unread(nn.Module):
+    """Nothing but a shortcut reads what `first` computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.second(x)
+        return self.last(out + backbones.match_channels(self.first(x), out))
+
+
+@pytest.mark.parametrize("criterion", [thinet, pfp, lambda graph, images: rescale(graph, {}, images)])
+def test_a_group_that_no_layer_reads_and_a_batch_without_images_are_refused(criterion: Criterion) -> None:
+    graph = ChannelGraph.trace(Unread(), torch.empty(1, 3, 4, 4))
+    with pytest.raises(UsageError, match=r"no layer reads the channels of 'first'.*such as l1") as refusal:
+        criterion(graph, torch.randn(2, 3, 4, 4))
+    assert "\n" not in str(refusal.value)
+    for images in (torch.empty(0), torch.empty(0, 3, 4, 4)):
+        with pytest.raises(UsageError, match="at least one image"):
+            criterion(graph, images)
+
+
+def test_every_convolution_group_of_a_backbone_can_be_measured() -> None:
+    for name in ("lenet5", "resnet20", "resnet50"):
+        shape = (1, 1, 28, 28) if name == "lenet5" else (1, 3, 32, 32)
+        graph = ChannelGraph.trace(backbones.build(name, seed_width=2), torch.empty(shape))
+        assert [group.name for group in measured(graph, torch.ones(shape))] == [
+            group.name for group in graph.groups if group.kind == "convolution"
+        ]
