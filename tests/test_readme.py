@@ -40,7 +40,7 @@ def commands() -> list[str]:
         {
             " ".join(command.split("  #")[0].split())
             for command in found
-            if "--" not in command and "pareto" not in command
+            if "--" not in command and not command.startswith("-m experiment=")
         }
     )
 
