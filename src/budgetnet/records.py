@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 METRICS = (
     "epoch", "phase", "round", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
     "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds",
@@ -33,6 +35,18 @@ class Records:
     def growth(self, record: Mapping[str, Any]) -> None:
         """One line per growth round."""
         _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")
+
+    def filters(self, round: int, weights: np.ndarray, selected: np.ndarray) -> None:
+        """filters/round_NNN.npz: the first layer's filters (filters, channels, height, width) before a growth round.
+
+        selected: which of them are in the support, (filters,).
+        """
+        folder = self.directory / "filters"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / "round.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, weights=weights, selected=selected)
+        os.replace(temporary, folder / f"round_{round:03d}.npz")
 
     def cut(self, epochs: int) -> None:
         """Forget what was written after `epochs` epochs: a resumed run writes it again."""

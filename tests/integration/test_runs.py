@@ -23,6 +23,7 @@ from budgetnet.command import plain
 from budgetnet.errors import RunError
 from budgetnet.experiment import command_line
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.reports.run_directory import RunDirectory
 
 
 def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_tests(
@@ -49,6 +50,16 @@ def test_the_tiny_run_grows_more_than_twice_and_stays_within_its_budget(tiny_run
     summary = json.loads((tiny_run / "summary.json").read_text())
     assert summary["rounds"] > 2 and summary["stop_reason"] == "flops"
     assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(tiny_run / "metrics.csv"))
+
+
+def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_read(tiny_run: Path) -> None:
+    entries = [json.loads(line) for line in (tiny_run / "growth.jsonl").read_text().splitlines()]
+    found = RunDirectory(tiny_run).filters
+    assert [number for number, _, _ in found] == [entry["round"] for entry in entries]
+    for entry, (_, weights, selected) in zip(entries, found, strict=True):
+        assert float(selected.mean()) == pytest.approx(entry["saturation"]["conv1"])
+        assert len(weights) == len(selected) == entry["plan"].get("conv1", [entry["widths"]["conv1"]])[0]
+    assert (tiny_run / "figures" / "filters.png").stat().st_size
 
 
 def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:

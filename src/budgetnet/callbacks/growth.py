@@ -35,11 +35,14 @@ class Growth(pl.Callback):
         plan = pl_module.plan_round(epochs, images, batch) if trainer.is_global_zero else None
         plan = trainer.strategy.broadcast(plan)
         assert isinstance(plan, GrowthPlan)
+        filters = pl_module.first_filters() if trainer.is_global_zero else None
         pl_module.carry_out(plan, epochs, batch)
         if isinstance(trainer.strategy, DDPStrategy) and plan.changes:
             rewrap(trainer.strategy, pl_module)
         pause = _now(pl_module) - start
         pl_module.ledger.growth_seconds += pause
+        if filters is not None:
+            self.records.filters(plan.round, *(part.numpy() for part in filters))
         if trainer.is_global_zero:
             self._record(trainer, pl_module, plan, epochs, pause)
 

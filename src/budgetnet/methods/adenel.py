@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from budgetnet.channels import ChannelGraph
@@ -18,6 +19,7 @@ from budgetnet.growth import (
     GrowthRule,
     Limit,
     Planner,
+    first_filters,
     growth_gradients,
     initial_norms,
     saturation,
@@ -117,6 +119,10 @@ class AdeNeL(ResizingModule):
         """s of every group that may grow, now (equation 9)."""
         read = saturation(self.graph, self.optimizer, self.rounds.reduction)
         return {name: read[name] for name in self.planner.max_widths}
+
+    def first_filters(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of the first convolution now (the paper's Figure 4)."""
+        return first_filters(self.graph, self.optimizer)
 
     def limits(self, images_per_epoch: int) -> list[Limit]:
         """The budget in closed forms of the widths.

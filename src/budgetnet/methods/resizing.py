@@ -41,6 +41,10 @@ class ResizingModule(BudgetedModule):
         """What happens at the end of a round, after `epochs` epochs. Asked on the first process alone."""
         raise NotImplementedError
 
+    def first_filters(self) -> tuple[Tensor, Tensor] | None:
+        """The first layer's filters and which are selected, to be drawn; None where nothing is selected."""
+        return None
+
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
         """Resize as planned, on every process."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from budgetnet.costs.budget import format_quantity
 from budgetnet.records import write_text
 from budgetnet.reports import drawing, figures
+from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table
 
@@ -26,6 +27,11 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "Each line down is a width group, each column an epoch; the brighter, the larger the part of its filters that "
         "is in the support. A group that is bright at the end of a round (dotted) has used up its capacity; a map "
         "that is bright everywhere no longer tells the groups apart.",
+    ),
+    "filters": (
+        first_layer_filters,
+        "Each row is the first layer at the end of a growth round, filter by filter (colours where it reads three "
+        "channels); the framed ones are in the support. New filters stand at the end.",
     ),
     "accuracy_against_train_cost": (
         figures.accuracy_against_train_cost,
@@ -53,6 +59,7 @@ def write_report(run_dir: str | Path) -> Path:
     folder.mkdir(exist_ok=True)
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.grew else {"saturation"}
+    left_out |= set() if run.filters else {"filters"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")

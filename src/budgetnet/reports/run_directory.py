@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from budgetnet.errors import UsageError
 
 SUMMARY_FORMAT = 1
@@ -63,6 +65,17 @@ class RunDirectory:
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per growth round."""
         return _read_json_lines(self.path / "growth.jsonl")
+
+    @cached_property
+    def filters(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """(round, the first layer's filters (filters, channels, height, width), which were selected) by round."""
+        found = []
+        for record in self.rounds:
+            path = self.path / "filters" / f"round_{record['round']:03d}.npz"
+            if path.exists():
+                with np.load(path, allow_pickle=False) as arrays:
+                    found.append((int(record["round"]), arrays["weights"], arrays["selected"]))
+        return found
 
     @cached_property
     def summary(self) -> Record | None:
