@@ -1,8 +1,8 @@
-# make run: set up and run the demo.  make test | lint | soak | bench.  PYTHON chooses the interpreter (3.10 or newer).
+# make run: set up and run the demo.  make test | lint | soak | bench | notebooks.  PYTHON: the interpreter (3.10 or newer).
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: run setup test lint soak bench clean
+.PHONY: run setup test lint soak bench notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -30,6 +30,9 @@ soak: .venv/ready
 
 bench: .venv/ready
 	$(PY) -m experiments.bench
+
+notebooks: .venv/ready
+	OMP_NUM_THREADS=1 $(PY) tests/test_notebooks.py
 
 clean:
 	rm -rf .venv runs report
