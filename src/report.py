@@ -4,6 +4,8 @@ python -m src.report runs/demo/lenet                print one run
 python -m src.report runs --out report              every run below runs/: runs.csv, table.md, one figure
 python -m src.report runs/paper runs/mine/vgg16
 python -m src.report runs --html report.html        besides, one page to look at and click through, without a network
+python -m src.report --table table1 runs            the paper's Table 1 beside the runs that repeat its rows
+python -m src.report --table table1 --commands      the commands that run its rows (--short: in minutes)
 """
 
 from __future__ import annotations
@@ -21,21 +23,48 @@ from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and write the files; the exit code: 0, or 2 if there is nothing to report."""
     parser = argparse.ArgumentParser("python -m src.report", description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", type=Path, help="run directories, or folders that hold some")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to write (default: ./report)")
+    parser.add_argument("paths", nargs="*", type=Path, help="run directories, or folders that hold some")
+    parser.add_argument("--out", type=Path, help="where to write (default: ./report)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with every run to FILE, too")
+    parser.add_argument("--table", metavar="NAME", help="a table of the paper, beside the runs that repeat its rows")
+    parser.add_argument("--commands", action="store_true", help="with --table: print what runs its rows")
+    parser.add_argument("--short", action="store_true", help="with --commands: in a few epochs of a few images")
     options = parser.parse_args(arguments)
     try:
+        if options.table is not None:
+            paper_table(options)
+            return 0
+        if not options.paths or options.commands or options.short:
+            raise UsageError("expected run directories, or folders that hold some; --commands and --short need --table")
         runs = find_run_directories(options.paths)
         rows = [final_row(run) for run in runs]
         print_table(rows)
-        write(rows, options.out)
+        write(rows, options.out or Path("report"))
         if options.html is not None:
             write_html(runs, options.html)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def paper_table(options: argparse.Namespace) -> None:
+    """Print the commands of one of the paper's tables, or make its README anew, with the runs that are given."""
+    from budgetnet.reports.paper_tables import FULL, SHORT, find_table
+
+    table = find_table(options.table)
+    if options.out or options.html or (options.short and not options.commands) or (options.commands and options.paths):
+        raise UsageError(
+            "--table takes either run directories or --commands, with --short or without; leave out the rest"
+        )
+    if options.commands:
+        print(*table.commands(SHORT if options.short else FULL), sep="\n")
+        return
+    if options.paths:
+        count = table.collect(find_run_directories(options.paths))
+        print(f"{count} lines of {table.folder / 'results.csv'} are of these runs")
+    table.regenerate()
+    print(f"table: {table.folder / 'README.md'}")
 
 
 def write(rows: Sequence[Row], directory: Path) -> None:

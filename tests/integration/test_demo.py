@@ -59,7 +59,7 @@ def test_the_run_directory_is_complete(demo: tuple[Path, str]) -> None:
         "config.yaml", "metrics.csv", "saturation.csv", "growth.jsonl", "summary.json", "last.ckpt", "best.ckpt",
         "model.pt2", "model.onnx", "report.md", "done.json",
     }  # fmt: skip
-    assert len([name for name in files if name.startswith("figures/") and name.endswith(".png")]) == 4
+    assert len([name for name in files if name.startswith("figures/") and name.endswith(".png")]) == 5
     assert [name for name in files if name.startswith("wandb/offline-run")]
     assert not [name for name in files if name.endswith(".tmp")]
 
