@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_every_job_has_gpus_of_its_own_and_a_few_run_at_a_time(monkeypatch: pyte
     for start, end, ids, _ in jobs:
         others = [other for other in jobs if other[2] != ids or other[0] != start]
         assert all(not set(ids.split(",")) & set(o[2].split(",")) for o in others if o[0] < end and start < o[1])
+
+
+@pytest.mark.parametrize("option", ["widths_from", "schedule_from"])
+def test_a_run_waits_for_the_one_it_takes_its_widths_from_and_lets_others_pass(option: str) -> None:
+    first = replace(make_job(0), config={"method": {option: "run2"}})
+    of_itself = replace(make_job(1), config={"method": {"widths_from": "run1/summary.json"}})
+    assert run_jobs([first, of_itself, make_job(2)], [], 3) == [70.0] * 3
+    assert seen(0)[0] >= seen(2)[1] > seen(1)[0]
+
+
+def test_a_run_whose_source_failed_is_started_and_says_so_itself() -> None:
+    assert run_jobs([replace(make_job(0), config={"method": {"widths_from": "run1"}}), make_job(1, "fail")], [], 2) == [
+        70.0,
+        None,
+    ]
 
 
 def test_without_a_gpu_one_job_runs_at_a_time_unless_more_are_asked_for() -> None:

@@ -87,6 +87,13 @@ def gpus_needed(trainer: Mapping[str, Any], there: int) -> int:
     return int(devices)
 
 
+def source(config: Mapping[str, Any]) -> Path | None:
+    """The directory of the run that a run of this configuration takes its widths from, if any."""
+    method = config.get("method", {})
+    path = next((Path(method[key]) for key in ("widths_from", "schedule_from") if method.get(key)), None)
+    return path.parent if path is not None and path.name == "summary.json" else path
+
+
 def run_jobs(jobs: Sequence[Job], gpus: Sequence[str], n_jobs: Any = None) -> list[float | None]:
     """Run the jobs, at most n_jobs at a time and no GPU twice at a time; the `objective` of each, None if it failed.
 
@@ -148,11 +155,19 @@ class _Jobs:
         return [self.values[job.number] for job in self.jobs]
 
     def _next(self) -> Job | None:
-        """The first job that can begin now: there is room, and nobody else works in its directory."""
+        """The first job that can begin now.
+
+        There is room, nobody else works in its directory, and the run that it takes its widths from is over.
+        """
         if len(self.running) >= self.n_jobs:
             return None
         busy = {each.job.directory for each in self.running}
-        return next((job for job in self.waiting if job.gpus <= len(self.free) and job.directory not in busy), None)
+        unfinished = busy | {job.directory for job in self.waiting}
+        for job in self.waiting:
+            waits = source(job.config) in unfinished - {job.directory}
+            if job.gpus <= len(self.free) and job.directory not in busy and not waits:
+                return job
+        return None
 
     def _begin(self, job: Job) -> None:
         self.waiting.remove(job)

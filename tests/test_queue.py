@@ -1,0 +1,103 @@
+"""experiments/QUEUE.md: its commands and cells are right, and it is run as it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from budgetnet.configuration import checked
+from budgetnet.reports.paper_tables import composed
+from experiments import run_queue
+from experiments.run_queue import Entry, most_flops, read, write
+
+TINY = (
+    "dataset=digits backbone=lenet5 epochs=3 finetune.epochs=1 growth.epochs_per_round=1 growth.seed_shape=equal dataset.limit_train=128 "
+    "logger=csv export=false trainer.progress=false run.root=ROOT run.experiment=q"
+)
+SMALL_QUEUE = f"""# A queue
+
+| # | What it shows | Cost | Done | Command |
+|---|---|---|---|---|
+| 1 | the same widths | | 0 | `python -m src.run method=train method.widths_from=ROOT/q/grown run.name=base {TINY}` |
+| 2 | growth | | 0 | `python -m src.run -m budget.flops=50% seed=0 run.name=grown {TINY}` |
+"""
+
+
+def of(command: str) -> Entry:
+    return Entry.parse(f"| 1 | it | | 0 | `python -m src.run {command}` |")
+
+
+def test_every_entry_can_be_composed_and_is_numbered() -> None:
+    queue = read()
+    assert [entry.number for entry in queue] == list(range(1, len(queue) + 1))
+    for entry in queue:
+        checked(composed(entry.jobs[0]))
+        assert entry.done.split("/")[1] == str(len(entry.jobs))
+
+
+@pytest.mark.soak
+def test_every_cost_is_counted_and_no_two_runs_share_a_directory() -> None:
+    queue = read()
+    directories = [path for entry in queue for path in entry.directories]
+    assert len(set(directories)) == len(directories)
+    assert [entry.cost for entry in queue] == [entry.counted(queue).cost for entry in queue]
+
+
+def test_a_swept_command_has_the_jobs_of_hydras_own_sweeper() -> None:
+    entry = of("-m experiment=pareto backbone=resnet20 seed=1,0 'run.name=${seed}'")
+    swept = ["backbone=vgg16,resnet20,resnet32,resnet56", "budget.flops=10M,20M,40M,80M,160M", "seed=0,1,2"]
+    given = ["experiment=pareto", "backbone=resnet20", "seed=1,0", "run.name=${seed}"]
+    (expected,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*swept, *given]), None)
+    assert entry.jobs == expected and len(expected) == 10
+
+
+def test_a_cost_is_the_closed_form_of_epochs_images_and_the_budget() -> None:
+    ((grown, _),) = of("epochs=10 finetune.epochs=2 backbone=vgg16 budget.flops=42M").runs
+    assert most_flops(grown) == 3 * 10 * 45_000 * 42_000_000
+    ((pruned, _),) = of("method=l1 epochs=10 prune.epochs=4 finetune.epochs=6 budget.flops=20M dataset=cifar100").runs
+    assert most_flops(pruned) == 3 * 45_000 * (4 * 40_933_632 + 6 * 20_000_000)
+    ((fixed, _),) = of("method=train epochs=10 dataset.limit_train=1000").runs
+    assert most_flops(fixed) == 3 * 10 * 1_000 * 40_927_872
+    assert most_flops(fixed, source=grown) == 3 * 10 * 1_000 * 42_000_000
+
+
+def test_the_queue_runs_what_others_start_from_first_counts_it_and_skips_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "QUEUE.md"
+    file.write_text(SMALL_QUEUE.replace("ROOT", str(tmp_path)))
+    monkeypatch.setattr(run_queue, "QUEUE", file)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_queue.main(["--minutes", "0.02"]) == 0
+    assert "minutes are over" in capsys.readouterr().out
+    assert run_queue.main(["--parallel", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"02\.grown (skipped, )?done:.*01\.base starts", said, re.DOTALL), said
+    assert [entry.done for entry in read()] == ["1/1", "1/1"]
+    assert file.read_text().startswith("# A queue\n\n| # | What it shows")
+    assert run_queue.main([]) == 0
+    assert capsys.readouterr().out.count("skipped, done:") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["99999"], "has no entry 99999"), (["--parallel", "0"], "above 0"), (["--minutes", "-1"], "above 0")],
+)
+def test_what_cannot_be_run_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_queue.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_count_never_falls_where_the_runs_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "QUEUE.md"
+    line = f"| 1 | it | 1 | 2/3 | `python -m src.run -m experiment=table1 method=train run.root={tmp_path}` |"
+    file.write_text(f"text\n{line}\n")
+    monkeypatch.setattr(run_queue, "QUEUE", file)
+    (entry,) = read()
+    write([entry.counted([entry])])
+    assert [e.done for e in read()] == ["2/3"] and file.read_text().startswith("text\n")
