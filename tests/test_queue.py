@@ -15,8 +15,8 @@ from experiments import run_queue
 from experiments.run_queue import Entry, most_flops, read, write
 
 TINY = (
-    "dataset=digits backbone=lenet5 epochs=3 finetune.epochs=1 growth.epochs_per_round=1 growth.seed_shape=equal dataset.limit_train=128 "
-    "logger=csv export=false trainer.progress=false run.root=ROOT run.experiment=q"
+    "dataset=digits backbone=lenet5 epochs=3 finetune.epochs=1 growth.epochs_per_round=1 growth.seed_shape=equal "
+    "dataset.limit_train=128 logger=csv export=false trainer.progress=false run.root=ROOT run.experiment=q"
 )
 SMALL_QUEUE = f"""# A queue
 
