@@ -77,3 +77,68 @@ class Forgetful(Small):
 
     def pick(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, 0.2, training=self.training)
+
+
+class Gate(nn.Module):
+    """Channel attention without a hidden layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.mix(x.mean((2, 3), keepdim=True)))
+
+
+class GatedBlock(nn.Module):
+    """A residual block with a plain addition, a gate behind its norm, and a scale of its own kind."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm, self.gate = nn.GroupNorm(2, outputs), Gate(outputs)
+        self.project = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.project(x) + self.gate(self.norm(self.second(self.first(x)))))
+
+
+class Plain(nn.Sequential):
+    """A convolution, a norm and a ReLU, without a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Residual(nn.Module):
+    """A convolution beside a plain shortcut: it has no width of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(F.relu(x))
+
+
+class Stages(nn.Module):
+    """A user's network: stages of blocks (the second strided), one of plain layers, and sequences that are none."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.body = nn.ModuleDict({
+            "wide": nn.Sequential(GatedBlock(6, 6), GatedBlock(6, 6), GatedBlock(6, 6)),
+            "deep": nn.Sequential(GatedBlock(6, 8, 2), GatedBlock(8, 8)),
+            "joined": nn.Sequential(Residual(8), Residual(8)),
+            "plain": nn.Sequential(Plain(8, 9), Plain(9, 9)),
+            "narrowing": nn.Sequential(Plain(9, 8), Plain(8, 6)),
+        })  # fmt: skip
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for part in self.body.values():
+            x = part(x)
+        return self.head(x.mean((2, 3)))

@@ -23,6 +23,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from budgetnet.callbacks.checkpoint import Checkpoint, DurableFiles
+from budgetnet.callbacks.epoch_test import EpochTest
 from budgetnet.callbacks.growth import Growth
 from budgetnet.callbacks.preemption import Preemption, Signals
 from budgetnet.callbacks.progress import Progress
@@ -100,7 +101,7 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
             raise UsageError(f"method._target_={target} made a {type(module).__name__}: expected a BudgetedModule")
     full = {
         "full_widths": widths,
-        "seed_widths": graph.widths,
+        "seed_widths": module.graph.widths,
         "full_params": costs["params"],
         "full_flops": costs["flops"],
     }
@@ -146,7 +147,8 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, signal
     checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])
     limit = module.budget.limits.get("flops")
     loggers = partial(make_loggers, config["logger"], config, directory)
-    callbacks: list[pl.Callback] = [Recorder(records, loggers)]
+    callbacks: list[pl.Callback] = [EpochTest()] if section.pop("test_every_epoch") else []
+    callbacks += [Recorder(records, loggers)]
     callbacks += [Progress(limit)] if progress else []
     callbacks += [Growth(records)] if hasattr(module, "plan_round") else []
     for name, callback in config["callbacks"].items():

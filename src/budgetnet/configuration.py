@@ -81,6 +81,7 @@ class Training:
     precision: str = "32-true"
     deterministic: Any = "warn"
     check_val_every_n_epoch: int = 1
+    test_every_epoch: bool = False
     sync_batchnorm: bool = False
     micro_batches: int = 1
     compile: str | None = None

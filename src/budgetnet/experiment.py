@@ -26,8 +26,9 @@ from budgetnet.loggers import close_loggers, log_images
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes import Processes, after_rank_0
 from budgetnet.records import write_json
+from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.started import requeue
-from budgetnet.summary import describe
+from budgetnet.summary import best_test_epoch, describe
 from budgetnet.workspace import check_same, occupied
 
 Config = Mapping[str, Any]
@@ -143,7 +144,10 @@ def _how_to_continue(directory: Path, command: str) -> str:
 def _evaluate(
     trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path, processes: Processes
 ) -> dict[str, Any]:
-    """Test accuracy of the last epoch, then of the validation-selected one, whose weights the module keeps."""
+    """Test accuracy of the last epoch, then of the validation-selected one, whose weights the module keeps.
+
+    And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
+    """
     trained = module.results.get("val_top1")
     epochs, best_epoch, best_top1 = processes.decide(lambda: _selected(directory))
     trainer.test(module, datamodule=data, verbose=False)
@@ -157,7 +161,9 @@ def _evaluate(
     if best_epoch is not None:
         trained = best_top1 if data.splits.validation is not None else None
     chosen = {"epochs": epochs, "best_epoch": best_epoch or epochs, "val_top1": trained}
-    return {**chosen, **results, "test_top1": top1, "test_top5": top5}
+    first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
+    best = processes.decide(lambda: best_test_epoch(RunDirectory(directory).metrics, first))
+    return {**chosen, **results, "test_top1": top1, "test_top5": top5, **best}
 
 
 def _selected(directory: Path) -> tuple[int, int | None, float | None]:
@@ -173,8 +179,6 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     """Seconds that training took before an interruption, as far as it was kept."""
     if checkpoint is None:
         return 0.0
-    from budgetnet.reports.run_directory import RunDirectory
-
     state = load_checkpoint(checkpoint)
     epochs, finished = state["budgetnet"]["epochs"], 0.0
     if epochs:  # in the first there is no metrics.csv yet

@@ -14,7 +14,7 @@ import numpy as np
 
 METRICS = (
     "epoch", "phase", "round", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
-    "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds",
+    "test_top1", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds",
 )  # fmt: skip
 
 

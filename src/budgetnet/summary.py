@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ def describe(
         "hardware": _hardware(module),
         "command": command,
     }
+
+
+def best_test_epoch(metrics: Sequence[Mapping[str, Any]], first: int) -> dict[str, Any]:
+    """`test_top1_best` and its epoch among the rows of metrics.csv from epoch `first` on; None: it was not measured.
+
+    first: of the final network; those before may be larger than the budget. Of equal epochs the last.
+    """
+    measured = [(row["test_top1"], row["epoch"]) for row in metrics if row["epoch"] >= first]
+    best, epoch = max([pair for pair in measured if pair[0] is not None], default=(None, None))
+    return {"test_top1_best": best, "test_top1_best_epoch": epoch}
 
 
 def _hardware(module: BudgetedModule) -> dict[str, Any]:

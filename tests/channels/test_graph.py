@@ -11,6 +11,7 @@ from torch import nn
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.channels import GraphError
 
+DEEPEST = ("resnet110", "resnet42-42-42", "resnet54-53-53")
 SHAPES = {"lenet5": (1, 28, 28), "resnet18": (3, 32, 32), "resnet34": (3, 32, 32), "resnet50": (3, 32, 32)}
 
 
@@ -18,14 +19,14 @@ def traced(net: nn.Module, *shape: int) -> ChannelGraph:
     return ChannelGraph.trace(net, torch.empty(1, *shape))
 
 
-@pytest.mark.parametrize("name", [name for name in backbones.NAMES if name not in ("resnet110", "resnet42-42-42")])
+@pytest.mark.parametrize("name", [name for name in backbones.NAMES if name not in DEEPEST])
 def test_every_group_of_every_backbone_grows_and_narrows_without_changing_the_function(name: str) -> None:
     graph = traced(backbones.build(name, seed_width=3), *SHAPES.get(name, (3, 32, 32)))
     assert set(graph.verify().values()) == {"function kept"}
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", ["resnet110", "resnet42-42-42"])
+@pytest.mark.parametrize("name", DEEPEST)
 def test_every_group_of_the_deepest_backbones_too(name: str) -> None:
     graph = traced(backbones.build(name, seed_width=3), 3, 32, 32)
     assert set(graph.verify().values()) == {"function kept"}

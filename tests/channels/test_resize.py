@@ -195,11 +195,49 @@ def test_gradmax_reaches_through_pooling_and_flattening_and_gives_a_larger_gradi
                 for w, old in ((net.conv4.weight, 4), (net.fc1.weight, 4)):
                     norm = w.movedim(1, 0)[:old].flatten(1).norm(dim=1).mean()
                     w[:, old:] *= 0.5 * norm / w.movedim(1, 0)[old:].flatten(1).norm(dim=1).mean()
+        for norm in (net.bn3, net.bn8):  # the gradient of the filters at zero, however they start
+            norm.weight.data[4:] = 1
+        net.conv3.weight.data[4:], net.conv8.weight.data[4:] = 0, 0
         net.eval()
         nn.functional.cross_entropy(net(x), y).backward()
         return net.conv3.weight.grad[4:].norm().item() + net.conv8.weight.grad[4:].norm().item()
 
     assert incoming_gradient("gradmax") > 1.2 * incoming_gradient("he")
+
+
+def test_behind_a_batch_norm_gradmax_closes_its_scale_and_points_the_filter_down_its_gradient() -> None:
+    torch.manual_seed(0)
+    net, x, y = backbones.build("resnet20", seed_width=4), torch.randn(32, 3, 16, 16), torch.randint(10, (32,))
+    ChannelGraph.trace(net, x)
+    with torch.no_grad():
+        before = net(x)
+    resize(net, {"layer1.0.conv1": 6}, init="gradmax", batch=(x, y), seed=0)
+    filters, scale = net.layer1[0].conv1.weight, net.layer1[0].bn1.weight
+    assert not scale[4:].any() and torch.allclose(filters[4:].flatten(1).norm(dim=1), torch.tensor(2.0).sqrt())
+    shut = copy.deepcopy(net)
+    shut.layer1[0].bn1.weight.data[4:], shut.layer1[0].conv1.weight.data[4:] = 1, 0
+    shut.eval()
+    nn.functional.cross_entropy(shut(x), y).backward()
+    towards = nn.functional.cosine_similarity(filters[4:].flatten(1), shut.layer1[0].conv1.weight.grad[4:].flatten(1))
+    assert (towards < -0.999).all()
+    net.eval()
+    nn.functional.cross_entropy(net(x), y).backward()
+    assert (scale.grad[4:] < 0).all()  # opening it lowers the loss
+    with torch.no_grad():
+        torch.testing.assert_close(net.train()(x), before, atol=5e-3, rtol=0)
+
+
+def test_a_gradmax_step_behind_a_batch_norm_is_no_longer_than_any_other() -> None:
+    torch.manual_seed(0)
+    net, x, y = backbones.build("resnet20", seed_width=4), torch.randn(32, 3, 16, 16), torch.randint(10, (32,))
+    ChannelGraph.trace(net, x)
+    resize(net, dict.fromkeys(("conv1", "layer1.0.conv1", "layer2.0.conv2"), 6), init="gradmax", batch=(x, y), seed=0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loss = nn.functional.cross_entropy(net(x), y)
+    loss.backward()
+    optimizer.step()
+    assert all(parameter.abs().max() < 10 for parameter in net.parameters())
+    assert nn.functional.cross_entropy(net(x), y) < loss
 
 
 def test_a_plan_that_changes_nothing_is_a_no_op_with_a_warning() -> None:

@@ -67,6 +67,7 @@ def test_a_price_is_the_cost_of_the_resized_network(plan: dict[str, int], mix: i
         ("resnet32", {}, 464_154, 68_862_592),
         ("resnet32", {"multiplier": 3}, 4_157_242, None),
         ("resnet42-42-42", {}, 4_061_146, None),
+        ("resnet54-53-53", {"num_classes": 100}, 5_141_044, 753_064_192),
     ],
 )
 def test_published_counts(name: str, options: dict[str, float], params: int, macs: int | None) -> None:

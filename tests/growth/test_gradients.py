@@ -38,6 +38,13 @@ def test_the_gradient_of_a_group_is_that_of_its_new_channel_under_gradmax_and_th
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_behind_a_norm_it_is_the_gradient_of_the_filter_at_zero_too() -> None:
+    without = plain()
+    with_norm = net_of(*[copy.deepcopy(layer) for layer in without[:1]], nn.BatchNorm2d(4, eps=0.0), *without[1:])
+    expected = growth_gradients(without, ["0"], BATCH, seed=3)["0"]  # in eval mode a fresh norm changes nothing
+    assert growth_gradients(with_norm, ["0"], BATCH, seed=3)["0"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_group_in_front_of_a_dead_layer_has_no_gradient() -> None:
     net = plain()
     with torch.no_grad():  # nothing passes the second convolution, whatever comes in

@@ -41,7 +41,7 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
     name = data.draw(st.sampled_from(sorted(COSTS)))
     cost = COSTS[name]
     rule = {
-        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random", "gradient"])),
+        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random", "gradient", "firefly"])),
         "threshold": data.draw(st.floats(0, 0.99)),
         "number": data.draw(st.integers(0, 40)),
         "ratio": data.draw(st.floats(0.01, 6)),
@@ -51,7 +51,8 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
     saturation = {group: data.draw(st.floats(0, 1)) for group in plans.max_widths}
     kinds = data.draw(st.sets(st.sampled_from(["flops", "params"]), min_size=1))
     given_limits = limits(cost, **{kind: data.draw(st.floats(1, 30)) for kind in sorted(kinds)})
-    plan = plans.plan(1, saturation, given_limits)
+    scores = {group: [data.draw(st.floats(-1, 1)) for _ in range(6)] for group in plans.max_widths}
+    plan = plans.plan(1, saturation, given_limits, scores=scores)
 
     after = dict(plan.after)
     used = {limit.kind: cost.price(limit.form, cost.vector(after)) / limit.most for limit in given_limits}
@@ -66,7 +67,7 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
                     for kind in [lim.form]) if not_full else False  # fmt: skip
         if cheap:
             assert max(used.values()) >= 0.99
-    assert plans.plan(1, saturation, given_limits) == plan
+    assert plans.plan(1, saturation, given_limits, scores=scores) == plan
 
 
 def test_exactly_the_groups_above_the_threshold_grow_by_the_larger_of_number_and_ratio() -> None:

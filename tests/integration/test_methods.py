@@ -14,6 +14,7 @@ from killed import At, learned, rounds, rows
 
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
+from budgetnet.channels.depth import change_depth, find_stages
 from budgetnet.costs import CostModel
 
 DIGITS = (
@@ -26,6 +27,7 @@ GROWN = (
     "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "growth.threshold=0.0", "epochs=12",
     "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0",
 )  # fmt: skip
+DEEPENED = ("backbone=resnet32", "growth.epochs_per_round=1", "method.threshold=-100", "epochs=8")
 METHODS: dict[str, tuple[str, ...]] = {
     "adenel": GROWN,
     "width": ("backbone=lenet5", "epochs=3"),
@@ -35,14 +37,26 @@ METHODS: dict[str, tuple[str, ...]] = {
     "slimming": RESIDUAL,
     "thinet": PRUNED,
     "pfp": PRUNED,
+    "grow_prune": ("backbone=lenet5", "epochs=6", "prune.epochs=4"),
     "replay": (*GROWN, "method.schedule_from={grown}"),
+    "autogrow": DEEPENED,
 }
 
 
 def one_more_fits(summary: dict[str, Any]) -> bool:
-    """Whether some convolution could have had one filter more, within the budget and the full widths."""
+    """Whether some convolution could have had one filter more, within the budget and the full widths.
+
+    Of a network that grew in depth: whether some stage could have had one block more within the budget.
+    """
     net = backbones.build(summary["backbone"], num_classes=10, in_channels=1)
     cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 1, 28, 28)))
+    if summary["method"] == "autogrow":
+        stages = find_stages(net)
+        blocks = {name.rpartition(".")[0] for name in summary["widths"]}
+        deep = {stage.name: sum(block.startswith(f"{stage.name}.") for block in blocks) for stage in stages}
+        deeper = ({**deep, name: deep[name] + 1} for name in deep)
+        limit = summary["budget"]["flops"]["limit"]
+        return any(CostModel(change_depth(net, stages, plan)).flops() <= limit for plan in deeper)
     wider = [
         {**summary["widths"], group.name: width + 1}
         for group in cost.graph.groups
@@ -87,7 +101,8 @@ def test_a_method_meets_its_budget_resumes_to_the_same_bits_and_exports(
         flops = [int(row["flops"]) for row in csv.DictReader(file)]
     assert flops[-1] == summary["flops"]
 
-    resized = At("budgetnet.methods.base.BudgetedModule.resize", 1, after=True)
+    change = "autogrow.AutoGrow.deepen" if method == "autogrow" else "base.BudgetedModule.resize"
+    resized = At(f"budgetnet.methods.{change}", 1, after=True)
     in_an_epoch = At("budgetnet.methods.base.BudgetedModule.training_step", 15)
     killed = run(*command, f"run.dir={tmp_path}/run", before=resized if rounds(tmp_path / "whole") else in_an_epoch)
     assert killed.returncode == -9

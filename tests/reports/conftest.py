@@ -36,6 +36,7 @@ def write_run(
     finetune: int = 8,
     ratio: float = 0.5,
     finished: bool = True,
+    test_every_epoch: bool = False,
 ) -> Path:
     """Write the run directory of a network that grows by `ratio` for `rounds` rounds and is then fine-tuned.
 
@@ -68,7 +69,8 @@ def write_run(
         metrics.append({
             "epoch": epoch, "phase": phase, "round": done + 1, "step": epoch * 10, "lr": 0.05,
             "train_loss": 2.3 * 0.9**epoch, "train_top1": val - 1, "val_loss": 2.3 * 0.92**epoch,
-            "val_top1": val, "val_top5": (val + 100) / 2, **costs(widths), "train_cost_flops": spent,
+            "val_top1": val, "val_top5": (val + 100) / 2, "test_top1": val - 0.5 if test_every_epoch else "",
+            **costs(widths), "train_cost_flops": spent,
             "train_cost_baseline_percent": 100 * spent / baseline, "seconds": 1.5,
         })  # fmt: skip
         if phase != "grow":
@@ -108,7 +110,9 @@ def write_run(
             "format": 1, "name": path.name, "experiment": "tests", "method": method, "backbone": backbone,
             "dataset": dataset, "seed": seed, "test_top1": best["val_top1"] - 0.5, "test_top5": 99.0,
             "test_top1_last": metrics[-1]["val_top1"] - 0.7, "test_top5_last": 98.9, "val_top1": best["val_top1"],
-            "best_epoch": best["epoch"], "epochs": epoch, **now,
+            "best_epoch": best["epoch"], "epochs": epoch,
+            "test_top1_best": best["val_top1"] + 0.4 if test_every_epoch else None,
+            "test_top1_best_epoch": best["epoch"] if test_every_epoch else None, **now,
             "budget": {"flops": {"limit": limit, "used": now["flops"], "percent": 100 * now["flops"] / limit}},
             "train_cost_flops": spent, "train_cost_baseline_percent": 100 * spent / baseline,
             "train_cost_final_percent": 100 * spent / (now["flops"] * baseline_epochs * IMAGES),

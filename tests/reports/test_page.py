@@ -63,9 +63,9 @@ def data_of(text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def several(make_run: MakeRun) -> list[RunDirectory]:
-    """Repetitions, a run that trains the full backbone, an unfinished one, and names that are not harmless."""
+    """Repetitions, a full backbone that was tested after every epoch, an unfinished run, and names that do harm."""
     paths = [make_run(f"seed{seed}", seed=seed) for seed in range(3)]
-    paths += [make_run("full", method="train"), make_run("killed", finished=False, seed=7)]
+    paths += [make_run("full", method="train", test_every_epoch=True), make_run("killed", finished=False, seed=7)]
     paths += [make_run("<b>&'bold\"", backbone=EVIL, names=("<i>1", "a&b", 'c"d'), ratio=0.8)]
     return [RunDirectory(path) for path in paths]
 

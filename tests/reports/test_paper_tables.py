@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from budgetnet import backbones
+from budgetnet.backbones.resnet_cifar import DEPTHS, CifarResNet, full_widths
 from budgetnet.channels import ChannelGraph
 from budgetnet.configuration import checked
 from budgetnet.costs import CostModel
@@ -95,23 +96,30 @@ def test_every_row_with_overrides_can_be_run(name: str, length: str) -> None:
             seen += 1
             method, epochs, finetune = config["method"]["name"], config["epochs"], config["finetune"]["epochs"]
             assert config["run"]["experiment"] == name
+            assert config["trainer"]["test_every_epoch"], "the paper's accuracies are of the best test epoch"
             assert config["dataset"]["name"] == row.dataset.lower().replace("-", "")
-            assert config["backbone"]["name"] == row.backbone.lower().replace("-", "", 1)
-            if method == "adenel":
+            begins = "resnet20" if method == "autogrow" else row.backbone.lower().replace("-", "", 1)
+            assert config["backbone"]["name"] == begins
+            if method in ("adenel", "autogrow"):
                 assert config["growth"]["epochs_per_round"] + finetune <= epochs
             elif method not in ("train", "replay"):
                 assert config["prune"]["epochs"] + finetune <= epochs
             if length == SHORT:
                 assert epochs <= 5 and config["dataset"]["limit_train"] <= 1000
             else:
-                assert (epochs, config["dataset"]["batch_size"]) == (90 if name == "table2" else 300, 128)
+                if method == "autogrow":  # the network it is to grow to needs a round for each of its blocks
+                    blocks = sum(DEPTHS[row.backbone.lower().replace("-", "", 1)]) - 3
+                    assert epochs - finetune == config["growth"]["epochs_per_round"] * blocks
+                else:
+                    assert epochs == (90 if name == "table2" else 300)
+                assert config["dataset"]["batch_size"] == 128
                 assert config["dataset"]["limit_train"] is None
                 growing = method == "adenel"
                 assert (config["optim"]["lr"], config["optim"]["weight_decay"]) == (
                     (0.05, 0) if growing else (0.1, 5e-4)
                 )
                 assert config["optim"]["schedule"] == config["finetune"]["schedule"] == "step"
-    assert seen == {"table1": 12, "table2": 3, "table3": 15, "table4": 6}[name]
+    assert seen == {"table1": 14, "table2": 3, "table3": 18, "table4": 6}[name]
 
 
 def test_the_numbers_are_those_of_the_paper() -> None:
@@ -149,6 +157,7 @@ def test_the_numbers_are_those_of_the_paper() -> None:
         ("table3", "4x-cifar10", "resnet32", 4),
         ("table3", "5x-cifar10", "resnet32", 5),
         ("table3", "depth-cifar10", "resnet42-42-42", None),
+        ("table3", "depth-cifar100", "resnet54-53-53", None),
     ],
 )
 def test_fixed_networks_have_the_printed_costs(table: str, row: str, backbone: str, multiplier: float | None) -> None:
@@ -187,6 +196,28 @@ def test_the_costs_of_tables_3_and_4_are_of_one_kind_but_not_vgg16s() -> None:
     assert in_first / in_fourth == pytest.approx(1.39, abs=0.01)
 
 
+def test_the_cost_of_autogrow_is_that_of_a_block_every_3_epochs_and_240_epochs_after() -> None:
+    """As the rows repeat it: the smallest network's stages get a block in turn until each is as deep as printed."""
+
+    def flops(depths: tuple[int, ...]) -> int:
+        with torch.device("meta"):
+            net = CifarResNet(depths, full_widths(depths), 10)
+            return CostModel(ChannelGraph.trace(net, torch.empty(1, 3, 32, 32))).flops()
+
+    least = flops((1, 1, 1))
+    block = [flops(depths) - least for depths in ((2, 1, 1), (1, 2, 1), (1, 1, 2))]
+    for dataset in ("cifar10", "cifar100"):
+        row = find_table("table3").rows[f"depth-{dataset}-autogrow"]
+        full = DEPTHS[row.backbone.lower().replace("-", "", 1)]
+        turns = sorted((turn, stage) for stage in range(3) for turn in range(1, full[stage]))
+        now, spent = least, 0
+        for _, stage in turns:
+            spent += 3 * now
+            now += block[stage]
+        assert f"{now / 1e9:.3f}" == row.flops_G
+        assert 100 * (spent + 240 * now) / (300 * now) == pytest.approx(float(row.train_cost_percent), abs=0.05)
+
+
 def test_commands_name_every_run_and_put_what_others_start_from_first() -> None:
     table = find_table("table4")
     for length in (FULL, SHORT):
@@ -204,7 +235,7 @@ def test_commands_name_every_run_and_put_what_others_start_from_first() -> None:
 
 
 def test_what_table_3_shows_twice_is_run_once() -> None:
-    assert len(find_table("table3").commands()) == 13
+    assert len(find_table("table3").commands()) == 16
 
 
 def test_a_run_matches_the_row_of_its_configuration_wherever_it_ran(
@@ -212,7 +243,13 @@ def test_a_run_matches_the_row_of_its_configuration_wherever_it_ran(
 ) -> None:
     table = copy("table1")
     base = overrides_of(table, "vgg16-l1")
-    elsewhere = ["trainer.accelerator=cpu", "trainer.progress=false", "dataset.root=/data", "threads=4", "logger=csv"]
+    elsewhere = [
+        "trainer.accelerator=cpu",
+        "trainer.test_every_epoch=false",
+        "dataset.root=/data",
+        "threads=4",
+        "logger=csv",
+    ]
     make_run_of("runs/plain", base)
     make_run_of("runs/elsewhere", [*base, *elsewhere, "run.experiment=mine"], seed=1)
     make_run_of("runs/other_lr", [*base, "optim.lr=0.2"])
@@ -272,8 +309,9 @@ def test_collected_runs_stand_beside_the_papers_numbers_and_short_ones_apart(
     table = copy("table1")
     empty = table.readme()
     assert SHORT not in table.markdown()
-    runs = [make_run_of(f"runs/{seed}", overrides_of(table, "resnet20-l1"), seed=seed) for seed in (0, 1)]
-    short = make_run_of("short", overrides_of(table, "vgg16-l1", SHORT), seed=3)
+    base = overrides_of(table, "resnet20-l1")
+    runs = [make_run_of(f"runs/{seed}", base, seed=seed, test_every_epoch=True) for seed in (0, 1)]
+    short = make_run_of("short", overrides_of(table, "vgg16-l1", SHORT), seed=3, test_every_epoch=True)
     assert main(["--table", "table1", str(tmp_path / "runs")]) == 0
     assert main(["--table", "table1_slimming", str(short)]) == 0
     assert "1 lines of " in capsys.readouterr().out
@@ -287,7 +325,7 @@ def test_collected_runs_stand_beside_the_papers_numbers_and_short_ones_apart(
     ]
     summaries = [json.loads((run / "summary.json").read_text()) for run in (short, *runs)]
     for line, summary in zip(lines, summaries, strict=True):
-        for measure in ("test_top1", "test_top1_last", "params", "train_cost_final_percent"):
+        for measure in ("test_top1", "test_top1_last", "test_top1_best", "params", "train_cost_final_percent"):
             assert float(line[measure]) == summary[measure]
         assert (line["hardware"], line["versions"]) == ("device cpu, cores 2", "python 3.11.2, torch 2.13.0")
 
@@ -297,10 +335,14 @@ def test_collected_runs_stand_beside_the_papers_numbers_and_short_ones_apart(
     mean, deviation = sum(last) / 2, abs(last[0] - last[1]) / 2**0.5
     (row,) = re.findall(r"^\| resnet20-l1 \|.*$", text, re.MULTILINE)
     assert "| l1-prune (second-hand) | 23M FLOPs | 90.90 |" in row
-    assert f"| {mean:.2f} ± {deviation:.2f} |" in row and row.endswith("| 2 |")
+    assert f"| 90.90 | {mean:.2f} ± {deviation:.2f} |" in row and row.endswith("| 2 |")
+    best = [summary["test_top1_best"] for summary in summaries[1:]]
+    mean, deviation = sum(best) / 2, abs(best[0] - best[1]) / 2**0.5
+    assert f"| {mean:.2f} ± {deviation:.2f} | 0.15M |" in row
     (row,) = re.findall(r"^\| vgg16-l1 \|.*$", text, re.MULTILINE)
     paper = (
-        "| vgg16-l1 | l1-Pruning (second-hand) | 62M FLOPs | 91.80 |  |  | 2.98M |  | 0.062G |  | 25.0 (a) |  |  |  |"
+        "| vgg16-l1 | l1-Pruning (second-hand) | 62M FLOPs | 91.80 |  |  |  | 2.98M |  | 0.062G |  | 25.0 (a) "
+        "|  |  |  |"
     )
     assert row == paper
     (row,) = re.findall(r"^\| vgg16-l1 \(short run\) \|.*$", text, re.MULTILINE)
@@ -374,7 +416,7 @@ def test_damaged_files_are_named(copy: Callable[[str], PaperTable]) -> None:
     with pytest.raises(UsageError, match=r"results\.csv, line 2"):
         table.markdown()
     for row, length, accuracy in (("vgg17", FULL, "90"), ("vgg16-l1", "half", "90"), ("vgg16-l1", FULL, "nan")):
-        (table.folder / "results.csv").write_text(f"{HEADER}{row},{length},0,{accuracy},,,,,,,,,,\n")
+        (table.folder / "results.csv").write_text(f"{HEADER}{row},{length},0,{accuracy},,,,,,,,,,,\n")
         with pytest.raises(UsageError, match=r"results\.csv, line 2: expected a row of rows\.csv"):
             table.markdown()
     (table.folder / "results.csv").write_text("row\n")

@@ -11,7 +11,7 @@ import pytest
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.run_directory import RunDirectory
-from budgetnet.reports.tables import HEADER, as_csv, as_markdown, cells, final_row, print_table, repetitions
+from budgetnet.reports.tables import HEADER, as_csv, as_markdown, cells, final_row, header, print_table, repetitions
 
 MakeRun = Callable[..., Path]
 
@@ -20,12 +20,13 @@ def test_the_tables_numbers_are_the_summarys(make_run: MakeRun) -> None:
     path = make_run()
     summary = json.loads((path / "summary.json").read_text())
     row = final_row(RunDirectory(path))
+    assert header([row]) == tuple(name for name in HEADER if name != "best test epoch %"), "it was not measured"
     for name in (
         "name", "method", "backbone", "dataset", "seed", "epochs", "test_top1", "test_top1_last", "val_top1", "params",
         "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "train_cost_final_percent", "stop_reason",
     ):  # fmt: skip
         assert getattr(row, name) == summary[name], name
-    line = dict(zip(HEADER, cells([row])[0], strict=True))
+    line = dict(zip(header([row]), cells([row])[0], strict=True))
     assert line == {
         "Run": "run",
         "Method": "adenel",
@@ -50,7 +51,7 @@ def test_an_unfinished_run_is_marked_and_shows_what_it_reached(make_run: MakeRun
     assert (row.name, row.method, row.backbone, row.seed) == ("run", "adenel", "lenet", 0)
     assert row.flops == run.metrics[-1]["flops"]
     assert row.val_top1 == max(run.column("val_top1"))
-    line = dict(zip(HEADER, cells([row])[0], strict=True))
+    line = dict(zip(header([row]), cells([row])[0], strict=True))
     assert line["Stop reason"] == "unfinished, epoch 19"
     assert line["Test top-1 %"] == line["(b) %"] == ""
 
@@ -80,6 +81,22 @@ def test_mean_and_deviation_over_seeds_are_numpys(make_run: MakeRun) -> None:
     mean = [line for line in cells([*rows, other, unfinished]) if line[0] == "mean ± std"]
     assert [line[4] for line in mean] == ["4 seeds"]
     assert mean[0][5] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def test_the_best_test_epoch_is_the_third_column_once_a_run_has_measured_it(make_run: MakeRun) -> None:
+    measured = [final_row(RunDirectory(make_run(f"s{seed}", seed=seed, test_every_epoch=True))) for seed in range(2)]
+    other = final_row(RunDirectory(make_run("other", ratio=0.4)))
+    rows = [*measured, other]
+    best = [row.test_top1_best or 0.0 for row in measured]
+    assert header(rows) == HEADER
+    assert HEADER[5:8] == ("Test top-1 %", "last epoch %", "best test epoch %")
+    column = [line[7] for line in cells(rows)]
+    assert column == [
+        *(f"{value:.2f}" for value in best),
+        f"{np.mean(best):.2f} ± {np.std(best, ddof=1):.2f}",
+        "",
+    ]
+    assert [line["test_top1_best"] for line in csv.DictReader(io.StringIO(as_csv(rows)))] == [*map(str, best), ""]
 
 
 def test_markdown_has_a_line_per_run_and_escapes_bars(make_run: MakeRun) -> None:

@@ -20,6 +20,7 @@ DEPTHS = {
     "resnet56": (9, 9, 9),
     "resnet110": (18, 18, 18),
     "resnet42-42-42": (42, 42, 42),  # what AutoGrow (Wen et al. 2020) grows to on CIFAR-10
+    "resnet54-53-53": (54, 53, 53),  # and on CIFAR-100
 }
 """Blocks in each of the three stages."""
 

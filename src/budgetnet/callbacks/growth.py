@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.callbacks.record import log
 from budgetnet.growth import GrowthPlan
+from budgetnet.growth.turns import DepthPlan
 from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.processes import order_buckets
 from budgetnet.records import Records
@@ -37,7 +38,9 @@ class Growth(pl.Callback):
         assert isinstance(plan, GrowthPlan)
         filters = pl_module.first_filters() if trainer.is_global_zero else None
         pl_module.carry_out(plan, epochs, batch)
-        if isinstance(trainer.strategy, DDPStrategy) and plan.changes:
+        deeper = isinstance(plan, DepthPlan)  # also by blocks that have no width of their own
+        replaced = plan.changes or plan.stop or deeper  # with its last round a method's own parameters may go
+        if isinstance(trainer.strategy, DDPStrategy) and replaced:
             rewrap(trainer.strategy, pl_module)
         pause = _now(pl_module) - start
         pl_module.ledger.growth_seconds += pause
@@ -55,8 +58,9 @@ class Growth(pl.Callback):
                 "step": trainer.global_step,
                 "saturation": dict(plan.saturation),
                 "candidates": list(plan.candidates),
-                "plan": {name: [plan.before[name], width] for name, width in plan.changes.items()},
+                "plan": {name: [plan.before.get(name, 0), width] for name, width in plan.changes.items()},
                 "widths": dict(plan.after),
+                **({"depths": dict(plan.depths)} if isinstance(plan, DepthPlan) else {}),
                 **costs,
                 "train_cost_flops": module.ledger.spent,
                 "clipped": plan.clipped,

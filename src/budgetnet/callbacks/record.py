@@ -80,7 +80,7 @@ class Recorder(pl.Callback):
             "round": module.round,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            **{k: v for k, v in module.results.items() if k.startswith(("train_", "val_"))},
+            **{k: v for k, v in module.results.items() if k.startswith(("train_", "val_")) or k == "test_top1"},
             **module.costs(),
             "train_cost_flops": module.ledger.spent,
             "train_cost_baseline_percent": module.ledger.percent_of_baseline(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.graph import GraphError
+from budgetnet.channels.graph import ChannelGraph, GraphError
 from budgetnet.channels.surgery import Surgery
 
 _NUDGE = 1e-3  # shift of a silent new channel, so that a ReLU behind it passes gradient
@@ -22,12 +23,16 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
     with two backward passes a step, which holds for any path between producer and consumer (pooling, flattening,
     depthwise, squeeze-excite), in eval mode and on one `batch` (inputs, targets). Columns are scaled to half the mean
     norm of the old ones.
+
+    Where a batch norm follows, it is its scale that starts at zero, and the filter where its first step would lead: a
+    norm divides by the deviation of what it gets, so that a filter at zero would take a step 1/√ε times too long, to
+    full strength at once.
     """
     model = surgery.graph.model
     grown = [name for name, source in surgery.sources.items() if bool((source < 0).any())]
     columns = {name: _columns(surgery, name) for name in grown}
+    drawn = {name: _close(surgery, name) for name in grown}
     for name in grown:
-        _close(surgery, name)
         generator = surgery.generator(f"gradmax/{name}")
         start = [torch.randn(part.shape, generator=generator).to(part) for part in _read(columns[name])]
         _write(columns[name], _orthonormal(start))
@@ -37,9 +42,9 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
         name: [model.get_parameter(f"{p}.weight") for p in surgery.graph.group(name).producers] for name in grown
     }
     try:
+        producers = [weight for name in grown for weight in incoming[name]]
         for _ in range(_ITERATIONS):
             value = loss(model(batch[0]), batch[1])
-            producers = [weight for name in grown for weight in incoming[name]]
             consumers = [weight for name in grown for weight, _, _ in columns[name]]
             first = torch.autograd.grad(value, producers, create_graph=True, allow_unused=True)
             taken = iter(first)
@@ -53,6 +58,9 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
             for name in grown:
                 gradients = [next(second) for _ in columns[name]]
                 _write(columns[name], _orthonormal(_select(columns[name], gradients)))
+        slopes = iter(torch.autograd.grad(loss(model(batch[0]), batch[1]), producers, materialize_grads=True))
+        for name in grown:
+            _aim(surgery, name, [-next(slopes) for _ in incoming[name]], drawn[name])
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -84,19 +92,47 @@ def _columns(surgery: Surgery, name: str) -> _Columns:
     return found
 
 
-def _close(surgery: Surgery, name: str) -> None:
-    """Zero the incoming weights of the group's new channels, and nudge the shift behind them."""
-    model = surgery.graph.model
+@torch.no_grad()
+def _aim(surgery: Surgery, name: str, directions: Sequence[Tensor], drawn: Sequence[Tensor]) -> None:
+    """Behind whose filters a batch norm stands: let these point there, at the length of He's draws, and close the norm.
+
+    directions: like the weight of each producer. drawn: He's draws of the new filters, which a filter keeps that no
+    direction is better for.
+    """
+    graph, new = surgery.graph, (surgery.sources[name] < 0).nonzero().flatten()
+    for producer, direction, draw in zip(graph.group(name).producers, directions, drawn, strict=True):
+        scale = norm_scale(graph, producer)
+        if scale is None or name in graph.mixing:
+            continue
+        weight, here = graph.model.get_parameter(f"{producer}.weight"), new.to(scale.device)
+        towards = direction[here].flatten(1)
+        length = torch.linalg.vector_norm(towards, dim=1, keepdim=True)
+        unit = torch.where(length > 0, towards / length.clamp_min(1e-30), draw.flatten(1) / math.sqrt(2))
+        weight[here] = (math.sqrt(2) * unit).reshape(draw.shape)
+        scale[here] = 0
+
+
+def norm_scale(graph: ChannelGraph, producer: str) -> Tensor | None:
+    """The scale of the norm behind a producer, if there is one."""
+    norm = graph.norm_after.get(producer)
+    return None if norm is None else graph.model.get_submodule(norm)._parameters.get("weight")
+
+
+def _close(surgery: Surgery, name: str) -> list[Tensor]:
+    """Zero the incoming weights of new channels, and nudge the shift behind them; returns what was drawn for them."""
+    model, drawn = surgery.graph.model, []
     new = (surgery.sources[name] < 0).nonzero().flatten()
     with torch.no_grad():
         for producer in surgery.graph.group(name).producers:
             shift = getattr(model.get_submodule(surgery.graph.norm_after.get(producer, producer)), "bias", None)
             weight = model.get_parameter(f"{producer}.weight")
+            drawn.append(weight[new.to(weight.device)].clone())
             if shift is None:  # nothing to nudge: leave a trace of the He weights instead
                 weight[new.to(weight.device)] *= _NUDGE
             else:
                 weight[new.to(weight.device)] = 0
                 shift[new.to(shift.device)] = _NUDGE
+    return drawn
 
 
 def _select(columns: _Columns, tensors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -88,7 +88,8 @@ class ChannelGraph:
 
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
     every resize. `axes` maps a parameter or buffer name to {dimension: layout}, `attributes` a module's integer
-    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution.
+    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution. `frozen`
+    is what `trace` was told to take as it is.
     """
 
     model: nn.Module = field(repr=False)
@@ -99,6 +100,7 @@ class ChannelGraph:
     joins: list[tuple[Layout, Layout]] = field(default_factory=list, repr=False)
     norm_after: dict[str, str] = field(default_factory=dict, repr=False)
     mixing: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
     members: dict[str, WidthGroup] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -112,6 +114,7 @@ class ChannelGraph:
         from budgetnet.channels.tracing import build_graph
 
         graph = build_graph(model, tuple(example_input.shape), frozenset(frozen))
+        graph.frozen = frozenset(frozen)
         model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
         return graph
 

@@ -41,10 +41,7 @@ class Surgery:
 
     def generator(self, name: str) -> torch.Generator | None:
         """A CPU generator keyed by (seed, name); None (torch's global one) without a seed."""
-        if self.seed is None:
-            return None
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return keyed_generator(self.seed, name)
 
     def duplicate(self) -> None:
         """Let every new channel copy a random old one of its block (Net2WiderNet), and draw how the two share."""
@@ -133,6 +130,14 @@ class Surgery:
                 runs.append(torch.arange(size) + offset)
             offset += size
         return torch.cat(runs)
+
+
+def keyed_generator(seed: int | None, name: str) -> torch.Generator | None:
+    """A CPU generator keyed by (seed, name); None (torch's global one) without a seed."""
+    if seed is None:
+        return None
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class Choice(NamedTuple):

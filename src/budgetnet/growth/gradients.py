@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph, resize
+from budgetnet.channels.gradmax import norm_scale
 
 
 def growth_gradients(
@@ -31,10 +32,18 @@ def growth_gradients(
 
 
 def _norm_of_new(graph: ChannelGraph, name: str, first: int, blocks: int) -> float:
-    """Norm of the gradient of the filters at `first` and later in each block, over all producers of a group."""
+    """Norm of the gradient of the filters at `first` and later in each block, over all producers of a group.
+
+    Where the scale of a norm starts at zero instead, a filter of norm 1 times that scale is what is learned.
+    """
     squares = []
     for path in graph.group(name).producers:
-        gradient = graph.model.get_parameter(f"{path}.weight").grad
-        if gradient is not None:
-            squares.append(gradient.reshape(blocks, -1, *gradient.shape[1:])[:, first:].double().square().sum())
+        weight, scale = graph.model.get_parameter(f"{path}.weight"), norm_scale(graph, path)
+        gradients = [weight.grad]
+        if scale is not None and scale.grad is not None:
+            lengths = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1).clamp_min(1e-30)
+            gradients.append(torch.where(scale.detach() == 0, scale.grad / lengths, 0))
+        for gradient in gradients:
+            if gradient is not None:
+                squares.append(gradient.reshape(blocks, -1, *gradient.shape[1:])[:, first:].double().square().sum())
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import UsageError, nearest
 
@@ -18,7 +20,8 @@ FULL = 0.99
 class GrowthPlan:
     """What one round does: group -> new width, and why rounds end here if they do (`stop`).
 
-    kept: where the network is narrowed, the channels of each group that stay.
+    kept: where the network is narrowed, the channels of each group that stay. start: values, by name, of the tensors
+    that candidates bring along (growth.init=firefly).
     """
 
     round: int
@@ -29,14 +32,15 @@ class GrowthPlan:
     clipped: bool = False
     stop: str | None = None
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    start: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def changes(self) -> dict[str, int]:
-        """New widths of the groups that change: what `resize` takes."""
-        return {name: width for name, width in self.after.items() if width != self.before[name]}
+        """New widths of the groups that change (what `resize` takes), or that are new (`change_depth` adds those)."""
+        return {name: width for name, width in self.after.items() if width != self.before.get(name)}
 
     def __repr__(self) -> str:
-        changes = ", ".join(f"{name} {self.before[name]}->{width}" for name, width in self.changes.items())
+        changes = ", ".join(f"{name} {self.before.get(name, 0)}->{width}" for name, width in self.changes.items())
         stop = f"; growth ends: {self.stop}" if self.stop else ""
         return f"GrowthPlan(round {self.round}: {changes or 'nothing grows'}{', clipped' * self.clipped}{stop})"
 
@@ -100,10 +104,12 @@ class Planner:
         saturation: Mapping[str, float],
         limits: Sequence[Limit],
         gradients: Mapping[str, float] | None = None,
+        scores: Mapping[str, Sequence[float]] | None = None,
     ) -> GrowthPlan:
         """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
 
-        gradients: of each group what the policy "gradient" chooses by (`growth_gradients`).
+        gradients: of each group what the policy "gradient" chooses by (`growth_gradients`). scores: of each group's
+        candidate channels what the policy "firefly" chooses by (`firefly_candidates`).
         Deterministic in its arguments and the widths now. `stop` is the kind of the limit that was reached,
         "saturation" when nobody is a candidate, or "max_width" when every group is as wide as it may be.
         """
@@ -111,6 +117,9 @@ class Planner:
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
         candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation, gradients or {})
         wanted = self._wanted(before, candidates, saturation)
+        if self.rule.policy == "firefly":
+            wanted = self._best_scored(before, sum(wanted.values()) - sum(before.values()), open_groups, scores or {})
+            candidates = [name for name in open_groups if wanted[name] > before[name]]
         if wanted == before:
             ended = "saturation" if open_groups else "max_width"
             return GrowthPlan(round, before, before, dict(saturation), (), False, ended)
@@ -131,11 +140,38 @@ class Planner:
     ) -> dict[str, int]:
         if self.rule.policy == "cost_aware":
             return self._cost_aware(before, candidates, saturation)
+        return {**before, **{name: self.wider(name) for name in candidates}}
+
+    def wider(self, name: str) -> int:
+        """What a group that grows becomes by the rule, within the largest widths."""
+        width = self.cost.graph.group(name).width
+        more = max(width + self.rule.number, math.floor(width * (1 + self.rule.ratio) + 1e-9))
+        return min(self._round_up(name, more), self._widest(name))
+
+    @property
+    def increases(self) -> dict[str, int]:
+        """How many channels each group that may grow would get by the rule now."""
+        return {name: max(0, self.wider(name) - self.cost.graph.group(name).width) for name in self.max_widths}
+
+    def _best_scored(
+        self, before: Mapping[str, int], count: int, groups: Sequence[str], scores: Mapping[str, Sequence[float]]
+    ) -> dict[str, int]:
+        """`count` channels wherever the candidates score best, over all groups together.
+
+        Where widths have a step, its channels are judged by their mean and come together.
+        """
+        steps = []
+        for name in groups:
+            ranked, width = sorted(scores.get(name, ()), reverse=True), before[name]
+            while (wider := self._next(name, width)) <= min(self.max_widths[name], before[name] + len(ranked)):
+                together = ranked[width - before[name] : wider - before[name]]
+                steps.append((sum(together) / len(together), name, wider))
+                width = wider
         wanted = dict(before)
-        for name in candidates:
-            width = before[name]
-            more = max(width + self.rule.number, math.floor(width * (1 + self.rule.ratio) + 1e-9))
-            wanted[name] = min(self._round_up(name, more), self._widest(name))
+        for _, name, wider in sorted(steps, key=lambda step: -step[0]):
+            if sum(wanted.values()) - sum(before.values()) >= count:
+                break
+            wanted[name] = wider
         return wanted
 
     def _cost_aware(
@@ -273,5 +309,6 @@ POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], 
     "uniform": _every,
     "random": _random,
     "gradient": _gradient,
+    "firefly": _saturated,  # how many channels; the candidates' scores say where
 }
 """Which of the groups that are not at their largest width yet grow in a round."""

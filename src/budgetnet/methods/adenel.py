@@ -17,8 +17,8 @@ from budgetnet.errors import UsageError
 from budgetnet.growth import (
     GrowthPlan,
     GrowthRule,
-    Limit,
     Planner,
+    firefly_candidates,
     first_filters,
     growth_gradients,
     initial_norms,
@@ -62,7 +62,7 @@ class AdeNeL(ResizingModule):
         self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
         self.planner = Planner(self.cost, rule, max_widths, seed)
         self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
-        self.images_wanted = int(rounds.init == "gradmax" or rule.policy == "gradient")
+        self.images_wanted = int(rounds.init in ("gradmax", "firefly") or rule.policy in ("gradient", "firefly"))
 
     # -- optimizer --------------------------------------------------------------------------------------------------
 
@@ -124,31 +124,21 @@ class AdeNeL(ResizingModule):
         """Of the first convolution now (the paper's Figure 4)."""
         return first_filters(self.graph, self.optimizer)
 
-    def limits(self, images_per_epoch: int) -> list[Limit]:
-        """The budget in closed forms of the widths.
-
-        What is left of the train cost bounds the FLOPs: fine-tuning must still fit; and another round besides, if
-        growth is to go on.
-        """
-        limits = []
-        for kind, most in self.budget.limits.items():
-            if kind == "train_cost":
-                left = most - self.ledger.spent
-                tune = self.finetune.epochs * images_per_epoch
-                another = tune + self.rounds.epochs_per_round * images_per_epoch
-                limits.append(Limit(kind, "flops", left // tune, left // another))
-            else:
-                limits.append(Limit(kind, kind, most))
-        return limits
-
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None = None) -> GrowthPlan:
         """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
-        gradients = None
-        if self.planner.rule.policy == "gradient":
+        policy, init, seed = self.planner.rule.policy, self.rounds.init, round_seed(self.seed, self.round + 1)
+        gradients = candidates = scores = None
+        if policy == "gradient":
             assert batch is not None
-            seed = round_seed(self.seed, self.round + 1)
             gradients = growth_gradients(self.net, self.planner.max_widths, batch, seed)
-        plan = self.planner.plan(self.round + 1, self.saturation(), self.limits(images_per_epoch), gradients)
+        if "firefly" in (policy, init):
+            assert batch is not None
+            candidates = firefly_candidates(self.net, self.planner.increases, batch, seed)
+            scores = candidates.scores
+        limits = self.growth_limits(images_per_epoch)
+        plan = self.planner.plan(self.round + 1, self.saturation(), limits, gradients, scores)
+        if init == "firefly" and candidates is not None:
+            plan = self.started(plan, candidates)
         if plan.stop is not None:
             return plan
         if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
@@ -164,7 +154,7 @@ class AdeNeL(ResizingModule):
             optimizer.reset_state()
         if plan.changes:
             seed = round_seed(self.seed, plan.round)
-            self.resize(plan.changes, optimizer=optimizer, init=self.rounds.init, seed=seed, batch=batch)
+            self.grow(plan, optimizer, seed, batch)
         self.end_round(plan, epochs)
         if plan.stop is not None:
             self._start_finetuning()

@@ -101,7 +101,13 @@ class BudgetedModule(pl.LightningModule):
         return False
 
     def regularise(self) -> None:
-        """Add to the gradients what no loss of a batch gives; by default nothing."""
+        """Add to the gradients, times `loss_scale`, what no loss of a batch gives; by default nothing."""
+
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are multiplied with until the optimizer steps: above 1 under precision 16-mixed."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class BudgetedModule(pl.LightningModule):
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the mean loss of a batch; returns that loss and how many were right."""
         parts = list(zip(images.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True))
-        forward = self._compiled or self.net
+        forward = self._compiled or self.forward
         losses, correct = [], []
         for number, (some, targets) in enumerate(parts, start=1):
             with self._unreduced() if number < len(parts) else nullcontext():
@@ -219,15 +225,19 @@ class BudgetedModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.net(images)
+        logits = self.forward(images)
         self.mean_loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
 
-    test_step = validation_step
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         Processes(self.trainer).share(self.net.buffers())  # each process has the running statistics of its own images
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         self._collect("val")

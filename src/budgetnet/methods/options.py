@@ -136,7 +136,7 @@ class Rounds:
         from budgetnet.growth.capacity import REDUCTIONS
 
         _positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
-        _one_of("growth", "init", self.init, INITIALISATIONS)
+        _one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
         _one_of("growth", "state", self.state, ("reset", "carry"))
         _one_of("growth", "reduction", self.reduction, REDUCTIONS)
 

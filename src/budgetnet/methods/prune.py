@@ -95,7 +95,7 @@ class Prune(ResizingModule):
             for norm in set(self.graph.norm_after.values()):
                 scale = self.net.get_submodule(norm)._parameters.get("weight")
                 if scale is not None and scale.grad is not None:
-                    scale.grad.add_(scale.detach().sign(), alpha=self.pruning.sparsity)
+                    scale.grad.add_(scale.detach().sign(), alpha=self.pruning.sparsity * self.loss_scale)
 
     # -- pruning ----------------------------------------------------------------------------------------------------
 

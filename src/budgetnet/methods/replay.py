@@ -13,7 +13,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import reshape_fresh
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
-from budgetnet.growth import GrowthPlan
+from budgetnet.growth import GrowthPlan, firefly_candidates
 from budgetnet.methods.adenel import round_seed
 from budgetnet.methods.options import FineTuning, Optimization, Rounds, options
 from budgetnet.methods.resizing import Images, ResizingModule
@@ -46,7 +46,7 @@ class Replay(ResizingModule):
     ) -> None:
         super().__init__(net, num_classes, ledger, budget, optim.label_smoothing)
         self.optim, self.rounds, self.finetune, self.schedule, self.seed = optim, rounds, finetune, schedule, seed
-        self.images_wanted = int(rounds.init == "gradmax")
+        self.images_wanted = int(rounds.init in ("gradmax", "firefly"))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return sgd(self.net, self.optim)
@@ -61,8 +61,13 @@ class Replay(ResizingModule):
 
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None) -> GrowthPlan:
         """The widths of the next round."""
-        last = epochs == max(self.schedule)
-        return GrowthPlan(self.round + 1, self.graph.widths, self.schedule[epochs], stop="replayed" if last else None)
+        stop = "replayed" if epochs == max(self.schedule) else None
+        plan = GrowthPlan(self.round + 1, self.graph.widths, self.schedule[epochs], stop=stop)
+        if self.rounds.init != "firefly" or not plan.changes:
+            return plan
+        assert batch is not None
+        fresh = {name: width - plan.before[name] for name, width in plan.changes.items()}
+        return self.started(plan, firefly_candidates(self.net, fresh, batch, round_seed(self.seed, plan.round)))
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
         """Grow; new channels and the optimizer's state as the options of growth say."""
@@ -72,7 +77,7 @@ class Replay(ResizingModule):
             optimizer.state.clear()
         if plan.changes:
             seed = round_seed(self.seed, plan.round)
-            self.resize(plan.changes, optimizer=optimizer, init=self.rounds.init, seed=seed, batch=batch)
+            self.grow(plan, optimizer, seed, batch)
         self.end_round(plan, epochs)
 
 
@@ -101,7 +106,7 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     graph = ChannelGraph.of(net)
     cost = CostModel(graph)
     final = schedule[max(schedule)]
-    if final.keys() != graph.widths.keys():
+    if any(widths.keys() != graph.widths.keys() for widths in schedule.values()):
         raise UsageError(f"method.schedule_from={source}: its width groups are not those of this backbone")
     if max(schedule) + finetune.epochs > config["epochs"]:
         raise UsageError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from budgetnet.growth import GrowthPlan
+from budgetnet.growth import Candidates, GrowthPlan, Limit, load
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.methods.options import FineTuning, Optimization
+from budgetnet.methods.options import FineTuning, Optimization, Rounds
 from budgetnet.methods.schedule import learning_rate
 
 Images = tuple[Tensor, Tensor]
@@ -22,6 +24,7 @@ class ResizingModule(BudgetedModule):
     """
 
     optim: Optimization
+    rounds: Rounds
     finetune: FineTuning
     images_wanted = 0
     """Training images that a plan is made with, at least; 0: none."""
@@ -49,12 +52,39 @@ class ResizingModule(BudgetedModule):
         """Resize as planned, on every process."""
         raise NotImplementedError
 
+    def started(self, plan: GrowthPlan, candidates: Candidates) -> GrowthPlan:
+        """The plan with what new channels start from, under growth.init=firefly: the best of the candidates."""
+        return replace(plan, start=candidates.start(plan.changes)) if plan.changes else plan
+
+    def grow(self, plan: GrowthPlan, optimizer: torch.optim.Optimizer, seed: int, batch: Images | None) -> None:
+        """Widen as planned; new channels start as growth.init says, by draws that are a function of the seed."""
+        init = "he" if self.rounds.init == "firefly" else self.rounds.init
+        self.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch)
+        load(self.net, plan.start)
+
     def end_round(self, plan: GrowthPlan, epochs: int) -> None:
         """The last of `carry_out`: count the round, and start the fine-tuning if it was the last."""
         self.round = plan.round
         if plan.stop is not None:
             self.stop_reason = plan.stop
             self.phase, self.growing_epochs = "finetune", epochs
+
+    def growth_limits(self, images_per_epoch: int) -> list[Limit]:
+        """What growth may come to, in closed forms of the network.
+
+        What is left of the train cost bounds the FLOPs: fine-tuning must still fit; and another round besides, if
+        growth is to go on.
+        """
+        limits = []
+        for kind, most in self.budget.limits.items():
+            if kind == "train_cost":
+                left = most - self.ledger.spent
+                tune = self.finetune.epochs * images_per_epoch
+                another = tune + self.rounds.epochs_per_round * images_per_epoch
+                limits.append(Limit(kind, "flops", left // tune, left // another))
+            else:
+                limits.append(Limit(kind, kind, most))
+        return limits
 
     # -- fine-tuning ------------------------------------------------------------------------------------------------
 

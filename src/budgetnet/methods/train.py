@@ -77,6 +77,8 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
     if (source := config["method"].get("widths_from")) is not None:
         widths = widths_of_run(source)
+        if graph.widths.keys() - widths.keys():
+            raise UsageError(f"method.widths_from={source}: its width groups are not those of this backbone")
         reshape_fresh(net, {name: width for name, width in widths.items() if graph.group(name)}, config["seed"])
     costs = _costs(cost, graph.widths, config["epochs"], ledger)
     for kind, limit in budget.limits.items():

@@ -28,22 +28,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_EPOCHS, _WIDTH = "epochs finished", "width (channels)"
+_EPOCHS, _WIDTH, _DEPTH = "epochs finished", "width (channels)", "depth (blocks)"
 _WIDE_BARS = 40  # with more groups than this, one bar no longer shows behind another
 _NAMED_LINES = 12  # with more groups than this, lines are told apart by a colour bar
 
 
 def growth_path(run: RunDirectory) -> Figure:
-    """Width of every group over the epochs, a step per growth round."""
+    """Width of every group (depth of every stage, where blocks are added) over the epochs, a step per growth round."""
     from matplotlib.ticker import MaxNLocator
     from matplotlib.transforms import ScaledTranslation
 
     with styled():
         figure = new_figure()
         axes = figure.add_subplot(
-            title=_title(run, "Growth path" if run.grew else "Widths"), xlabel=_EPOCHS, ylabel=_WIDTH
+            title=_title(run, "Growth path" if run.grew else "Widths"),
+            xlabel=_EPOCHS,
+            ylabel=_DEPTH if run.depths() else _WIDTH,
         )
-        widths = run.widths()
+        widths = run.depths() or run.widths()
         if not widths:
             note(axes, "no growth round yet")
             return figure
@@ -58,7 +60,8 @@ def growth_path(run: RunDirectory) -> Figure:
             line.set_transform(axes.transData + ScaledTranslation(-inches, inches, figure.dpi_scale_trans))
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _width_axis(axes, [width for _, at in widths for width in at.values()])
+        values = [width for _, at in widths for width in at.values()]
+        _width_axis(axes, [max(values)] if run.depths() else values)  # depth grows by ones: from zero
         shade_phases(axes, run.column("phase"), run.column("epoch"))
         _mark_rounds(axes, run, "epoch")
         _tell_apart(figure, axes, names, [widths[-1][1][name] for name in names])
@@ -144,13 +147,13 @@ def final_widths(run: RunDirectory) -> Figure:
         x = range(len(names))
         if full and len(names) > _WIDE_BARS:
             edges = [index - 0.5 for index in range(len(names) + 1)]
-            axes.stairs([full[name] for name in names], edges, color=INK, zorder=3, label="full backbone")
+            axes.stairs([full.get(name, 0) for name in names], edges, color=INK, zorder=3, label="full backbone")
         elif full:
-            axes.bar(x, [full[name] for name in names], width=0.86, color=PALE, label="full backbone")
+            axes.bar(x, [full.get(name, 0) for name in names], width=0.86, color=PALE, label="full backbone")
         now = "final" if summary else "so far"
         axes.bar(x, [final[name] for name in names], width=0.56, color=BLUE, label=now)
         left, right = [index - 0.28 for index in x], [index + 0.28 for index in x]
-        axes.hlines([seed[name] for name in names], left, right, VERMILION, linewidth=2, label="seed network")
+        axes.hlines([seed.get(name, nan) for name in names], left, right, VERMILION, linewidth=2, label="seed network")
         shown = every(len(names), SIZE[0] - 0.9, 0.13)
         turned = sum(map(len, names)) > 70
         axes.set_xticks(list(shown), [names[index] for index in shown], rotation=90 if turned else 0)

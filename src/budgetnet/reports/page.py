@@ -22,7 +22,7 @@ from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import COSTS, MARKERS, Point, points, series_of
 from budgetnet.reports.run_directory import RunDirectory
-from budgetnet.reports.tables import HEADER, NUMBERS, Repetitions, Row, cells, final_row, repetitions
+from budgetnet.reports.tables import NUMBERS, Repetitions, Row, cells, final_row, header, repetitions
 
 Json = dict[str, Any]
 
@@ -185,7 +185,7 @@ def _run(run: RunDirectory, row: Row) -> Json:
         "seed_widths": [seed.get(name) for name in names],
         "final_widths": [path[-1][1][name] for name in names] if path else [],
         "full_widths": [full.get(name) for name in names] if full else None,
-        "path": {"epochs": [epoch for epoch, _ in path], "widths": [[at[name] for _, at in path] for name in names]},
+        "path": _path(run),
         "phases": _phases(run),
         "rounds": [[record["round"], record["epoch"]] for record in run.rounds],
         "grew": run.grew,
@@ -193,10 +193,27 @@ def _run(run: RunDirectory, row: Row) -> Json:
     }
 
 
+def _path(run: RunDirectory) -> Json:
+    """Widths of the groups, or depths of the stages where blocks are added, from each of `epochs` on."""
+    deep = run.depths()
+    path = deep or run.widths()
+    names = list(path[-1][1]) if path else []
+    return {
+        "names": names,
+        "axis": "depth (blocks)" if deep else "width (channels)",
+        "epochs": [epoch for epoch, _ in path],
+        "widths": [[at[name] for _, at in path] for name in names],
+    }
+
+
 def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
     """The run's line of the table, and what the table has no room for, as [name, text]."""
-    alone = {"last epoch %": "Last epoch %", "(b) %": "Train cost (b) %"}  # names that lean on their neighbour's
-    facts = {alone.get(name, name): text for name, text in zip(HEADER, cells([row])[0], strict=True)}
+    alone = {  # names that lean on their neighbour's
+        "last epoch %": "Last epoch %",
+        "best test epoch %": "Best test epoch %",
+        "(b) %": "Train cost (b) %",
+    }
+    facts = {alone.get(name, name): text for name, text in zip(header([row]), cells([row])[0], strict=True)}
     del facts["Run"], facts["Budget used"]
     facts["Validation top-1 %"] = "" if row.val_top1 is None else f"{row.val_top1:.2f}"
     summary = run.summary or {}
@@ -233,21 +250,22 @@ def _saturation(run: RunDirectory) -> Json | None:
 
 def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
     """The report's table, a body per configuration so that repetitions stay together when it is sorted."""
+    columns = header([row for group in groups for row in group.rows])
     heads = "".join(
-        f'<th scope="col"{_kind(name)}><button type="button">{html.escape(name)}</button></th>' for name in HEADER
+        f'<th scope="col"{_kind(name)}><button type="button">{html.escape(name)}</button></th>' for name in columns
     )
     bodies = []
     for group in groups:
-        lines = cells(group.rows)
+        lines = [dict(zip(columns, line, strict=True)) for line in cells(group.rows, columns)]
         rows = [_line(line, number[id(row)], row) for line, row in zip(lines, group.rows, strict=False)]
         rows += [_line(line, None, group) for line in lines[len(group.rows) :]]
         bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n" + "\n".join(bodies) + "\n</table>"
 
 
-def _line(line: Sequence[str], run: int | None, source: Row | Repetitions) -> str:
+def _line(line: Mapping[str, str], run: int | None, source: Row | Repetitions) -> str:
     texts = []
-    for name, text in zip(HEADER, line, strict=True):
+    for name, text in line.items():
         value, shown = _sort_value(name, source), html.escape(text)
         if name == "Run" and run is not None:
             shown = f'<a href="#run-{run}" title="{shown}">{shown.replace(",", ",<wbr>")}</a>'

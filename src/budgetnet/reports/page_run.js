@@ -67,15 +67,16 @@ function epochAxis(start, end) {
 }
 
 function drawPath(run, element) {
-  const { epochs, widths } = run.path;
+  const { names: lines, epochs, widths } = run.path;
   const end = Math.max(run.epochs, epochs[epochs.length - 1] + 1);
-  const colours = depthColours(run.names.length);
-  const scale = widthAxis(widths.flat());
+  const colours = depthColours(lines.length);
+  const deep = run.path.axis.startsWith("depth"); // it grows by ones: from zero
+  const scale = widthAxis(deep ? [largest(widths.flat())] : widths.flat());
   const perPixel = (scale.range[1] - scale.range[0]) / 250;
-  const traces = run.names.map((name, index) => {
+  const traces = lines.map((name, index) => {
     // Equal widths lie on each other: a shift of a few pixels, by depth, shows them as a bundle.
-    const part = index / Math.max(run.names.length - 1, 1) - 0.5;
-    const shift = part * Math.min(run.names.length, 5) * 2 * perPixel;
+    const part = index / Math.max(lines.length - 1, 1) - 0.5;
+    const shift = part * Math.min(lines.length, 5) * 2 * perPixel;
     const steps = [...widths[index], widths[index][epochs.length - 1]];
     return {
       x: [...epochs, end],
@@ -84,7 +85,7 @@ function drawPath(run, element) {
       line: { shape: "hv", color: colours[index], width: 2 },
       text: plain(name),
       customdata: steps,
-      hovertemplate: "%{text}: width %{customdata} after %{x} epochs<extra></extra>",
+      hovertemplate: `%{text}: ${run.path.axis.split(" ")[0]} %{customdata} after %{x} epochs<extra></extra>`,
     };
   });
   const shades = run.phases.map(([phase, x0, x1]) => ({
@@ -115,20 +116,21 @@ function drawPath(run, element) {
     }));
   draw(element, traces, {
     xaxis: epochAxis(0, end),
-    yaxis: axis({ title: "width (channels)", ...scale }),
+    yaxis: axis({ title: run.path.axis, ...scale }),
     shapes: [...shades, ...roundMarks(run, css("--grey"))],
     annotations: [...names, ...roundNumbers(run, end, element)],
   });
 }
 
 function pathLegend(run) {
-  const colours = depthColours(run.names.length);
-  if (run.names.length <= NAMED_LINES) {
-    return run.names.map((name, index) => key(keySign("line", colours[index]), `${name} ${run.final_widths[index]}`));
+  const { names, widths } = run.path;
+  const colours = depthColours(names.length);
+  if (names.length <= NAMED_LINES) {
+    return names.map((name, index) => key(keySign("line", colours[index]), `${name} ${widths[index].slice(-1)}`));
   }
   const scale = keySign("scale", `linear-gradient(to right, ${depthColours(16).join(", ")})`);
-  const last = run.names[run.names.length - 1];
-  return [make("span", {}, make("span", { textContent: run.names[0] }), scale, make("span", { textContent: last }))];
+  const last = names[names.length - 1];
+  return [make("span", {}, make("span", { textContent: names[0] }), scale, make("span", { textContent: last }))];
 }
 
 function drawSaturation(run, element) {
@@ -170,7 +172,7 @@ function drawWidths(run, element) {
     const share = full?.[index]
       ? `<br>full backbone ${full[index]} (${((100 * final[index]) / full[index]).toFixed(0)} %)`
       : "";
-    const start = run.rounds.length ? `<br>seed network ${seed[index]}` : "";
+    const start = run.rounds.length ? `<br>seed network ${seed[index] ?? "without it"}` : "";
     return `<b>${plain(name)}</b><br>${run.finished ? "final" : "so far"} ${final[index]}${share}${start}`;
   });
   const bars = { type: "bar", x, text, textposition: "none", hovertemplate: "%{text}<extra></extra>" };
@@ -302,7 +304,8 @@ function showRun(index) {
     figures.push(
       figureSection(
         run.grew ? "Growth path" : "Widths over the epochs",
-        "Each line is a width group; it steps in the rounds (dotted, numbered above) in which it changed.",
+        "Each line is a width group (a stage, where blocks are added); it steps in the rounds (dotted, numbered above) " +
+          "in which it changed.",
         pathLegend(run),
         drawPath,
         run,

@@ -29,6 +29,7 @@ def _ours(lines: Sequence[Result], top5: bool) -> dict[str, str]:
     measures: dict[str, tuple[str, Callable[[float], str]]] = {
         "last epoch": ("test_top1_last", percent),
         "selected epoch": ("test_top1", percent),
+        "best test epoch": ("test_top1_best", percent),
         **({"top-5, last": ("test_top5_last", percent), "top-5, selected": ("test_top5", percent)} if top5 else {}),
         "params": ("params", format_quantity),
         "FLOPs": ("flops", format_quantity),
@@ -47,7 +48,7 @@ def beside(rows: Sequence[PaperRow], results: Sequence[Result]) -> str:
         ours = _ours([line for line in results if line["row"] == row.row], top5)
         method = f"{row.method} ({row.second_hand})" if row.second_hand else row.method
         line = {"Row": row.row, "Method": method, "Budget": row.budget, "Top-1 %: paper": row.top1}
-        line |= {name: ours.pop(name) for name in ("last epoch", "selected epoch")}
+        line |= {name: ours.pop(name) for name in ("last epoch", "selected epoch", "best test epoch")}
         if top5:
             line |= {"Top-5 %: paper": row.top5}
             line |= {name: ours.pop(name) for name in ("top-5, last", "top-5, selected")}

@@ -23,7 +23,7 @@ from budgetnet.errors import UsageError, nearest
 from budgetnet.records import write_text
 from budgetnet.reports.paper_markdown import alone, beside
 from budgetnet.reports.run_directory import RunDirectory, is_run_directory
-from budgetnet.reports.tables import settings
+from budgetnet.reports.tables import listed, settings
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 BEGIN, END = "<!-- the table, by python -m src.report -->", "<!-- end of the table -->"
@@ -31,17 +31,21 @@ FULL, SHORT = "full", "short run"
 """How long a run was: as the paper's, or a few epochs and images."""
 
 _MEASURES = (
-    *("test_top1_last", "test_top1", "test_top5_last", "test_top5", "params", "flops"),
+    *("test_top1_last", "test_top1", "test_top1_best", "test_top5_last", "test_top5", "params", "flops"),
     *("train_cost_flops", "train_cost_baseline_percent", "train_cost_final_percent"),
 )
 RESULT_COLUMNS = ("row", "length", "seed", *_MEASURES, "hardware", "versions")
-"""Of results.csv: accuracies in percent, of the last epoch and of the one that validation selects."""
+"""Of results.csv: accuracies in percent, of the last epoch, of the one that validation selects, and (best) of the one
+that the test set would."""
 
 _NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 _SOURCES = ("widths_from", "schedule_from")
 _GROUPS = ("method", "backbone", "dataset")
 _WHERE = {
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "progress", "deterministic", "channels_last"),
+    "trainer": (
+        *("accelerator", "devices", "num_nodes", "strategy", "progress", "deterministic", "channels_last"),
+        "test_every_epoch",
+    ),
     "dataset": ("root", "download", "workers", "eval_batch_size", "channels_last"),
 }
 """Options of where and how a run is computed, not of what is."""
@@ -302,7 +306,6 @@ def _chosen(row: PaperRow) -> set[str]:
 def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
     numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in _MEASURES}
-    hardware = ", ".join(f"{name} {value}" for name, value in summary["hardware"].items())
-    versions = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+    where = {name: listed(summary[name]) for name in ("hardware", "versions")}
     identity = {"row": row.row, "length": length, "seed": str(summary["seed"])}
-    return {**identity, **numbers, "hardware": hardware, "versions": versions}
+    return {**identity, **numbers, **where}

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     "growth_path": (
         figures.growth_path,
-        "Each line is a width group; it steps in the rounds (dotted, numbered above) in which it changed. "
-        "Lines of equal width are drawn side by side.",
+        "Each line is a width group (a stage, where blocks are added); it steps in the rounds (dotted, numbered above) "
+        "in which it changed. Equal lines are drawn side by side.",
     ),
     "saturation": (
         figures.saturation_map,
@@ -58,7 +58,7 @@ def write_report(run_dir: str | Path) -> Path:
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
-    left_out |= set() if run.grew else {"saturation"}
+    left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
@@ -96,7 +96,7 @@ def _widths(run: RunDirectory) -> str:
     lines = []
     for name, width in final.items():
         share = f"{100 * width / full[name]:.0f} %" if name in full else ""
-        lines.append([name, str(seed[name]), str(width), str(full.get(name, "")), share])
+        lines.append([name, str(seed.get(name, "")), str(width), str(full.get(name, "")), share])
     header = ("Width group", "Seed", "Final" if summary else "So far", "Full backbone", "Of full")
     return "## Widths\n\n" + markdown_table(header, lines)
 
@@ -119,8 +119,9 @@ def _rounds(run: RunDirectory) -> str:
 
 def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
-    if not plan:
-        return "nobody"
+    deeper = [f"{name} {old}→{new} blocks" for name, (old, new) in record.get("depths", {}).items() if new > old]
+    if deeper or not plan:
+        return ", ".join(deeper) or "nobody"
     largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
     if len(plan) <= _MOST_NAMED:
@@ -136,9 +137,15 @@ def _reading(run: RunDirectory) -> str:
         chosen = "the last: nothing was held out for validation"
         if summary["val_top1"] is not None:
             chosen = f"the best on a validation split of the training set ({summary['val_top1']:.2f} %)"
+        read = "The test set was read at the end only."
+        if summary.get("test_top1_best") is not None:
+            read = (
+                f"The test set was read after every epoch and selected nothing: the best test epoch is epoch "
+                f"{summary['test_top1_best_epoch']}, which nobody knows without the test set's labels."
+            )
         lines.append(
             f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the last epoch's "
-            f"stands beside it. The test set was read at the end only."
+            f"stands beside it. {read}"
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "

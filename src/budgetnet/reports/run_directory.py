@@ -115,7 +115,8 @@ class RunDirectory:
     def widths(self) -> list[tuple[int, dict[str, int]]]:
         """(epochs finished, widths from then on): the seed network at 0, then every round that changed widths.
 
-        Groups stand in network order. Empty for an unfinished run that has not grown yet.
+        Groups stand in network order; those of blocks that are not there yet have width 0. Empty for an unfinished run
+        that has not grown yet.
         """
         changed = [record for record in self.rounds if record["plan"]]
         if changed:
@@ -127,7 +128,14 @@ class RunDirectory:
             before = self.rounds[0]["widths"]
         else:
             return []
-        return [(0, before)] + [(record["epoch"], record["widths"]) for record in changed]
+        path = [(0, before)] + [(record["epoch"], record["widths"]) for record in changed]
+        return [(epoch, {name: widths.get(name, 0) for name in path[-1][1]}) for epoch, widths in path]
+
+    def depths(self) -> list[tuple[int, dict[str, int]]]:
+        """(epochs finished, blocks in each stage from then on), as `widths`; empty for a run that adds no blocks."""
+        found = [(record["epoch"], record["depths"]) for record in self.rounds if "depths" in record]
+        seed = [(0, {stage: before for stage, (before, _) in depths.items()}) for _, depths in found[:1]]
+        return seed + [(epoch, {stage: after for stage, (_, after) in depths.items()}) for epoch, depths in found]
 
     def __repr__(self) -> str:
         state = "done" if self.done else "unfinished"

@@ -7,7 +7,7 @@ import io
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +24,9 @@ class Row:
 
     Accuracies in percent; FLOPs are multiply-accumulates of one image. None: not known (yet).
     train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
-    (b): against the final network for the same epochs. budget: used percent by kind. settings: the configuration
-    without seed and directory as text; runs that share it are repetitions.
+    (b): against the final network for the same epochs. test_top1_best: the highest of any epoch, which no validation
+    selects; None where the test set was not read after every epoch. budget: used percent by kind. settings: the
+    configuration without seed and directory as text; runs that share it are repetitions. hardware, versions: as text.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     epochs: int
     test_top1: float | None = None
     test_top1_last: float | None = None
+    test_top1_best: float | None = None
     val_top1: float | None = None
     params: int | None = None
     flops: int | None = None
@@ -49,6 +51,8 @@ class Row:
     budget: dict[str, float] = field(default_factory=dict)
     settings: str = field(default="", repr=False)
     directory: str = ""
+    hardware: str = ""
+    versions: str = ""
 
 
 class Spread(NamedTuple):
@@ -93,8 +97,14 @@ def final_row(run: RunDirectory) -> Row:
         known["val_top1"] = max((value for value in run.column("val_top1") if value is not None), default=None)
         known["seconds"] = sum(value or 0.0 for value in run.column("seconds"))
     known |= {name: run.choice(name) for name in ("method", "backbone", "dataset")}
+    known |= {name: listed((run.summary or {}).get(name)) for name in ("hardware", "versions")}
     known |= {"finished": run.summary is not None, "settings": settings(run.config), "directory": str(run.path)}
     return Row(**known)
+
+
+def listed(facts: Mapping[str, object] | None) -> str:
+    """Facts of summary.json in one line: "torch 2.13.0, python 3.11.7"."""
+    return ", ".join(f"{name} {value}" for name, value in (facts or {}).items())
 
 
 def settings(config: object) -> str:
@@ -133,9 +143,11 @@ _IDENTITY: dict[str, Callable[[Row], str]] = {
     "Dataset": lambda row: row.dataset,
     "Seed": lambda row: "" if row.seed is None else str(row.seed),
 }
+_BEST = "best test epoch %"
 NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "Test top-1 %": ("test_top1", _percent),
     "last epoch %": ("test_top1_last", _percent),
+    _BEST: ("test_top1_best", _percent),
     "Params": ("params", _quantity),
     "FLOPs": ("flops", _quantity),
     "Train cost (a) %": ("train_cost_baseline_percent", _percent),
@@ -153,23 +165,33 @@ def _budget_used(row: Row) -> str:
     return ", ".join(f"{kind} {percent:.1f}%" for kind, percent in row.budget.items())
 
 
-HEADER = (*_IDENTITY, *list(NUMBERS)[:4], "Budget used", *list(NUMBERS)[4:], "Stop reason")
+HEADER = (*_IDENTITY, *list(NUMBERS)[:5], "Budget used", *list(NUMBERS)[5:], "Stop reason")
+"""Every column that a table may have."""
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table's text under HEADER: a line per run, repetitions together, their mean ± deviation after them."""
-    lines = []
+def header(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of the table of `rows`: the best test epoch only where some run has measured it."""
+    measured = any(row.test_top1_best is not None for row in rows)
+    return tuple(name for name in HEADER if measured or name != _BEST)
+
+
+def cells(rows: Sequence[Row], columns: Sequence[str] | None = None) -> list[list[str]]:
+    """The table's text under `columns`: a line per run, repetitions together, their mean ± deviation after them.
+
+    columns: some of HEADER; by default `header(rows)`.
+    """
+    lines, columns = [], columns or header(rows)
     for group in repetitions(rows):
         for row in group.rows:
             line = {name: text(row) for name, text in _IDENTITY.items()}
             line |= {name: text(getattr(row, key)) for name, (key, text) in NUMBERS.items()}
             line |= {"Budget used": _budget_used(row), "Stop reason": _state(row)}
-            lines.append([line[name] for name in HEADER])
+            lines.append([line[name] for name in columns])
         if len(group.finished) > 1:
             line = {name: text(group.rows[0]) for name, text in _IDENTITY.items()}
             line |= {"Run": "mean ± std", "Seed": f"{len(group.finished)} seeds"}
             line |= {name: _spread_text(group.spread(key), text) for name, (key, text) in NUMBERS.items()}
-            lines.append([line.get(name, "") for name in HEADER])
+            lines.append([line.get(name, "") for name in columns])
     return lines
 
 
@@ -187,7 +209,7 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table of `rows` in Markdown."""
-    return markdown_table(HEADER, cells(rows))
+    return markdown_table(header(rows), cells(rows))
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -210,13 +232,13 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    lines = cells(rows)
-    told = {HEADER[number] for number in range(len(HEADER)) if len({line[number] for line in lines}) > 1}
-    once = [(name, cell) for name, cell in zip(HEADER, lines[0], strict=True) if name in _IDENTITY and name not in told]
-    shown = [number for number, name in enumerate(HEADER) if (name, lines[0][number]) not in once]
+    lines, names = cells(rows), header(rows)
+    told = {names[number] for number in range(len(names)) if len({line[number] for line in lines}) > 1}
+    once = [(name, cell) for name, cell in zip(names, lines[0], strict=True) if name in _IDENTITY and name not in told]
+    shown = [number for number, name in enumerate(names) if (name, lines[0][number]) not in once]
     table = Table(title=", ".join(f"{name.lower()} {cell}" for name, cell in once) or None)
     for number in shown:
-        table.add_column(HEADER[number], justify="right" if HEADER[number] in NUMBERS else "left", overflow="fold")
+        table.add_column(names[number], justify="right" if names[number] in NUMBERS else "left", overflow="fold")
     for line in lines:
         table.add_row(*(Text(line[number]) for number in shown))
     if console is None:

@@ -1,0 +1,200 @@
+"""AutoGrow in whole short runs: what it builds, when it stops, and that it is continued to the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from short_run import metrics, weights
+
+from budgetnet import backbones
+from budgetnet.building import Parts, build
+from budgetnet.channels import ChannelGraph
+from budgetnet.channels.depth import change_depth, depths
+from budgetnet.command import CONF, plain
+from budgetnet.costs import CostModel
+from budgetnet.errors import UsageError
+from budgetnet.methods.autogrow import AutoGrow, block_costs
+
+TINY = (
+    "method=autogrow", "backbone=own", "backbone._target_=test_autogrow.narrow", "dataset=digits",
+    "dataset.limit_train=60", "dataset.batch_size=20", "dataset.validation=40", "dataset.limit_test=40",
+    "growth.epochs_per_round=1", "finetune.epochs=2", "epochs=8", "optim.lr=0.05", "logger=csv", "threads=1",
+    "trainer.progress=false", "trainer.accelerator=cpu",
+)  # fmt: skip
+Grow = Callable[..., Parts]
+EVERY = "method.threshold=-100"  # every block counts as an improvement
+
+
+def narrow(num_classes: int, in_channels: int) -> torch.nn.Module:
+    """ResNet-20 with 2 to 4 filters a layer."""
+    widths = {name: 2 if "layer3" not in name else 4 for name in backbones.full_widths("resnet20")}
+    return backbones.build("resnet20", num_classes, in_channels, widths)
+
+
+def built(*overrides: str, directory: Path = Path("nowhere")) -> Parts:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(plain(compose("config", overrides=[*TINY, *overrides])), directory)
+
+
+@pytest.fixture
+def grow(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
+    """Train a configuration as a run does, in this process."""
+    threads, numbers = torch.get_num_threads(), count()
+
+    def trained(*overrides: str) -> Parts:
+        directory = tmp_path / f"run{next(numbers)}"
+        directory.mkdir()
+        parts = built(*overrides, directory=directory)
+        parts.trainer.fit(parts.module, datamodule=parts.data)
+        return parts
+
+    yield trained
+    torch.set_num_threads(threads)
+
+
+def method(parts: Parts) -> AutoGrow:
+    assert isinstance(parts.module, AutoGrow)
+    return parts.module
+
+
+def growth(parts: Parts) -> list[dict[str, object]]:
+    file = Path(parts.trainer.default_root_dir, "growth.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_seed_network_is_the_backbone_with_one_block_a_stage_and_its_price_is_a_closed_form() -> None:
+    module = method(built("budget.flops=100%"))
+    assert depths(module.net, module.stages) == {"layer1": 1, "layer2": 1, "layer3": 1}
+    prices = block_costs(module.net, module.stages)
+    for deep in ((2, 1, 1), (1, 4, 2), (3, 3, 3)):
+        net = copy.deepcopy(module.net)
+        plan = dict(zip(prices, deep, strict=True))
+        expected = CostModel(change_depth(net, module.stages, plan)).costs()
+        more = [{kind: (depth - 1) * prices[name][kind] for kind in expected} for name, depth in plan.items()]
+        assert {kind: cost + sum(one[kind] for one in more) for kind, cost in module.costs().items()} == expected
+
+
+def test_stages_grow_in_turn_until_no_block_fits_and_are_then_tuned(grow: Grow) -> None:
+    parts = grow("budget.flops=75%", EVERY)
+    module, records, rows = method(parts), growth(parts), metrics(parts)
+    limit = module.budget.limits["flops"]
+    assert module.stop_reason == "flops" and module.costs()["flops"] <= limit
+    assert all(module.costs()["flops"] + block["flops"] > limit for block in module.block_costs.values())
+    new = [sorted(record["plan"]) for record in records]  # type: ignore[call-overload]
+    assert new[:2] == [["layer1.1.conv1", "layer1.1.conv2"], ["layer2.1.conv1", "layer2.1.conv2"]]
+    assert all(old == 0 for record in records for old, _ in record["plan"].values())  # type: ignore[attr-defined]
+    assert records[-1]["widths"] == module.graph.widths and list(module.graph.widths) == list(records[-1]["widths"])  # type: ignore[call-overload]
+    phases = [row["phase"] for row in rows]
+    assert phases == ["grow"] * len(records) + ["finetune"] * 2
+    assert [int(row["flops"]) for row in rows[1:]] == [record["flops"] for record in records] + [
+        module.costs()["flops"]
+    ]
+    spent = sum(60 * int(row["flops"]) for row in rows)
+    assert module.ledger.spent == spent == int(rows[-1]["train_cost_flops"])
+    assert {row["lr"] for row in rows if row["phase"] == "grow"} == {"0.05"}
+    assert parts.full["seed_widths"].keys() < module.graph.widths.keys()
+
+
+def test_growth_ends_when_no_stage_brings_the_threshold(grow: Grow) -> None:
+    parts = grow("budget.flops=200%", "method.threshold=100")
+    assert [record["stop"] for record in growth(parts)] == [None, None, None, "accuracy"]
+    assert growth(parts)[-1]["plan"] == {}
+    assert set(depths(parts.module.net, method(parts).stages).values()) == {2}
+
+
+def test_a_stage_may_get_deeper_than_in_the_full_backbone_up_to_max_depth(grow: Grow) -> None:
+    parts = grow("budget.params=400%", EVERY, "epochs=40", "method.max_depth=4", "dataset.limit_train=20")
+    assert set(depths(parts.module.net, method(parts).stages).values()) == {4}
+    assert parts.module.stop_reason == "max_depth" and parts.module.round == 9
+
+
+def test_the_train_cost_is_never_exceeded_with_the_fine_tuning_in_it(grow: Grow) -> None:
+    parts = grow("budget.train_cost=8%", EVERY, "epochs=30", "dataset.limit_train=20")
+    assert parts.module.stop_reason == "train_cost" and metrics(parts)[-1]["phase"] == "finetune"
+    assert parts.module.ledger.spent <= parts.module.budget.limits["train_cost"]
+    assert [row["phase"] for row in metrics(parts)].count("finetune") == 2
+
+
+def test_growth_leaves_the_fine_tuning_its_epochs_and_counts_rounds(grow: Grow) -> None:
+    ended = grow("budget.flops=900%", EVERY, "epochs=5")
+    assert ended.module.stop_reason == "epochs" and len(metrics(ended)) == 5
+    counted = grow("budget.flops=900%", EVERY, "growth.max_rounds=2")
+    assert counted.module.stop_reason == "max_rounds" and len(metrics(counted)) == 4
+
+
+def test_accuracy_is_the_best_so_far_of_every_epoch(grow: Grow) -> None:
+    parts = grow("budget.flops=900%", EVERY, "growth.epochs_per_round=2", "epochs=6")
+    accuracies = [float(row["val_top1"]) for row in metrics(parts)]
+    module = method(parts)
+    assert module.accuracy == max(accuracies) and module.turns.accuracy == max(accuracies[: 2 * module.round])
+
+
+@pytest.mark.parametrize("state", ["reset", "carry"])
+def test_a_continued_run_has_the_same_bits(state: str, grow: Grow, tmp_path: Path) -> None:
+    options = (EVERY, "budget.flops=150%", "growth.epochs_per_round=2", f"growth.state={state}", "epochs=9")
+    whole = grow(*options)
+    (tmp_path / "run").mkdir()
+    cut = built(*options, directory=tmp_path / "run")
+    cut.trainer.fit_loop.max_epochs = 5
+    cut.trainer.fit(cut.module, datamodule=cut.data)
+    again = built(*options, directory=tmp_path / "run")
+    again.trainer.fit(again.module, datamodule=again.data, ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert depths(again.module.net, method(again).stages) == depths(whole.module.net, method(whole).stages)
+    first, second = weights(whole), weights(again)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert method(again).turns == method(whole).turns and again.module.ledger.spent == whole.module.ledger.spent
+
+
+def test_a_users_network_grows_too_also_by_blocks_that_have_no_width_of_their_own(grow: Grow) -> None:
+    parts = grow("backbone._target_=nets.Stages", "budget.flops=150%", EVERY, "growth.init=zero_out", "epochs=7")
+    assert depths(parts.module.net, method(parts).stages) == dict.fromkeys(
+        ("body.wide", "body.deep", "body.joined", "body.plain"), 2
+    ) | {"body.wide": 3}
+    assert growth(parts)[2]["plan"] == {} and growth(parts)[2]["depths"]["body.joined"] == [1, 2]  # type: ignore[index]
+    assert ChannelGraph.of(parts.module.net).verify()
+    assert parts.module.round >= 1 and parts.module.costs()["flops"] <= parts.module.budget.limits["flops"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("backbone._target_=nets.Small",),
+            "backbone=nets.Small has no stage that method=autogrow could add blocks to",
+        ),
+        (("budget.flops=1",), r"budget.flops=1 is below the [\d,]+ of the seed network, one block in each stage"),
+        (("budget.flops=41%",), "budget.flops=.* leaves nothing to grow: one block beside"),
+        (("budget.train_cost=1000",), r"budget.train_cost=1,000 is below the"),
+        (("budget.flops=null",), "no budget"),
+        (("method.max_depth=1",), "method.max_depth=1: expected 2 blocks or more"),
+        (("method.threshold=much",), "method.threshold=much"),
+        (("growth.init=gradmax",), "growth.init=gradmax starts new channels: new blocks start by he or zero_out"),
+        (("dataset.validation=0",), "hold out images with dataset.validation"),
+        (("trainer.check_val_every_n_epoch=2",), "a multiple of trainer.check_val_every_n_epoch=2"),
+        (("epochs=2",), "do not fit into epochs=2"),
+    ],
+)
+def test_what_cannot_grow_is_told_in_one_line(options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        built("budget.flops=75%", *options)
+    assert "\n" not in str(error.value)
+
+
+def test_widths_of_another_depth_are_not_taken_for_those_of_the_backbone(tmp_path: Path) -> None:
+    full = backbones.full_widths("resnet20")
+    seed = {name: width for name, width in full.items() if ".0." in name or name == "conv1"}
+    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "metrics.csv").write_text("epoch,phase\n1,grow\n")
+    (tmp_path / "summary.json").write_text(json.dumps({"format": 1, "seed_widths": seed, "widths": seed}))
+    record = {"round": 1, "epoch": 1, "plan": {}, "widths": full}
+    (tmp_path / "growth.jsonl").write_text(json.dumps(record) + "\n")
+    for method, option in (("train", "widths_from"), ("replay", "schedule_from")):
+        with pytest.raises(UsageError, match="its width groups are not those of this backbone"):
+            built(f"method={method}", f"method.{option}={tmp_path}")

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from short_run import SHORT, Fit, metrics, weights
+
+from budgetnet.building import Parts, build
+from budgetnet.channels import ChannelGraph
+from budgetnet.command import CONF, plain
+from budgetnet.costs import CostModel
+from budgetnet.errors import UsageError
+from budgetnet.experiment import _fit
+from budgetnet.growth import GrowthPlan
+from budgetnet.methods.grow_prune import GrowPrune
+from budgetnet.pruning import pools
+
+GROWN = ("method=grow_prune", "budget.flops=50%", "prune.epochs=4", "finetune.epochs=2", "epochs=6")
+
+
+def configuration(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(compose("config", overrides=[*SHORT, *GROWN, *overrides]))
+
+
+def built(directory: Path, *overrides: str) -> Parts:
+    return build(configuration(*overrides), directory)
+
+
+def full(directory: Path, backbone: str) -> ChannelGraph:
+    """Of the backbone that a run begins with."""
+    return ChannelGraph.of(built(directory, f"backbone={backbone}", "method=train", "budget.flops=null").module.net)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, name: str, see: Callable[..., Callable[[], None]]) -> None:
+    """Call `see` with the arguments of a method of GrowPrune before it runs, and what that returns afterwards."""
+    original = getattr(GrowPrune, name)
+
+    def watched(*arguments: Any) -> Any:
+        after = see(*arguments)
+        result = original(*arguments)
+        after()
+        return result
+
+    monkeypatch.setattr(GrowPrune, name, watched)
+
+
+def rounds(parts: Parts) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(parts.trainer.default_root_dir, "growth.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("backbone", ["lenet5", "resnet20"])
+def test_every_epoch_is_booked_with_the_flops_of_its_sampled_network_which_fits_the_budget(
+    fit: Fit, backbone: str, tmp_path: Path
+) -> None:
+    short = ("dataset.limit_train=60", "dataset.validation=20", f"backbone={backbone}")
+    parts = fit(*GROWN, *short, "budget.params=60%")
+    module, table, entries = parts.module, metrics(parts), rounds(parts)
+    cost = CostModel(full(tmp_path, backbone))
+    sampled = [parts.full["seed_widths"], *(entry["widths"] for entry in entries)]
+    assert [row["phase"] for row in table] == ["grow"] * 4 + ["finetune"] * 2
+    assert len(entries) == 4 and [entry["stop"] is None for entry in entries] == [True, True, True, False]
+    spent = 0
+    for row, widths in zip(table, [*sampled, sampled[-1]]):
+        assert {kind: int(row[kind]) for kind in ("flops", "params")} == {
+            kind: cost.costs(widths)[kind] for kind in ("flops", "params")
+        }
+        assert all(int(row[kind]) <= module.budget.limits[kind] for kind in ("flops", "params"))
+        spent += module.ledger.images_per_epoch * int(row["flops"])
+        assert int(row["train_cost_flops"]) == spent
+    assert len({row["flops"] for row in table}) > 2
+    assert module.graph.widths == sampled[-1]
+    assert sum(p.numel() for p in module.parameters()) == cost.params(sampled[-1])  # no indicator is left
+
+
+def test_channels_that_are_not_sampled_stay_as_they_are_bit_by_bit(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def see(module: GrowPrune, plan: GrowthPlan, *_: Any) -> Callable[[], None]:
+        assert module.indicators is not None
+        active = module.indicators.active.clone()
+        full = module.full
+        values = full.tensors["conv2.weight"].clone()
+        velocity = full.momentum.get("conv2.weight", torch.zeros_like(values)).clone()
+
+        def after() -> None:
+            first, second = active[:6], active[6:22]  # LeNet-5: conv1 has 6 filters, conv2 16
+            trained = torch.zeros_like(values, dtype=torch.bool)
+            trained[second.nonzero(), first.nonzero()[:, 0]] = True
+            now, momentum = full.tensors["conv2.weight"], full.momentum["conv2.weight"]
+            assert torch.equal(now[~trained], values[~trained]) and (now[trained] != values[trained]).all()
+            assert torch.equal(momentum[~trained], velocity[~trained]) and (momentum[trained] != 0).any()
+            seen.append(int((~trained).sum()))
+
+        return after
+
+    watch(monkeypatch, "carry_out", see)
+    fit(*GROWN)
+    assert len(seen) == 4 and all(seen)
+
+
+def test_indicators_that_were_not_sampled_are_moved_by_the_distance_from_the_budget_alone(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+
+    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
+        if module.indicators is not None:
+            idle = ~module.indicators.active & (module.indicators.activity == 0)
+            scores = module.indicators.scores.detach()[idle]
+            moved.append((module.distance, len(scores), scores.unique()))
+        return lambda: None
+
+    watch(monkeypatch, "epoch_is_over", see)
+    fit(*GROWN)
+    assert moved[0][0] < 0 and moved[0][1] > 10
+    assert len(moved[0][2]) == 1 and moved[0][2] > torch.tensor(0.2).logit()  # all alike, and likelier
+
+
+def test_folding_the_masks_keeps_the_function(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
+        images = torch.randn(4, *module.data.input_shape)
+        module.net.eval()
+        with torch.no_grad():
+            expected, bare = module.forward(images), module.net(images)
+
+        def after() -> None:
+            with torch.no_grad():
+                torch.testing.assert_close(module.net(images), expected)
+            assert module.indicators is None and not torch.allclose(bare, expected)
+            module.net.train()
+            seen.append(True)
+
+        return after
+
+    watch(monkeypatch, "_fold", see)
+    fit(*GROWN)
+    assert seen
+
+
+def test_a_sample_is_a_function_of_the_seed_and_the_epoch(tmp_path: Path) -> None:
+    modules = [built(tmp_path, f"seed={seed}").module for seed in (0, 0, 1)]
+    drawn = []
+    for module in modules:
+        assert isinstance(module, GrowPrune) and module.indicators is not None
+        drawn.append([module._sampled(module.indicators, epoch) for epoch in range(3)])
+    assert all(torch.equal(one, other) for one, other in zip(drawn[0], drawn[1]))
+    assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0][0], drawn[2][0])
+
+
+def test_a_run_continues_to_the_same_bits(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, steps = pl.Trainer.save_checkpoint, (34, 60, 80, 94)  # 20 an epoch: within two of them, and between
+
+    def saved(trainer: pl.Trainer, path: Path, *arguments: Any) -> None:
+        save(trainer, path, *arguments)
+        if path.name == "last.ckpt":
+            shutil.copy(path, tmp_path / f"{trainer.global_step}.ckpt")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", saved)
+    whole = fit(*GROWN, "checkpoint.every_n_steps=2")
+    monkeypatch.undo()
+    for step in steps:
+        again = built(tmp_path)
+        _fit(again.trainer, again.module, again.data, tmp_path / f"{step}.ckpt")
+        first, second = weights(whole), weights(again)
+        assert all(torch.equal(value, second[name]) for name, value in first.items()), step
+        assert again.module.ledger.spent == whole.module.ledger.spent
+
+
+def test_the_train_cost_is_never_exceeded(fit: Fit) -> None:
+    parts = fit(*GROWN, "budget.flops=null", "budget.train_cost=4%")  # of the baseline's 300 epochs
+    module = parts.module
+    assert 0.5 * module.budget.limits["train_cost"] < module.ledger.spent <= module.budget.limits["train_cost"]
+    assert module.stop_reason == "train_cost"
+
+
+def test_only_inner_filters_are_chosen_where_that_is_asked_for(tmp_path: Path) -> None:
+    module = built(tmp_path, "backbone=resnet20", "prune.scope=inner", "budget.flops=80%").module
+    inner = {name for pool in pools(module.graph, "inner") for name in pool.groups}
+    for name, width in full(tmp_path, "resnet20").widths.items():
+        assert (module.graph.widths[name] < width) == (name in inner), name
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("method.start=0", "method.start=0"),
+        ("method.start=1", "method.start=1"),
+        ("method.temperature=0.5", "method.temperature=0.5"),
+        ("method.pull=0", "method.pull=0"),
+        ("method.pull=much", "method.pull=much"),
+        ("epochs=5", "do not fit into epochs=5"),
+        ("budget.flops=100%", "the full backbone is within the budget"),
+        ("budget.flops=1000", "budget.flops=1,000 is below the"),
+        ("budget.train_cost=1000", "budget.train_cost=1,000 is below the"),
+        ("budget.flops=null", "no budget"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(override: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        built(tmp_path, override)
+    assert text in str(error.value) and "\n" not in str(error.value)
