@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import FORGETFUL, SHORT, run
 from killed import At, digest, learned, rows
-from several import DDP, launched
+from several import DDP, forked
 
 MEASURED = "trainer.test_every_epoch=true"
 
@@ -81,11 +81,11 @@ def test_two_processes_test_one_network_on_all_images(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         options = {"with": [MEASURED], "without": []}
         jobs = {
-            name: pool.submit(launched, tmp_path / f"{name} notes", *command, *more, f"run.dir={tmp_path}/{name}")
+            name: pool.submit(forked, tmp_path / f"{name} notes", *command, *more, f"run.dir={tmp_path}/{name}")
             for name, more in options.items()
         }
-    for job in jobs.values():
-        assert job.result().code == 0, job.result().errors
+    for ended in (ended for job in jobs.values() for ended in job.result()):
+        assert ended.code == 0, ended.errors
     lines = rows(tmp_path / "with" / "metrics.csv")
     said = summary(tmp_path / "with")
     accuracies = [float(row["test_top1"]) for row in lines]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import SHORT, run
 from killed import At, learned, rounds
-from several import DDP, WATCHED, launched, of_each_rank
+from several import DDP, WATCHED, forked, of_each_rank
 
 FIREFLY = (*SHORT, "growth.policy=firefly", "growth.init=firefly", "finetune.epochs=1", "trainer.progress=false")
 
@@ -38,8 +38,8 @@ def test_it_meets_its_budget_is_continued_to_the_same_bits_and_can_be_replayed(t
 
 def test_two_processes_grow_the_same_network(tmp_path: Path) -> None:
     more = ("epochs=4", "growth.max_rounds=2", "finetune.epochs=1", f"run.dir={tmp_path}/run")
-    ended = launched(tmp_path / "notes", *FIREFLY, *DDP, *WATCHED, *more)
-    assert ended.code == 0, ended.errors
+    for ended in forked(tmp_path / "notes", *FIREFLY, *DDP, *WATCHED, *more):
+        assert ended.code == 0, ended.errors
     assert len(rounds(tmp_path / "run")) == 2
     for event in ("round", "epoch", "end"):
         found = of_each_rank(tmp_path / "notes", event)

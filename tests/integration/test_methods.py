@@ -22,12 +22,25 @@ DIGITS = (
     "finetune.epochs=2", "logger=csv", "trainer.progress=false",
 )  # fmt: skip
 PRUNED = ("backbone=lenet5", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
-RESIDUAL = ("backbone=resnet20", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
+RESIDUAL = (
+    "backbone=resnet20",
+    "backbone.multiplier=0.25",
+    "epochs=6",
+    "prune.epochs=2",
+    "prune.steps=2",
+    "prune.epochs_per_step=1",
+)
 GROWN = (
     "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "growth.threshold=0.0", "epochs=12",
     "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0",
 )  # fmt: skip
-DEEPENED = ("backbone=resnet32", "growth.epochs_per_round=1", "method.threshold=-100", "epochs=8")
+DEEPENED = (
+    "backbone=resnet32",
+    "backbone.multiplier=0.25",
+    "growth.epochs_per_round=1",
+    "method.threshold=-100",
+    "epochs=8",
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "adenel": GROWN,
     "width": ("backbone=lenet5", "epochs=3"),
@@ -48,7 +61,8 @@ def one_more_fits(summary: dict[str, Any]) -> bool:
 
     Of a network that grew in depth: whether some stage could have had one block more within the budget.
     """
-    net = backbones.build(summary["backbone"], num_classes=10, in_channels=1)
+    slim = 0.25 if "resnet" in summary["backbone"] else None
+    net = backbones.build(summary["backbone"], num_classes=10, in_channels=1, multiplier=slim)
     cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 1, 28, 28)))
     if summary["method"] == "autogrow":
         stages = find_stages(net)

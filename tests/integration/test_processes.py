@@ -26,6 +26,16 @@ COMMAND = (
 """Four growing epochs and two of fine-tuning, 15 steps each, of a network with a batch norm."""
 
 
+def troubled(root: Path, name: str, *troubles: str) -> dict[str, Any]:
+    """A run that Lightning starts, meets one trouble after the other, and is continued by the same command."""
+    found: dict[str, Any] = {}
+    overrides = (*COMMAND, f"run.dir={root}/{name}")
+    for trouble in troubles:
+        found[trouble] = launched(root / f"{name} notes", *overrides, trouble=trouble)
+        found[f"{trouble} kept"] = kept(root / name)
+    return {**found, name: forked(root / f"{name} notes", *overrides)[0]}
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An uninterrupted run, and two that meet one trouble after the other and are continued by the same command.
@@ -38,13 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", command=True)}
 
     def lightning() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for trouble in (
-            "bug:1:-1:-1", "RunError:1:1:7", "nan:1:1:11", "SIGKILL:0:2:3", "SIGTERM:0:3:4", "SIGKILL:1:4:9"
-        ):  # fmt: skip
-            found[trouble] = launched(root / "a", *COMMAND, f"run.dir={root}/lightning", trouble=trouble)
-            found[f"{trouble} kept"] = kept(root / "lightning")
-        return {**found, "lightning": forked(root / "a", *COMMAND, f"run.dir={root}/lightning")[0]}
+        return troubled(root, "lightning", "RunError:1:1:7", "SIGKILL:0:2:3", "SIGTERM:0:3:4")
 
     def torchrun() -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -57,6 +61,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(job) for job in (uninterrupted, lightning, torchrun)]
         return {name: value for job in jobs for name, value in job.result().items()} | {"root": root}
+
+
+@pytest.fixture(scope="session")
+def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run that meets three troubles more."""
+    root = tmp_path_factory.mktemp("further")
+    return troubled(root, "further", "bug:1:-1:-1", "nan:1:1:11", "SIGKILL:1:4:9") | {"root": root}
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
@@ -176,8 +187,9 @@ def test_what_one_rank_raises_is_said_once_and_ends_all(runs: dict[str, Any]) ->
     assert runs["RunError:1:1:7 kept"] == (1, 0)
 
 
-def test_what_one_rank_raises_before_they_have_joined_is_said_once_and_ends_all(runs: dict[str, Any]) -> None:
-    ended: Ended = runs["bug:1:-1:-1"]
+@pytest.mark.soak
+def test_what_one_rank_raises_before_they_have_joined_is_said_once_and_ends_all(further: dict[str, Any]) -> None:
+    ended: Ended = further["bug:1:-1:-1"]
     assert ended.code == 1 and ended.seconds < SECONDS
     first, second = ended.said
     assert first.startswith("error: rank 1: ") and first.endswith("a bug in a callback)")
@@ -185,19 +197,25 @@ def test_what_one_rank_raises_before_they_have_joined_is_said_once_and_ends_all(
     assert "Traceback" not in ended.errors
 
 
-def test_a_loss_that_is_not_finite_is_said_once(runs: dict[str, Any]) -> None:
-    ended: Ended = runs["nan:1:1:11"]
+@pytest.mark.soak
+def test_a_loss_that_is_not_finite_is_said_once(further: dict[str, Any]) -> None:
+    ended: Ended = further["nan:1:1:11"]
     assert ended.code == 1 and ended.seconds < SECONDS
     (line,) = ended.said
     assert re.match(r"error: the loss is not finite at step (27|28) \(epoch 2, phase grow\)", line)
-    assert runs["nan:1:1:11 kept"] == (1, 0)
+    assert further["nan:1:1:11 kept"] == (1, 0)
 
 
-def test_a_killed_process_ends_the_other(runs: dict[str, Any]) -> None:
-    first, second = runs["SIGKILL:0:2:3"], runs["SIGKILL:1:4:9"]
-    assert (first.code, first.said) == (-signal.SIGKILL, [])
-    assert (second.code, second.said) == (1, [f"error: the process of rank 1 was killed by SIGKILL; {KEPT}"])
-    assert max(first.seconds, second.seconds) < SECONDS
+def test_the_first_process_killed_ends_the_other(runs: dict[str, Any]) -> None:
+    ended: Ended = runs["SIGKILL:0:2:3"]
+    assert (ended.code, ended.said) == (-signal.SIGKILL, []) and ended.seconds < SECONDS
+
+
+@pytest.mark.soak
+def test_another_process_killed_is_said_and_ends_the_first(further: dict[str, Any]) -> None:
+    ended: Ended = further["SIGKILL:1:4:9"]
+    assert (ended.code, ended.said) == (1, [f"error: the process of rank 1 was killed by SIGKILL; {KEPT}"])
+    assert ended.seconds < SECONDS
 
 
 def test_sigterm_to_the_first_process_ends_both_after_a_checkpoint(runs: dict[str, Any]) -> None:
@@ -208,9 +226,15 @@ def test_sigterm_to_the_first_process_ends_both_after_a_checkpoint(runs: dict[st
     assert runs["SIGTERM:0:3:4 kept"] == (3, 10)
 
 
-def test_a_run_of_six_troubles_has_the_bits_of_one_without(runs: dict[str, Any], uninterrupted: Path) -> None:
+def test_a_run_of_three_troubles_has_the_bits_of_one_without(runs: dict[str, Any], uninterrupted: Path) -> None:
     assert runs["lightning"].code == 0, runs["lightning"].errors
     assert learned(runs["root"] / "lightning") == learned(uninterrupted)
+
+
+@pytest.mark.soak
+def test_and_so_has_one_of_three_others(further: dict[str, Any], uninterrupted: Path) -> None:
+    assert further["further"].code == 0, further["further"].errors
+    assert learned(further["root"] / "further") == learned(uninterrupted)
 
 
 def test_a_process_killed_under_torchrun_ends_the_others(runs: dict[str, Any]) -> None:

@@ -153,8 +153,9 @@ def test_a_train_cost_budget_is_never_exceeded_and_well_used(tmp_path: Path) -> 
     assert used["percent"] > 90  # a single channel of this network costs more than 1 % of the budget
 
 
-@pytest.mark.parametrize("init", ["zero_out", "net2wider", "gradmax"])
-@pytest.mark.parametrize("state", ["reset", "carry"])
+@pytest.mark.parametrize(
+    ("init", "state"), [("he", "carry"), ("zero_out", "reset"), ("net2wider", "carry"), ("gradmax", "reset")]
+)
 def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, state: str, tmp_path: Path) -> None:
     config = {**configuration(tmp_path), "growth": {**configuration(tmp_path)["growth"], "init": init, "state": state}}
     summary = experiment.run(config, tmp_path / "run", command_line())
