@@ -103,7 +103,11 @@ class Entry:
         here = sum((directory / "done.json").exists() for directory in self.directories)
         before = int(self.done.partition("/")[0] or 0)
         flops = sum(most_flops(config, known.get(source(config) or Path())) for config, _ in self.runs)
-        return replace(self, cost=f"{flops / 1e15:.2g}", done=f"{max(here, before)}/{len(self.runs)}")
+        return replace(
+            self,
+            cost=f"{flops / 1e15:{'.1f' if flops < 1e16 else '.0f'}}",
+            done=f"{max(here, before)}/{len(self.runs)}",
+        )
 
 
 @cache
