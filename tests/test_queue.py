@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from budgetnet.configuration import checked
+from budgetnet.errors import Interrupted
 from budgetnet.reports.paper_tables import composed
 from experiments import run_queue
 from experiments.run_queue import Entry, most_flops, read, write
@@ -31,17 +34,19 @@ def of(command: str) -> Entry:
     return Entry.parse(f"| 1 | it | | 0 | `python -m src.run {command}` |")
 
 
-def test_every_entry_can_be_composed_and_is_numbered() -> None:
+def test_entries_are_numbered_and_their_runs_counted_and_the_first_can_be_composed() -> None:
     queue = read()
     assert [entry.number for entry in queue] == list(range(1, len(queue) + 1))
-    for entry in queue:
-        checked(composed(entry.jobs[0]))
-        assert entry.done.split("/")[1] == str(len(entry.jobs))
+    assert [entry.done.split("/")[1] for entry in queue] == [str(len(entry.jobs)) for entry in queue]
+    checked(composed(queue[0].jobs[0]))
 
 
 @pytest.mark.soak
-def test_every_cost_is_counted_and_no_two_runs_share_a_directory() -> None:
+def test_every_run_can_be_composed_costs_what_is_said_and_has_a_directory_of_its_own() -> None:
     queue = read()
+    for entry in queue:
+        for config, _ in entry.runs:
+            checked(config)
     directories = [path for entry in queue for path in entry.directories]
     assert len(set(directories)) == len(directories)
     assert [entry.cost for entry in queue] == [entry.counted(queue).cost for entry in queue]
@@ -72,15 +77,33 @@ def test_the_queue_runs_what_others_start_from_first_counts_it_and_skips_what_is
     file.write_text(SMALL_QUEUE.replace("ROOT", str(tmp_path)))
     monkeypatch.setattr(run_queue, "QUEUE", file)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_queue.main(["--minutes", "0.02"]) == 0
-    assert "minutes are over" in capsys.readouterr().out
     assert run_queue.main(["--parallel", "2"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"02\.grown (skipped, )?done:.*01\.base starts", said, re.DOTALL), said
+    assert said.index("02.grown done:") < said.index("01.base starts")
     assert [entry.done for entry in read()] == ["1/1", "1/1"]
     assert file.read_text().startswith("# A queue\n\n| # | What it shows")
     assert run_queue.main([]) == 0
     assert capsys.readouterr().out.count("skipped, done:") == 2
+
+
+@pytest.mark.parametrize(("over", "code"), [(True, 0), (False, 130)])
+def test_when_the_time_is_over_the_jobs_are_told_to_stop_and_that_is_no_error(
+    over: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        """Like run_jobs, which ends so when Ctrl-C is pressed."""
+        with pytest.raises(KeyboardInterrupt):
+            if not over:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise Interrupted("jobs done: 0")
+
+    file = tmp_path / "QUEUE.md"
+    file.write_text(SMALL_QUEUE.replace("ROOT", str(tmp_path)))
+    monkeypatch.setattr(run_queue, "QUEUE", file)
+    monkeypatch.setattr(run_queue, "run_jobs", stopped)
+    assert run_queue.main(["--minutes", "0.005" if over else "10"]) == code
+    assert ("minutes are over" in capsys.readouterr().out) == over
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
         "full_params": costs["params"],
         "full_flops": costs["flops"],
     }
+    if module.full_depths:
+        full["full_depths"] = dict(module.full_depths)
     return module, full
 
 

@@ -39,7 +39,7 @@ class Records:
     def filters(self, round: int, weights: np.ndarray, selected: np.ndarray) -> None:
         """filters/round_NNN.npz: the first layer's filters (filters, channels, height, width) before a growth round.
 
-        selected: which of them are in the support, (filters,).
+        selected: which of them the method selects, (filters,).
         """
         folder = self.directory / "filters"
         folder.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from budgetnet.errors import RunError
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.adenel import AdeNeL
+from budgetnet.methods.grow_prune import GrowPrune
 
 FOLDER = "RANKS_FOLDER"
 TROUBLE = "RANKS_TROUBLE"
@@ -104,6 +105,19 @@ class Witness(pl.Callback):
         assert isinstance(pl_module, AdeNeL)
         self.note(trainer, "end", weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()),
                   widths=pl_module.graph.widths, results=pl_module.results)  # fmt: skip
+
+
+class Waiting(pl.Callback):
+    """Of method=grow_prune: a line per epoch for the network that there is, and what waits beside it."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GrowPrune)
+        there = sha(*pl_module.parameters(), *pl_module.buffers())
+        full = pl_module.full
+        Witness().note(
+            trainer, "epoch", widths=pl_module.graph.widths, there=there, waiting=sha(*full.tensors.values()),
+            momentum=sha(*full.momentum.values()),
+        )  # fmt: skip
 
 
 class Reductions(pl.Callback):

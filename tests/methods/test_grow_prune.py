@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,3 +210,38 @@ def test_what_cannot_be_done_is_said_in_a_line(override: str, text: str, tmp_pat
     with pytest.raises(UsageError) as error:
         built(tmp_path, override)
     assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_pull_is_scaled_as_the_loss_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for scale in (1.0, 1024.0):
+        parts = built(tmp_path)
+        module = parts.module
+        assert isinstance(module, GrowPrune) and module.indicators is not None
+        module.trainer = parts.trainer
+        monkeypatch.setattr(type(parts.trainer), "num_training_batches", 20)
+        scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)
+        monkeypatch.setattr(parts.trainer.precision_plugin, "scaler", scaler, raising=False)
+        module.indicators.scores.grad = torch.zeros_like(module.indicators.scores)
+        module.regularise()
+        found.append(module.indicators.scores.grad)
+    assert found[0].any()
+    torch.testing.assert_close(found[1], 1024 * found[0])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+def test_indicators_learn_in_single_precision_whatever_the_networks(
+    fit: Fit, precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
+        if module.indicators is not None:
+            weights = {parameter.dtype for parameter in module.net.parameters()}
+            seen.append((weights, module.indicators.scores.dtype, module.indicators.scores.detach().clone()))
+        return lambda: None
+
+    watch(monkeypatch, "epoch_is_over", see)
+    fit(*GROWN, f"trainer.precision={precision}", "method.pull=0.01")
+    assert all(weights == {dtype} and of_scores == torch.float32 for weights, of_scores, _ in seen)
+    assert (seen[0][2] != torch.tensor(0.2).logit()).all()  # those that are not sampled too, however small the pull

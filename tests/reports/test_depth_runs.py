@@ -18,11 +18,15 @@ NAMES = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.
 SEED = {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 64}
 DEEPER = {"conv1": 16, "layer1.0.conv1": 16, "layer1.1.conv1": 16, "layer2.0.conv1": 64}
 FINAL = {**DEEPER, "layer2.1.conv1": 64}
+FULL = {**DEEPER, "layer1.2.conv1": 16}
 
 
 @pytest.fixture
 def deepened(make_run: Callable[..., Path]) -> RunDirectory:
-    """A block in layer1 after 3 epochs, in layer2 after 6 (deeper than the full backbone), none after 9 and 12."""
+    """A block in layer1 after 3 epochs, in layer2 after 6, none after 9 and 12.
+
+    In the end layer1 is shallower and layer2 deeper than in the full backbone.
+    """
     path = make_run("deep", names=NAMES, full=(16, 16, 16, 64, 64), method="autogrow")
     (path / "saturation.csv").unlink()
     records = [json.loads(line) for line in (path / "growth.jsonl").read_text().splitlines()]
@@ -36,8 +40,8 @@ def deepened(make_run: Callable[..., Path]) -> RunDirectory:
         record |= {"saturation": {}, "candidates": ["layer1"], "plan": plan, "widths": widths, "depths": depths}
     (path / "growth.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     summary = json.loads((path / "summary.json").read_text())
-    full = {name: width for name, width in FINAL.items() if name != "layer2.1.conv1"}
-    summary |= {"widths": FINAL, "seed_widths": SEED, "full_widths": full, "stop_reason": "accuracy"}
+    summary |= {"widths": FINAL, "seed_widths": SEED, "full_widths": FULL, "stop_reason": "accuracy"}
+    summary["full_depths"] = {"layer1": 3, "layer2": 1}
     (path / "summary.json").write_text(json.dumps(summary))
     return RunDirectory(path)
 
@@ -64,15 +68,23 @@ def test_the_growth_path_draws_the_depth_of_every_stage(deepened: RunDirectory) 
 def test_the_report_names_the_blocks_and_shows_no_saturation(deepened: RunDirectory) -> None:
     text = write_report(deepened.path).read_text()
     assert "| layer1 1→2 blocks |" in text and "| layer2 1→2 blocks |" in text and "| nobody |" in text
-    assert "| layer2.1.conv1 |  | 64 |  |  |" in text
+    assert "## Depths (blocks)" in text and "## Widths" not in text
+    assert "| layer1 | 1 | 2 | 3 | 67 % |\n| layer2 | 1 | 2 | 1 | 200 % |" in text
     assert "saturation.png" not in text and not (deepened.path / "figures" / "saturation.png").exists()
 
 
-def test_the_page_draws_depths_and_leaves_out_what_is_not_there(deepened: RunDirectory) -> None:
+def test_the_last_figure_draws_the_depth_of_every_stage_beside_the_full_backbones(deepened: RunDirectory) -> None:
+    axes = figures.final_sizes(deepened).axes[0]
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+    assert heights == {"full backbone": [3, 1], "final": [2, 2]}
+    assert axes.get_ylabel() == "depth (blocks)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["layer1", "layer2"]
+
+
+def test_the_page_draws_depths(deepened: RunDirectory) -> None:
     text = page([deepened])
-    path = '{"names":["layer1","layer2"],"axis":"depth (blocks)","epochs":[0,3,6,9,12],"widths":'
-    assert f'"path":{path}[[1,2,2,2,2],[1,1,2,2,2]]}}' in text
-    assert '"seed_widths":[16,16,null,64,null]' in text and '"full_widths":[16,16,16,64,null]' in text
+    path = '{"names":["layer1","layer2"],"epochs":[0,3,6,9,12],"sizes":[[1,2,2,2,2],[1,1,2,2,2]]}'
+    assert f'"deep":true,"path":{path},"sizes":{{"seed":[1,1],"final":[2,2],"full":[3,1]}}' in text
 
 
 def test_an_unfinished_run_is_reported_too(deepened: RunDirectory) -> None:

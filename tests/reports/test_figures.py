@@ -18,7 +18,7 @@ OF_ONE_RUN = (
     figures.growth_path,
     figures.saturation_map,
     figures.accuracy_against_train_cost,
-    figures.final_widths,
+    figures.final_sizes,
 )
 
 

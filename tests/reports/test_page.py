@@ -113,7 +113,7 @@ def test_names_are_text_not_markup(several: list[RunDirectory]) -> None:
     assert "b" not in [tag for tag, _ in elements.tags]
     assert [tag for tag, _ in elements.tags].count("script") == 4
     assert elements.lines[-1][:3] == ["<b>&'bold\"", "adenel", EVIL]
-    assert data_of(text)["runs"][-1]["names"] == ["<i>1", "a&b", 'c"d']
+    assert data_of(text)["runs"][-1]["path"]["names"] == ["<i>1", "a&b", 'c"d']
 
 
 def test_panels_show_test_accuracy_on_the_front_that_validation_selects(make_run: MakeRun) -> None:
@@ -137,10 +137,13 @@ def test_a_runs_view_holds_its_growth(make_run: MakeRun) -> None:
     run = RunDirectory(make_run())
     summary = run.summary or {}
     shown = data_of(page([run]))["runs"][0]
-    assert dict(zip(shown["names"], shown["final_widths"], strict=True)) == summary["widths"]
-    assert dict(zip(shown["names"], shown["full_widths"], strict=True)) == summary["full_widths"]
+    names, sizes = shown["path"]["names"], shown["sizes"]
+    assert dict(zip(names, sizes["final"], strict=True)) == summary["widths"]
+    assert dict(zip(names, sizes["seed"], strict=True)) == summary["seed_widths"]
+    assert dict(zip(names, sizes["full"], strict=True)) == summary["full_widths"]
     assert shown["path"]["epochs"] == [time for time, _ in run.widths()]
-    assert shown["path"]["widths"] == [[at[name] for _, at in run.widths()] for name in shown["names"]]
+    assert shown["path"]["sizes"] == [[at[name] for _, at in run.widths()] for name in names]
+    assert not shown["deep"]
     assert shown["phases"] == [["grow", 0, 12], ["finetune", 12, 20]]
     for name, values in zip(shown["saturation"]["names"], shown["saturation"]["values"], strict=True):
         assert values == [round(row[name], 2) for row in run.saturation]
@@ -408,6 +411,19 @@ def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -
         assert "cannot unpack the figures" in text
     finally:
         visitor.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hidden)
+
+
+def test_a_table_with_every_column_fits_into_1400_pixels(browser: Any, make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [RunDirectory(make_run(method, method=method, test_every_epoch=True)) for method in ("adenel", "grow_prune")]
+    size = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visitor = Visitor(browser, runs, tmp_path / "page.html")
+        assert len(visitor.all("th")) == len(HEADER)
+        table = "document.querySelector('.scroll')"
+        assert visitor.script(f"{table}.scrollWidth === {table}.clientWidth && innerWidth === 1400")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])

@@ -32,7 +32,7 @@ class EpochTest(pl.Callback):
         pl_module.on_test_epoch_start()
         with trainer.precision_plugin.test_step_context():
             for number, batch in enumerate(self._loader):
-                pl_module.test_step(batch, number)
+                pl_module.test_step(trainer.precision_plugin.convert_input(batch), number)
         pl_module.on_test_epoch_end()
         for module, training in modes:
             module.training = training

@@ -36,7 +36,7 @@ class Growth(pl.Callback):
         plan = pl_module.plan_round(epochs, images, batch) if trainer.is_global_zero else None
         plan = trainer.strategy.broadcast(plan)
         assert isinstance(plan, GrowthPlan)
-        filters = pl_module.first_filters() if trainer.is_global_zero else None
+        filters = pl_module.first_filters(plan) if trainer.is_global_zero else None
         pl_module.carry_out(plan, epochs, batch)
         deeper = isinstance(plan, DepthPlan)  # also by blocks that have no width of their own
         replaced = plan.changes or plan.stop or deeper  # with its last round a method's own parameters may go
@@ -84,7 +84,7 @@ def _images(trainer: pl.Trainer, module: ResizingModule) -> Images:
     assert trainer.train_dataloader is not None
     inputs, labels, count = [], [], 0
     for some, of_some in trainer.train_dataloader:
-        inputs.append(some.to(module.device))
+        inputs.append(trainer.precision_plugin.convert_input(some.to(module.device)))
         labels.append(of_some.to(module.device))
         count += len(of_some)
         if count >= module.images_wanted:

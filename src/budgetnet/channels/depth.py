@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.graph import ChannelGraph, GraphError
-from budgetnet.channels.surgery import keyed_generator
+from budgetnet.channels.surgery import tensor_generator
 from budgetnet.errors import nearest
 
 DEPTH_INITIALISATIONS = ("he", "zero_out")
@@ -180,7 +180,7 @@ def _initialise(graph: ChannelGraph, path: str, init: str, seed: int | None) -> 
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             weight = module.weight
             deviation = math.sqrt(2 / math.prod(weight.shape[1:]))
-            draw = torch.randn(weight.shape, generator=keyed_generator(seed, f"{name}.weight"), dtype=weight.dtype)
+            draw = torch.randn(weight.shape, generator=tensor_generator(seed, f"{name}.weight"), dtype=weight.dtype)
             weight.copy_(draw * deviation)
             if module.bias is not None:
                 module.bias.zero_()

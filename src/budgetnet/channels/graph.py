@@ -43,6 +43,20 @@ def layout_size(layout: Layout, widths: Mapping[str, int]) -> int:
     return sum(segment.size(widths) for segment in layout)
 
 
+def positions_of(layout: Layout, name: str, widths: Mapping[str, int]) -> torch.Tensor:
+    """(width, units per channel) positions along an axis of each channel of a group.
+
+    Flattening and depthwise multipliers give a channel several units, a concatenation of a group with itself too.
+    """
+    found, offset = [], 0
+    for segment in layout:
+        size = segment.size(widths)
+        if segment.group == name:
+            found.append(torch.arange(offset, offset + size).reshape(-1, segment.factor))
+        offset += size
+    return torch.cat(found, dim=1)
+
+
 @dataclass(frozen=True)
 class WidthGroup:
     """One width of the network.

@@ -41,7 +41,7 @@ class Surgery:
 
     def generator(self, name: str) -> torch.Generator | None:
         """A CPU generator keyed by (seed, name); None (torch's global one) without a seed."""
-        return keyed_generator(self.seed, name)
+        return tensor_generator(self.seed, name)
 
     def duplicate(self) -> None:
         """Let every new channel copy a random old one of its block (Net2WiderNet), and draw how the two share."""
@@ -132,7 +132,7 @@ class Surgery:
         return torch.cat(runs)
 
 
-def keyed_generator(seed: int | None, name: str) -> torch.Generator | None:
+def tensor_generator(seed: int | None, name: str) -> torch.Generator | None:
     """A CPU generator keyed by (seed, name); None (torch's global one) without a seed."""
     if seed is None:
         return None

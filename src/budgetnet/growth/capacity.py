@@ -66,17 +66,5 @@ def saturation(graph: ChannelGraph, optimizer: LBI, reduction: str = "max") -> d
     return {name: _reduce(found, reduction) for name, found in values.items()}
 
 
-def first_filters(graph: ChannelGraph, optimizer: LBI) -> tuple[Tensor, Tensor] | None:
-    """Of the convolution that is executed first its weights, and which filters are in the support, (filters,).
-
-    None if the first width is a linear layer's. What is returned is on the CPU.
-    """
-    first = graph.groups[0]
-    if first.kind != "convolution":
-        return None
-    weight = graph.model.get_parameter(f"{first.name}.weight")
-    return weight.detach().float().cpu(), optimizer.support(weight).cpu()
-
-
 def _reduce(values: Sequence[float], reduction: str) -> float:
     return max(values) if reduction == "max" else sum(values) / len(values)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from budgetnet.channels import ChannelGraph, GraphError, resize
-from budgetnet.channels.graph import layout_size
+from budgetnet.channels.graph import layout_size, positions_of
 from budgetnet.channels.initialise import leaks
 from budgetnet.channels.surgery import Surgery
-from budgetnet.growth.parts import Part, Side, norms, positions_of, times
+from budgetnet.growth.parts import Part, Side, norms, times
 
 STEPS = 10
 """Gradient steps that the candidates take."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from budgetnet.channels.graph import Layout
-
 RATE = 0.1
 """How far a gradient step turns what is trained, whose length stays."""
 
@@ -84,17 +82,6 @@ class Side:
         steps = times(gradients, -RATE * length / norms(gradients).clamp_min(1e-30))
         self.values = [value + step for value, step in zip(values, steps, strict=True)]
         self.lengthen(length)
-
-
-def positions_of(layout: Layout, name: str, widths: Mapping[str, int]) -> Tensor:
-    """(width, units per channel) positions along an axis of each channel of a group."""
-    found, offset = [], 0
-    for segment in layout:
-        size = segment.size(widths)
-        if segment.group == name:
-            found.append(torch.arange(offset, offset + size).reshape(-1, segment.factor))
-        offset += size
-    return torch.cat(found, dim=1)
 
 
 def norms(values: Sequence[Tensor]) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +11,11 @@ from torch import nn
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import growing_groups, max_widths, reshape_fresh, seed_widths
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
-from budgetnet.errors import UsageError
 from budgetnet.growth import (
     GrowthPlan,
     GrowthRule,
     Planner,
     firefly_candidates,
-    first_filters,
     growth_gradients,
     initial_norms,
     saturation,
@@ -27,7 +23,7 @@ from budgetnet.growth import (
     sparse_sets,
 )
 from budgetnet.methods.options import Bregman, FineTuning, Optimization, Rounds, options
-from budgetnet.methods.resizing import Images, ResizingModule
+from budgetnet.methods.resizing import Images, ResizingModule, round_seed
 from budgetnet.optim import LBI
 
 
@@ -100,29 +96,20 @@ class AdeNeL(ResizingModule):
 
     @property
     def optimizer(self) -> LBI:
-        """The one optimizer, without the trainer's wrapper."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer = super().optimizer
         assert isinstance(optimizer, LBI)
         return optimizer
 
-    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
-        """Constant while growing (it must not decay before the last growth); then the fine-tuning's own schedule."""
-        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
-
     # -- growth -----------------------------------------------------------------------------------------------------
-
-    def round_is_over(self, epochs: int) -> bool:
-        """Whether a growth round ends after `epochs` epochs."""
-        return self.phase == "grow" and epochs % self.rounds.epochs_per_round == 0
 
     def saturation(self) -> dict[str, float]:
         """s of every group that may grow, now (equation 9)."""
         read = saturation(self.graph, self.optimizer, self.rounds.reduction)
         return {name: read[name] for name in self.planner.max_widths}
 
-    def first_filters(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Of the first convolution now (the paper's Figure 4)."""
-        return first_filters(self.graph, self.optimizer)
+    def selected(self, group: str, plan: GrowthPlan) -> torch.Tensor:
+        """(width,) which filters of a group are in the support."""
+        return self.optimizer.support(self.net.get_parameter(f"{group}.weight"))
 
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None = None) -> GrowthPlan:
         """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
@@ -139,13 +126,7 @@ class AdeNeL(ResizingModule):
         plan = self.planner.plan(self.round + 1, self.saturation(), limits, gradients, scores)
         if init == "firefly" and candidates is not None:
             plan = self.started(plan, candidates)
-        if plan.stop is not None:
-            return plan
-        if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
-            return replace(plan, stop="max_rounds")
-        if epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
-            return replace(plan, stop="epochs")
-        return plan
+        return self.bounded(plan, epochs)
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None = None) -> None:
         """Grow as planned after `epochs` epochs: resize, reset or carry the optimizer's state, maybe end the phase."""
@@ -191,11 +172,7 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     rounds = options(Rounds, "growth", growth)
     finetune = options(FineTuning, "finetune", config["finetune"])
     epochs, linear = config["epochs"], growth["linear"]
-    if rounds.epochs_per_round + finetune.epochs > epochs:
-        raise UsageError(
-            f"growth.epochs_per_round={rounds.epochs_per_round} and finetune.epochs={finetune.epochs} do not fit into "
-            f"epochs={epochs}: a growth round is longer than the run; raise epochs or shorten one of them"
-        )
+    rounds.must_fit(epochs, finetune)
     graph = ChannelGraph.of(net)
     cost = CostModel(graph)
     budget = Budget(**config["budget"])
@@ -221,8 +198,3 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
         linear,
         config["seed"],
     )
-
-
-def round_seed(seed: int, round: int) -> int:
-    """Seed of a round's new channels: a function of (seed, round), so that ranks agree and a resumed run repeats it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{round}".encode()).digest()[:7], "big")

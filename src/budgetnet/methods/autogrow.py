@@ -16,9 +16,8 @@ from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan
 from budgetnet.growth.turns import DepthPlan, DepthRule, Turns, next_block
-from budgetnet.methods.adenel import round_seed
 from budgetnet.methods.options import FineTuning, Optimization, Rounds, options
-from budgetnet.methods.resizing import Images, ResizingModule
+from budgetnet.methods.resizing import Images, ResizingModule, round_seed
 from budgetnet.methods.train import sgd
 
 _NEEDS_VALIDATION = "method=autogrow grows by validation accuracy: hold out images with dataset.validation"
@@ -66,10 +65,6 @@ class AutoGrow(ResizingModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return sgd(self.net, self.optim)
 
-    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
-        """Constant while growing, then the fine-tuning's own schedule, as in AdeNeL."""
-        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
-
     def on_fit_start(self) -> None:
         if self.data.splits.validation is None:
             raise UsageError(_NEEDS_VALIDATION)
@@ -80,31 +75,25 @@ class AutoGrow(ResizingModule):
         """Note the best accuracy: that of a single epoch at a large learning rate goes up and down by more than τ."""
         self.accuracy = max(self.accuracy, self.results.get("val_top1", 0.0))
 
-    def round_is_over(self, epochs: int) -> bool:
-        """Whether a round ends after `epochs` epochs."""
-        return self.phase == "grow" and epochs % self.rounds.epochs_per_round == 0
-
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None = None) -> DepthPlan:
         """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
         deep, before, limits = depths(self.net, self.stages), self.graph.widths, self.growth_limits(images_per_epoch)
         step = next_block(self.turns, self.accuracy, self.rule, deep, self.costs(), self.block_costs, limits)
-        after, stop = before, step.stop
+        after = before
         planned = {name: (depth, depth + (name == step.stage)) for name, depth in deep.items()}
         if step.stage is not None:
             deeper = {step.stage: deep[step.stage] + 1}
             after = change_depth(copy.deepcopy(self.net), self.stages, deeper, seed=0).widths
-        if stop is None and self.rounds.max_rounds is not None and self.round + 1 >= self.rounds.max_rounds:
-            stop = "max_rounds"
-        if stop is None and epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
-            stop = "epochs"
         waiting = self.turns.judged(self.accuracy, self.rule.threshold).waiting()
-        return DepthPlan(self.round + 1, before, after, candidates=waiting, stop=stop, depths=planned, turns=step.turns)
+        plan = DepthPlan(
+            self.round + 1, before, after, candidates=waiting, stop=step.stop, depths=planned, turns=step.turns
+        )
+        return self.bounded(plan, epochs)
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None = None) -> None:
         """Append the block; the optimizer's state is reset or carried as the option of growth says."""
         assert isinstance(plan, DepthPlan)
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer = self.optimizer
         if self.rounds.state == "reset":
             optimizer.state.clear()
         if deeper := {name: after for name, (before, after) in plan.depths.items() if after != before}:
@@ -158,7 +147,8 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
             f"backbone={name} has no stage that method=autogrow could add blocks to, an nn.Sequential of blocks of one "
             "shape: choose a ResNet such as resnet20"
         )
-    change_depth(net, stages, dict.fromkeys((stage.name for stage in stages), 1))
+    full = depths(net, stages)
+    change_depth(net, stages, dict.fromkeys(full, 1))
     module = AutoGrow(
         net,
         num_classes,
@@ -172,16 +162,13 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
         config["epochs"],
         config["seed"],
     )
+    module.full_depths = full
     _check_budget(module)
     return module
 
 
 def _check_rounds(config: Mapping[str, Any], rounds: Rounds, finetune: FineTuning) -> None:
-    if rounds.epochs_per_round + finetune.epochs > config["epochs"]:
-        raise UsageError(
-            f"growth.epochs_per_round={rounds.epochs_per_round} and finetune.epochs={finetune.epochs} do not fit into "
-            f"epochs={config['epochs']}: a growth round is longer than the run; raise epochs or shorten one of them"
-        )
+    rounds.must_fit(config["epochs"], finetune)
     if rounds.init not in DEPTH_INITIALISATIONS:
         raise UsageError(
             f"growth.init={rounds.init} starts new channels: new blocks start by {' or '.join(DEPTH_INITIALISATIONS)}"

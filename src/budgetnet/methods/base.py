@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -40,6 +41,8 @@ class BudgetedModule(pl.LightningModule):
     growing_epochs = 0
     """Epochs of the growing phase, once it is over."""
     stop_reason: str | None = None
+    full_depths: Mapping[str, int] = MappingProxyType({})
+    """Blocks in each stage of the full backbone, where the method changes how many there are."""
 
     def __init__(
         self,

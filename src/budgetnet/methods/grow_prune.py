@@ -15,7 +15,7 @@ from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan
-from budgetnet.methods.options import FineTuning, Optimization, Pruning, options
+from budgetnet.methods.options import FineTuning, Optimization, Pruning, must_fit, options
 from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.methods.schedule import learning_rate
 from budgetnet.methods.train import sgd
@@ -157,8 +157,7 @@ class GrowPrune(ResizingModule):
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
         """Put back what was trained and take out what is next; in the end, fold the masks into the weights."""
         assert self.indicators is not None
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer = self.optimizer
         Processes(self.trainer).share(self.net.buffers())
         self.full.take(kept_by(self.pools, self.indicators.active), optimizer)
         if plan.changes:
@@ -168,6 +167,14 @@ class GrowPrune(ResizingModule):
         if plan.stop is not None:
             self._fold(self.indicators, optimizer)
         self.end_round(plan, epochs)
+
+    def selected(self, group: str, plan: GrowthPlan) -> Tensor:
+        """(width,) which of the filters that were trained in this round go on."""
+        assert self.indicators is not None
+        live = kept_by(self.pools, self.indicators.active).get(group)
+        if live is None:
+            return super().selected(group, plan)
+        return torch.isin(torch.tensor(live), torch.tensor(plan.kept[group]))
 
     def _sampled(self, indicators: Indicators, epochs: int) -> Tensor:
         """Which indicators are active in the epoch after `epochs`: a function of them, the seed and the epoch."""
@@ -242,30 +249,11 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     pruning = options(Pruning, "prune", config["prune"])
     finetune = options(FineTuning, "finetune", config["finetune"])
     whole = pruning.epochs + finetune.epochs
-    if whole > config["epochs"]:
-        raise UsageError(
-            f"prune.epochs={pruning.epochs} and finetune.epochs={finetune.epochs} do not fit into "
-            f"epochs={config['epochs']}; raise epochs or shorten one"
-        )
+    must_fit(config["epochs"], whole, f"prune.epochs={pruning.epochs}", f"finetune.epochs={finetune.epochs}")
     cost = CostModel(ChannelGraph.of(net))
     budget = Budget(**config["budget"])
     budget.require()
     budget = budget.resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
-    _check(budget, cost, pruning, ledger, whole)
+    allocate.check(budget.limits, cost, pruning.scope, whole * ledger.images_per_epoch)
     optim = options(Optimization, "optim", config["optim"])
     return GrowPrune(net, num_classes, ledger, budget, optim, method, pruning, finetune, config["seed"])
-
-
-def _check(budget: Budget, cost: CostModel, pruning: Pruning, ledger: TrainCostLedger, epochs: int) -> None:
-    """Whether there is anything to choose, and the narrowest network is within the budget."""
-    found = pools(cost.graph, pruning.scope)
-    full, least = cost.costs(), cost.costs(allocate.widths(found, [pool.blocks for pool in found]))
-    costs = {**least, "train_cost": epochs * ledger.images_per_epoch * least["flops"]}
-    for kind, most in budget.limits.items():
-        if most < costs[kind]:
-            further = ", or set prune.scope=all" if pruning.scope == "inner" else ""
-            raise UsageError(
-                f"budget.{kind}={most:,} is below the {costs[kind]:,} of the narrowest network: raise it{further}"
-            )
-    if all(most >= full[kind] for kind, most in limits_of(budget, ledger, epochs).items()):
-        raise UsageError("the full backbone is within the budget: state budget.flops or budget.params below its costs")

@@ -140,6 +140,11 @@ class Rounds:
         _one_of("growth", "state", self.state, ("reset", "carry"))
         _one_of("growth", "reduction", self.reduction, REDUCTIONS)
 
+    def must_fit(self, epochs: int, finetune: FineTuning) -> None:
+        """Raises UsageError where a run is too short for a round and the fine-tuning."""
+        round = f"growth.epochs_per_round={self.epochs_per_round}"
+        must_fit(epochs, self.epochs_per_round + finetune.epochs, round, f"finetune.epochs={finetune.epochs}")
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -170,6 +175,15 @@ class SeedNetwork:
     seed_shape: str = "proportional"
     max_width: Any = None
     linear: bool = False
+
+
+def must_fit(epochs: int, needed: int, *parts: str) -> None:
+    """Raises UsageError if `needed` epochs, those of all `parts` ("finetune.epochs=40"), are more than a run's."""
+    if needed > epochs:
+        raise UsageError(
+            f"{', '.join(parts[:-1])} and {parts[-1]} do not fit into epochs={epochs}: "
+            f"raise it to {needed} or shorten one of them"
+        )
 
 
 Section = TypeVar("Section")

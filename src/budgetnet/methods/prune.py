@@ -15,7 +15,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan
-from budgetnet.methods.options import FineTuning, Optimization, Pruning, options
+from budgetnet.methods.options import FineTuning, Optimization, Pruning, must_fit, options
 from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.methods.schedule import learning_rate
 from budgetnet.methods.train import sgd
@@ -133,7 +133,7 @@ class Prune(ResizingModule):
                 assert batch is not None
                 rescale(self.graph, plan.kept, batch[0])
             changed = {name: plan.kept[name] for name in plan.changes}
-            self.resize(changed, optimizer=self.optimizers(use_pl_optimizer=False))
+            self.resize(changed, optimizer=self.optimizer)
             self.pools = pools(self.graph, self.pruning.scope)
         self.end_round(plan, epochs)
 
@@ -170,11 +170,9 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     pruning = options(Pruning, "prune", config["prune"])
     finetune = options(FineTuning, "finetune", config["finetune"])
     whole = pruning.epochs + (pruning.steps - 1) * pruning.epochs_per_step + finetune.epochs
-    if whole > config["epochs"]:
-        raise UsageError(
-            f"prune.epochs={pruning.epochs}, {pruning.steps - 1} · prune.epochs_per_step={pruning.epochs_per_step} and "
-            f"finetune.epochs={finetune.epochs} do not fit into epochs={config['epochs']}; raise epochs or shorten one"
-        )
+    between = [f"{pruning.steps - 1} · prune.epochs_per_step={pruning.epochs_per_step}"] if pruning.steps > 1 else []
+    parts = (f"prune.epochs={pruning.epochs}", *between, f"finetune.epochs={finetune.epochs}")
+    must_fit(config["epochs"], whole, *parts)
     graph = ChannelGraph.of(net)
     cost = CostModel(graph)
     budget = Budget(**config["budget"])
@@ -197,19 +195,9 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
 
 
 def _check(budget: Budget, cost: CostModel, pruning: Pruning, finetune: FineTuning, ledger: TrainCostLedger) -> None:
-    """Whether there is anything to prune, and the budget can be met: by the least that is left, and in training."""
-    found = pools(cost.graph, pruning.scope)
-    least = allocate.widths(found, [pool.blocks for pool in found])
-    costs, full = cost.costs({**cost.graph.widths, **least}), cost.costs()
-    limits = {kind: most for kind, most in budget.limits.items() if kind in full}
-    if all(most >= full[kind] for kind, most in limits.items()):
-        raise UsageError("the full backbone is within the budget: state budget.flops or budget.params below its costs")
-    for kind, most in limits.items():
-        if most < costs[kind]:
-            further = ", or set prune.scope=all" if pruning.scope == "inner" else ""
-            raise UsageError(
-                f"budget.{kind}={most:,} is below the least that pruning leaves, {costs[kind]:,}: raise it{further}"
-            )
+    """Whether there is anything to prune, and the budget can be met: by what is left, and in training."""
+    full = cost.costs()
+    allocate.check({kind: most for kind, most in budget.limits.items() if kind in full}, cost, pruning.scope)
     if "train_cost" in budget.limits:
         epochs = [pruning.epochs, *[pruning.epochs_per_step] * (pruning.steps - 1), finetune.epochs]
         steps = [limits_after(step, pruning.steps, budget, full) for step in range(pruning.steps + 1)]

@@ -14,9 +14,8 @@ from budgetnet.channels.fresh import reshape_fresh
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
 from budgetnet.growth import GrowthPlan, firefly_candidates
-from budgetnet.methods.adenel import round_seed
-from budgetnet.methods.options import FineTuning, Optimization, Rounds, options
-from budgetnet.methods.resizing import Images, ResizingModule
+from budgetnet.methods.options import FineTuning, Optimization, Rounds, must_fit, options
+from budgetnet.methods.resizing import Images, ResizingModule, round_seed
 from budgetnet.methods.train import sgd
 from budgetnet.reports.run_directory import RunDirectory
 
@@ -51,10 +50,6 @@ class Replay(ResizingModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return sgd(self.net, self.optim)
 
-    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
-        """Constant while growing, then the fine-tuning's own schedule, as in AdeNeL."""
-        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
-
     def round_is_over(self, epochs: int) -> bool:
         """Whether the run that is replayed had a round after `epochs` epochs."""
         return self.phase == "grow" and epochs in self.schedule
@@ -71,8 +66,7 @@ class Replay(ResizingModule):
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
         """Grow; new channels and the optimizer's state as the options of growth say."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer = self.optimizer
         if self.rounds.state == "reset":
             optimizer.state.clear()
         if plan.changes:
@@ -108,11 +102,8 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     final = schedule[max(schedule)]
     if any(widths.keys() != graph.widths.keys() for widths in schedule.values()):
         raise UsageError(f"method.schedule_from={source}: its width groups are not those of this backbone")
-    if max(schedule) + finetune.epochs > config["epochs"]:
-        raise UsageError(
-            f"method.schedule_from={source} grew for {max(schedule)} epochs, which do not fit with finetune.epochs="
-            f"{finetune.epochs} into epochs={config['epochs']}; raise epochs or shorten the fine-tuning"
-        )
+    grown = f"the {max(schedule)} growing epochs of method.schedule_from={source}"
+    must_fit(config["epochs"], max(schedule) + finetune.epochs, grown, f"finetune.epochs={finetune.epochs}")
     budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
     edges = [*sorted(schedule), max(schedule) + finetune.epochs]
     flops = [cost.flops(schedule[epoch]) for epoch in sorted(schedule)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,16 +17,21 @@ from budgetnet.methods.schedule import learning_rate
 Images = tuple[Tensor, Tensor]
 """(images, labels) on the module's device."""
 
+Plan = TypeVar("Plan", bound=GrowthPlan)
+
 
 class ResizingModule(BudgetedModule):
     """A method with rounds: at the end of each, the callback Growth asks for a plan and has it carried out.
 
-    The round whose plan says why rounds end (`stop`) is the last; fine-tuning follows.
+    The round whose plan says why rounds end (`stop`) is the last; fine-tuning follows. What is written here holds for
+    a network that grows in the phase "grow", every `growth.epochs_per_round` epochs; other methods have their own.
     """
 
     optim: Optimization
     rounds: Rounds
     finetune: FineTuning
+    epochs: int
+    """Of the whole run, at most."""
     images_wanted = 0
     """Training images that a plan is made with, at least; 0: none."""
 
@@ -36,17 +42,52 @@ class ResizingModule(BudgetedModule):
     def epoch_is_over(self, epochs: int) -> None:
         """Whatever is done after every epoch, before a round may end."""
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimizer, without the trainer's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
+        """Constant while growing (it must not decay before the last growth); then the fine-tuning's own schedule."""
+        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
+
     def round_is_over(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""
-        raise NotImplementedError
+        return self.phase == "grow" and epochs % self.rounds.epochs_per_round == 0
 
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None) -> GrowthPlan:
         """What happens at the end of a round, after `epochs` epochs. Asked on the first process alone."""
         raise NotImplementedError
 
-    def first_filters(self) -> tuple[Tensor, Tensor] | None:
-        """The first layer's filters and which are selected, to be drawn; None where nothing is selected."""
-        return None
+    def bounded(self, plan: Plan, epochs: int) -> Plan:
+        """The plan of a round after `epochs` epochs, which also ends growth if it is the last that may be, or fits."""
+        if plan.stop is not None:
+            return plan
+        if self.rounds.max_rounds is not None and plan.round >= self.rounds.max_rounds:
+            return replace(plan, stop="max_rounds")
+        if epochs + self.rounds.epochs_per_round + self.finetune.epochs > self.epochs:
+            return replace(plan, stop="epochs")
+        return plan
+
+    def first_filters(self, plan: GrowthPlan) -> tuple[Tensor, Tensor] | None:
+        """Of the convolution that is executed first its weights now and which filters are selected, (filters,).
+
+        They are drawn as they are before the plan is carried out (the AdeNeL paper's Figure 4). None if the first width
+        is a linear layer's. What is returned is on the CPU.
+        """
+        first = self.graph.groups[0]
+        if first.kind != "convolution":
+            return None
+        weight = self.net.get_parameter(f"{first.name}.weight")
+        return weight.detach().float().cpu(), self.selected(first.name, plan).cpu()
+
+    def selected(self, group: str, plan: GrowthPlan) -> Tensor:
+        """(width,) which filters of a group the plan keeps; none where it does not choose among them."""
+        chosen = torch.zeros(self.graph.group(group).width, dtype=torch.bool)
+        chosen[torch.tensor(plan.kept.get(group, ()), dtype=torch.long)] = True
+        return chosen
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
         """Resize as planned, on every process."""
@@ -112,3 +153,8 @@ class ResizingModule(BudgetedModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["budgetnet"]
         self.growing_epochs, self.stop_reason = state["growing_epochs"], state["stop_reason"]
+
+
+def round_seed(seed: int, round: int) -> int:
+    """Seed of what is new in a round: a function of (seed, round), so that ranks agree and a resumed run repeats it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{round}".encode()).digest()[:7], "big")

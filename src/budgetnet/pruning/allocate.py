@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from budgetnet.costs import CostModel
-from budgetnet.pruning.pools import Pool, Scores
+from budgetnet.errors import UsageError
+from budgetnet.pruning.pools import Pool, Scores, pools
 
 Counts = list[int]
 Fits = Callable[[Mapping[str, int]], bool]
@@ -72,6 +73,26 @@ def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
         return all(cost.price(kind, vector) <= most for kind, most in limits.items())
 
     return within
+
+
+def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 0) -> None:
+    """Whether there is anything to remove, and the narrowest network that pruning may leave is within the limits.
+
+    limits: by kind ("flops", "params", "train_cost"). scope: see `pools`. images: trained on in the whole run, for a
+    train cost. Raises UsageError otherwise.
+    """
+    found = pools(cost.graph, scope)
+    full, least = cost.costs(), cost.costs(widths(found, [pool.blocks for pool in found]))
+    for costs in (full, least):
+        costs["train_cost"] = images * costs["flops"]
+    if all(most >= full[kind] for kind, most in limits.items()):
+        raise UsageError("the full backbone is within the budget: state budget.flops or budget.params below its costs")
+    for kind, most in limits.items():
+        if most < least[kind]:
+            further = ", or set prune.scope=all" if scope == "inner" else ""
+            raise UsageError(
+                f"budget.{kind}={most:,} is below the {least[kind]:,} of the narrowest network: raise it{further}"
+            )
 
 
 def _at_least_one(pool: Pool, count: float) -> int:

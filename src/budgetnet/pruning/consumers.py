@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph, WidthGroup
-from budgetnet.channels.graph import Layout
+from budgetnet.channels.graph import Layout, positions_of
 from budgetnet.errors import UsageError
 
 Consumer = nn.Conv2d | nn.Linear
@@ -82,17 +82,8 @@ def input_layout(graph: ChannelGraph, path: str) -> Layout:
 
 
 def units(graph: ChannelGraph, path: str, name: str) -> Tensor:
-    """(width, units per channel) positions on the consumer's input axis of each channel of a group.
-
-    Flattening and depthwise multipliers give a channel several units, a concatenation of a group with itself too.
-    """
-    widths, found, offset = graph.widths, [], 0
-    for segment in input_layout(graph, path):
-        size = segment.size(widths)
-        if segment.group == name:
-            found.append(torch.arange(offset, offset + size).reshape(-1, segment.factor))
-        offset += size
-    return torch.cat(found, dim=1)
+    """(width, units per channel) positions on the consumer's input axis of each channel of a group."""
+    return positions_of(input_layout(graph, path), name, graph.widths)
 
 
 def windows(layer: Consumer, inputs: Tensor) -> Tensor:
@@ -128,7 +119,12 @@ def rows(layer: Consumer, filters: Tensor) -> Tensor:
 
 def scale_columns(layer: Consumer, factors: Tensor) -> None:
     """Multiply the weights that read each of the layer's input units by its factor, (units,), in place."""
+    layer.weight.detach().mul_(by_column(layer, factors))
+
+
+def by_column(layer: Consumer, factors: Tensor) -> Tensor:
+    """Factors of the layer's input units, (units,), as its weight can be multiplied with; differentiable."""
     parts = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    weight = layer.weight.detach()  # shares the memory
-    by_part = factors.to(weight).reshape(parts, 1, weight.shape[1]).expand(-1, weight.shape[0] // parts, -1)
-    weight *= by_part.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+    rows, width = layer.weight.shape[:2]
+    by_part = factors.to(layer.weight).reshape(parts, 1, width).expand(-1, rows // parts, -1)
+    return by_part.reshape(rows, width, *[1] * (layer.weight.dim() - 2))

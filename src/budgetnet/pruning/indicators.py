@@ -7,16 +7,17 @@ that can only go together (`pools`) share an indicator, and so do channels in th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph
+from budgetnet.channels.graph import layout_size
 from budgetnet.costs import CostModel
 from budgetnet.pruning import allocate
 from budgetnet.pruning.allocate import Fits
-from budgetnet.pruning.consumers import input_layout
+from budgetnet.pruning.consumers import by_column, input_layout, units
 from budgetnet.pruning.pools import Pool
 
 
@@ -39,6 +40,11 @@ class Indicators(nn.Module):
         """Which are active now."""
         self.register_buffer("activity", torch.zeros(count, dtype=torch.long))
         self.register_buffer("active", torch.zeros(count, dtype=torch.bool))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Indicators:
+        """Move to where `fn` would, in single precision whatever that of the network: half would swallow the steps."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor[:0]).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def temperatures(self) -> Tensor:
         """β of each."""
@@ -156,16 +162,12 @@ def columns(graph: ChannelGraph, numbers: Mapping[str, Tensor], none: int) -> di
 
     numbers: the indicator of each channel there is now, (width,) by group. none: for units that no indicator masks.
     """
-    widths, found = graph.widths, {}
-    for path in dict.fromkeys(path for name in numbers for path in graph.group(name).consumers):
-        found[path] = torch.cat(
-            [
-                torch.full((segment.size(widths),), none)
-                if segment.group is None or segment.group not in numbers
-                else numbers[segment.group].repeat_interleave(segment.factor)
-                for segment in input_layout(graph, path)
-            ]
-        )
+    widths, found = graph.widths, dict[str, Tensor]()
+    for name, own in numbers.items():
+        for path in graph.group(name).consumers:
+            if path not in found:
+                found[path] = torch.full((layout_size(input_layout(graph, path), widths),), none)
+            found[path][units(graph, path, name)] = own[:, None]
     return found
 
 
@@ -175,14 +177,9 @@ def masked(net: nn.Module, by_path: Mapping[str, Tensor], masks: Tensor) -> dict
     To scale what is read of a channel is to scale the channel, wherever norms, shortcuts or pooling come between; a
     mask on the filter itself would be undone by the batch norm behind it. masks: (n,) by indicator. Differentiable.
     """
-    factors = torch.cat([masks, masks.new_ones(1)])
-    return {f"{path}.weight": _scaled(net.get_submodule(path), factors[own]) for path, own in by_path.items()}
-
-
-def _scaled(layer: nn.Module, factors: Tensor) -> Tensor:
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    weight = layer.weight
-    parts = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    rows, width = weight.shape[:2]
-    by_row = factors.to(weight).reshape(parts, 1, width).expand(-1, rows // parts, -1)
-    return weight * by_row.reshape(rows, width, *[1] * (weight.dim() - 2))
+    factors, found = torch.cat([masks, masks.new_ones(1)]), {}
+    for path, own in by_path.items():
+        layer = net.get_submodule(path)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        found[f"{path}.weight"] = layer.weight * by_column(layer, factors[own])
+    return found

@@ -45,7 +45,7 @@ def growth_path(run: RunDirectory) -> Figure:
             xlabel=_EPOCHS,
             ylabel=_DEPTH if run.depths() else _WIDTH,
         )
-        widths = run.depths() or run.widths()
+        widths = run.path_of_sizes()
         if not widths:
             note(axes, "no growth round yet")
             return figure
@@ -133,16 +133,20 @@ def accuracy_against_train_cost(run: RunDirectory) -> Figure:
         return figure
 
 
-def final_widths(run: RunDirectory) -> Figure:
-    """Final width of every group, beside the seed network's and the full backbone's."""
+def final_sizes(run: RunDirectory) -> Figure:
+    """Final width of every group (depth of every stage, where blocks are added), beside those of the seed network and
+    the full backbone."""
+    from matplotlib.ticker import MaxNLocator
+
     with styled():
         figure = new_figure()
-        axes = figure.add_subplot(title=_title(run, "Widths"), ylabel=_WIDTH)
-        path, summary = run.widths(), run.summary or {}
-        if not path:
+        deep = bool(run.depths())
+        axes = figure.add_subplot(title=_title(run, "Depths" if deep else "Widths"), ylabel=_DEPTH if deep else _WIDTH)
+        sizes = run.sizes()
+        if sizes is None:
             note(axes, "no growth round yet")
             return figure
-        final, seed, full = path[-1][1], summary.get("seed_widths") or path[0][1], summary.get("full_widths")
+        seed, final, full = sizes
         names = list(final)
         x = range(len(names))
         if full and len(names) > _WIDE_BARS:
@@ -150,7 +154,7 @@ def final_widths(run: RunDirectory) -> Figure:
             axes.stairs([full.get(name, 0) for name in names], edges, color=INK, zorder=3, label="full backbone")
         elif full:
             axes.bar(x, [full.get(name, 0) for name in names], width=0.86, color=PALE, label="full backbone")
-        now = "final" if summary else "so far"
+        now = "final" if run.summary else "so far"
         axes.bar(x, [final[name] for name in names], width=0.56, color=BLUE, label=now)
         left, right = [index - 0.28 for index in x], [index + 0.28 for index in x]
         axes.hlines([seed.get(name, nan) for name in names], left, right, VERMILION, linewidth=2, label="seed network")
@@ -159,6 +163,7 @@ def final_widths(run: RunDirectory) -> Figure:
         axes.set_xticks(list(shown), [names[index] for index in shown], rotation=90 if turned else 0)
         axes.tick_params(axis="x", length=0, labelsize=8 if len(names) <= 20 else 6.5)
         axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=PALE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _A_LINE = 32  # filters side by side
+_MOST_ROUNDS = 24  # of more, as many are drawn, the first and the last among them
 
 
 def first_layer_filters(run: RunDirectory) -> Figure:
-    """Every filter of the first convolution at the end of every round; those that are selected are framed."""
+    """Every filter of the first convolution at the end of the rounds; those that are selected are framed."""
     from matplotlib.patches import Rectangle
 
     with styled():
-        rounds = run.filters
+        rounds = [run.filters[index] for index in spread(len(run.filters))]
         if not rounds:
             figure = new_figure()
             note(figure.add_subplot(), "no growth round yet")
@@ -51,6 +52,13 @@ def first_layer_filters(run: RunDirectory) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
         return figure
+
+
+def spread(count: int) -> list[int]:
+    """Which of `count` rounds are drawn: all, or as many as there is room for, at equal distances."""
+    if count <= _MOST_ROUNDS:
+        return list(range(count))
+    return [round(index * (count - 1) / (_MOST_ROUNDS - 1)) for index in range(_MOST_ROUNDS)]
 
 
 def picture(weights: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -164,10 +165,8 @@ def _point(point: Point, series: Sequence[str], number: Mapping[int, int]) -> Js
 
 
 def _run(run: RunDirectory, row: Row) -> Json:
-    """What a run's own view shows. Lists of widths and of saturation stand in the order of `names`."""
-    summary, path = run.summary or {}, run.widths()
-    names = list(path[-1][1]) if path else []
-    seed, full = summary.get("seed_widths") or (path[0][1] if path else {}), summary.get("full_widths")
+    """What a run's own view shows."""
+    summary = run.summary or {}
     numbers = {name: value for name, value in asdict(row).items() if name != "settings"}
     return {
         **numbers,
@@ -181,28 +180,37 @@ def _run(run: RunDirectory, row: Row) -> Json:
             }
             for kind, entry in (summary.get("budget") or {}).items()
         ],
-        "names": names,
-        "seed_widths": [seed.get(name) for name in names],
-        "final_widths": [path[-1][1][name] for name in names] if path else [],
-        "full_widths": [full.get(name) for name in names] if full else None,
+        "deep": bool(run.depths()),
         "path": _path(run),
+        "sizes": _sizes(run),
         "phases": _phases(run),
-        "rounds": [[record["round"], record["epoch"]] for record in run.rounds],
+        "round_ends": [[record["round"], record["epoch"]] for record in run.rounds],
         "grew": run.grew,
         "saturation": _saturation(run),
     }
 
 
 def _path(run: RunDirectory) -> Json:
-    """Widths of the groups, or depths of the stages where blocks are added, from each of `epochs` on."""
-    deep = run.depths()
-    path = deep or run.widths()
+    """Sizes of `names`, a list each, from each of `epochs` on."""
+    path = run.path_of_sizes()
     names = list(path[-1][1]) if path else []
     return {
         "names": names,
-        "axis": "depth (blocks)" if deep else "width (channels)",
         "epochs": [epoch for epoch, _ in path],
-        "widths": [[at[name] for _, at in path] for name in names],
+        "sizes": [[at[name] for _, at in path] for name in names],
+    }
+
+
+def _sizes(run: RunDirectory) -> Json | None:
+    """Sizes of the names of `_path`, in their order; `full` is None where it is not known."""
+    sizes = run.sizes()
+    if sizes is None:
+        return None
+    seed, now, full = sizes
+    return {
+        "seed": [seed.get(name) for name in now],
+        "final": list(now.values()),
+        "full": [full.get(name) for name in now] if full else None,
     }
 
 
@@ -252,7 +260,7 @@ def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
     """The report's table, a body per configuration so that repetitions stay together when it is sorted."""
     columns = header([row for group in groups for row in group.rows])
     heads = "".join(
-        f'<th scope="col"{_kind(name)}><button type="button">{html.escape(name)}</button></th>' for name in columns
+        f'<th scope="col"{_kind(name)}><button type="button">{_heading(name)}</button></th>' for name in columns
     )
     bodies = []
     for group in groups:
@@ -261,6 +269,11 @@ def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
         rows += [_line(line, None, group) for line in lines[len(group.rows) :]]
         bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n" + "\n".join(bodies) + "\n</table>"
+
+
+def _heading(name: str) -> str:
+    """A column's name, whose unit stays with its last word where there is no room for one line."""
+    return re.sub(r"(\S+ %)$", r"<span>\1</span>", html.escape(name))
 
 
 def _line(line: Mapping[str, str], run: int | None, source: Row | Repetitions) -> str:

@@ -11,7 +11,7 @@ function depthColours(count) {
 }
 
 function roundMarks(run, colour) {
-  return run.rounds.map(([, epoch]) => ({
+  return run.round_ends.map(([, epoch]) => ({
     type: "line",
     yref: "paper",
     x0: epoch,
@@ -26,7 +26,7 @@ function roundNumbers(run, epochs, element) {
   // where there is room
   const apart = (22 * epochs) / Math.max(element.clientWidth - 140, 100);
   let free = -Infinity;
-  return run.rounds
+  return run.round_ends
     .filter(([, epoch]) => {
       const fits = epoch >= free;
       if (fits) free = epoch + apart;
@@ -57,6 +57,12 @@ function widthAxis(widths) {
   };
 }
 
+function depthAxis(depths) {
+  // it grows by ones: from zero
+  const most = largest(depths);
+  return { range: [0, 1.08 * most], type: "linear", dtick: Math.ceil(most / 10) };
+}
+
 function epochAxis(start, end) {
   const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
   return axis({
@@ -66,26 +72,27 @@ function epochAxis(start, end) {
   });
 }
 
+const sizeAxis = (run) => (run.deep ? "depth (blocks)" : "width (channels)");
+
 function drawPath(run, element) {
-  const { names: lines, epochs, widths } = run.path;
+  const { names: lines, epochs, sizes } = run.path;
   const end = Math.max(run.epochs, epochs[epochs.length - 1] + 1);
   const colours = depthColours(lines.length);
-  const deep = run.path.axis.startsWith("depth"); // it grows by ones: from zero
-  const scale = widthAxis(deep ? [largest(widths.flat())] : widths.flat());
+  const scale = run.deep ? depthAxis(sizes.flat()) : widthAxis(sizes.flat());
   const perPixel = (scale.range[1] - scale.range[0]) / 250;
   const traces = lines.map((name, index) => {
     // Equal widths lie on each other: a shift of a few pixels, by depth, shows them as a bundle.
     const part = index / Math.max(lines.length - 1, 1) - 0.5;
     const shift = part * Math.min(lines.length, 5) * 2 * perPixel;
-    const steps = [...widths[index], widths[index][epochs.length - 1]];
+    const steps = [...sizes[index], sizes[index][epochs.length - 1]];
     return {
       x: [...epochs, end],
-      y: steps.map((width) => (scale.type === "log" ? width * 10 ** shift : width + shift)),
+      y: steps.map((size) => (scale.type === "log" ? size * 10 ** shift : size + shift)),
       mode: "lines",
       line: { shape: "hv", color: colours[index], width: 2 },
       text: plain(name),
       customdata: steps,
-      hovertemplate: `%{text}: ${run.path.axis.split(" ")[0]} %{customdata} after %{x} epochs<extra></extra>`,
+      hovertemplate: `%{text}: ${run.deep ? "depth" : "width"} %{customdata} after %{x} epochs<extra></extra>`,
     };
   });
   const shades = run.phases.map(([phase, x0, x1]) => ({
@@ -116,17 +123,17 @@ function drawPath(run, element) {
     }));
   draw(element, traces, {
     xaxis: epochAxis(0, end),
-    yaxis: axis({ title: run.path.axis, ...scale }),
+    yaxis: axis({ title: sizeAxis(run), ...scale }),
     shapes: [...shades, ...roundMarks(run, css("--grey"))],
     annotations: [...names, ...roundNumbers(run, end, element)],
   });
 }
 
 function pathLegend(run) {
-  const { names, widths } = run.path;
+  const { names, sizes } = run.path;
   const colours = depthColours(names.length);
   if (names.length <= NAMED_LINES) {
-    return names.map((name, index) => key(keySign("line", colours[index]), `${name} ${widths[index].slice(-1)}`));
+    return names.map((name, index) => key(keySign("line", colours[index]), `${name} ${sizes[index].slice(-1)}`));
   }
   const scale = keySign("scale", `linear-gradient(to right, ${depthColours(16).join(", ")})`);
   const last = names[names.length - 1];
@@ -165,22 +172,23 @@ function drawSaturation(run, element) {
   });
 }
 
-function drawWidths(run, element) {
-  const { names, final_widths: final, seed_widths: seed, full_widths: full } = run;
+function drawSizes(run, element) {
+  const { names } = run.path;
+  const { seed, final, full } = run.sizes;
   const x = names.map((_, index) => index);
   const text = names.map((name, index) => {
     const share = full?.[index]
       ? `<br>full backbone ${full[index]} (${((100 * final[index]) / full[index]).toFixed(0)} %)`
       : "";
-    const start = run.rounds.length ? `<br>seed network ${seed[index] ?? "without it"}` : "";
+    const start = run.round_ends.length ? `<br>seed network ${seed[index] ?? "without it"}` : "";
     return `<b>${plain(name)}</b><br>${run.finished ? "final" : "so far"} ${final[index]}${share}${start}`;
   });
   const bars = { type: "bar", x, text, textposition: "none", hovertemplate: "%{text}<extra></extra>" };
   const traces = [{ ...bars, y: final, width: 0.56, marker: { color: data.colours.final } }];
-  if (run.rounds.length) {
+  if (run.round_ends.length) {
     traces.push({
       x: x.flatMap((index) => [index - 0.28, index + 0.28, null]),
-      y: seed.flatMap((width) => [width, width, null]),
+      y: seed.flatMap((size) => [size, size, null]),
       mode: "lines",
       line: { color: data.colours.seed, width: 2.5 },
       hoverinfo: "skip",
@@ -201,13 +209,17 @@ function drawWidths(run, element) {
       ticks: "",
       range: [-0.6, names.length - 0.4],
     }),
-    yaxis: axis({ title: "width (channels)", showgrid: true, rangemode: "tozero" }),
+    yaxis: axis({
+      title: sizeAxis(run),
+      showgrid: true,
+      ...(run.deep ? depthAxis([...final, ...(full ?? [])]) : { rangemode: "tozero" }),
+    }),
   });
 }
 
-function widthsLegend(run) {
-  const full = run.full_widths ? [key(keySign("bar", css("--pale")), "full backbone")] : [];
-  const seed = run.rounds.length ? [key(keySign("line", data.colours.seed), "seed network")] : [];
+function sizesLegend(run) {
+  const full = run.sizes.full ? [key(keySign("bar", css("--pale")), "full backbone")] : [];
+  const seed = run.round_ends.length ? [key(keySign("line", data.colours.seed), "seed network")] : [];
   return [key(keySign("bar", data.colours.final), run.finished ? "final" : "so far"), ...full, ...seed];
 }
 
@@ -300,7 +312,7 @@ function showRun(index) {
   if (run.budgets.length) details.append(budgets(run));
   if (run.command) details.append(command(run));
   const figures = [];
-  if (run.names.length && run.rounds.length) {
+  if (run.sizes && run.round_ends.length) {
     figures.push(
       figureSection(
         run.grew ? "Growth path" : "Widths over the epochs",
@@ -323,13 +335,13 @@ function showRun(index) {
       ),
     );
   }
-  if (run.names.length) {
-    figures.push(
-      figureSection(run.finished ? "Final widths" : "Widths so far", "", widthsLegend(run), drawWidths, run),
-    );
+  if (run.sizes) {
+    const what = run.deep ? "depths" : "widths";
+    const title = run.finished ? `Final ${what}` : `${run.deep ? "Depths" : "Widths"} so far`;
+    figures.push(figureSection(title, "", sizesLegend(run), drawSizes, run));
   }
   details.append(...figures.map(([section]) => section));
-  if (!run.rounds.length) {
+  if (!run.round_ends.length) {
     const text = run.grew ? "No growth round yet." : "This run did not change its widths: there was no growing phase.";
     details.append(make("p", { className: "empty", textContent: text }));
   }

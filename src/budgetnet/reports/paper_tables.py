@@ -42,10 +42,7 @@ _NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 _SOURCES = ("widths_from", "schedule_from")
 _GROUPS = ("method", "backbone", "dataset")
 _WHERE = {
-    "trainer": (
-        *("accelerator", "devices", "num_nodes", "strategy", "progress", "deterministic", "channels_last"),
-        "test_every_epoch",
-    ),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "progress", "deterministic", "channels_last"),
     "dataset": ("root", "download", "workers", "eval_batch_size", "channels_last"),
 }
 """Options of where and how a run is computed, not of what is."""

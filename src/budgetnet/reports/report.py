@@ -30,8 +30,10 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     ),
     "filters": (
         first_layer_filters,
-        "Each row is the first layer at the end of a growth round, filter by filter (colours where it reads three "
-        "channels); the framed ones are in the support. New filters stand at the end.",
+        "Each row is the first layer at the end of a round, before it is changed, filter by filter (colours where it "
+        "reads three channels; of many rounds some, at equal distances). Framed are those that a growing network has "
+        "in the support, or that a pruned one keeps; a method that does not choose among filters frames none. Where it "
+        "is widened, new filters stand at the end.",
     ),
     "accuracy_against_train_cost": (
         figures.accuracy_against_train_cost,
@@ -39,9 +41,9 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "close together.",
     ),
     "widths": (
-        figures.final_widths,
-        "Groups stand in network order; a blue bar that ends below the grey of the full backbone is a layer that "
-        "needed less, one that ends above it a layer that needed more.",
+        figures.final_sizes,
+        "Width groups (stages, where blocks are added) stand in network order; a blue bar that ends below the grey of "
+        "the full backbone got less than it has, one that ends above it got more.",
     ),
 }
 _MOST_NAMED = 6
@@ -63,7 +65,7 @@ def write_report(run_dir: str | Path) -> Path:
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
-    sections = [_head(run), _figure_section(shown), _widths(run), _rounds(run), _reading(run), _origin(run)]
+    sections = [_head(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run), _origin(run)]
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
     return report
@@ -88,17 +90,18 @@ def _figure_section(names: list[str]) -> str:
     return "## Figures\n\n" + "\n".join(parts)
 
 
-def _widths(run: RunDirectory) -> str:
-    path, summary = run.widths(), run.summary or {}
-    if not path:
+def _sizes(run: RunDirectory) -> str:
+    sizes = run.sizes()
+    if sizes is None:
         return ""
-    final, seed, full = path[-1][1], summary.get("seed_widths") or path[0][1], summary.get("full_widths") or {}
+    seed, final, full = sizes
     lines = []
-    for name, width in final.items():
-        share = f"{100 * width / full[name]:.0f} %" if name in full else ""
-        lines.append([name, str(seed.get(name, "")), str(width), str(full.get(name, "")), share])
-    header = ("Width group", "Seed", "Final" if summary else "So far", "Full backbone", "Of full")
-    return "## Widths\n\n" + markdown_table(header, lines)
+    for name, size in final.items():
+        share = f"{100 * size / full[name]:.0f} %" if name in full else ""
+        lines.append([name, str(seed.get(name, "")), str(size), str(full.get(name, "")), share])
+    title, what = ("Depths (blocks)", "Stage") if run.depths() else ("Widths", "Width group")
+    header = (what, "Seed", "Final" if run.summary else "So far", "Full backbone", "Of full")
+    return f"## {title}\n\n" + markdown_table(header, lines)
 
 
 def _rounds(run: RunDirectory) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,18 @@ SUMMARY_FORMAT = 1
 
 Record = dict[str, Any]
 Line = TypeVar("Line")
+
+
+class Sizes(NamedTuple):
+    """Widths of the groups, or depths of the stages where blocks are added, by name in network order.
+
+    seed: of what training began with. now: of the final network, or so far. full: of the full backbone; empty where it
+    is not known.
+    """
+
+    seed: Mapping[str, int]
+    now: Mapping[str, int]
+    full: Mapping[str, int]
 
 
 class RunDirectory:
@@ -136,6 +148,17 @@ class RunDirectory:
         found = [(record["epoch"], record["depths"]) for record in self.rounds if "depths" in record]
         seed = [(0, {stage: before for stage, (before, _) in depths.items()}) for _, depths in found[:1]]
         return seed + [(epoch, {stage: after for stage, (_, after) in depths.items()}) for epoch, depths in found]
+
+    def path_of_sizes(self) -> list[tuple[int, dict[str, int]]]:
+        """`depths` where blocks are added, else `widths`: what tells how the network changed."""
+        return self.depths() or self.widths()
+
+    def sizes(self) -> Sizes | None:
+        """Where `path_of_sizes` began and where it ended, beside the full backbone; None where it is empty."""
+        path, summary, kind = self.path_of_sizes(), self.summary or {}, "depths" if self.depths() else "widths"
+        if not path:
+            return None
+        return Sizes(summary.get(f"seed_{kind}") or path[0][1], path[-1][1], summary.get(f"full_{kind}") or {})
 
     def __repr__(self) -> str:
         state = "done" if self.done else "unfinished"

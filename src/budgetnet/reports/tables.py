@@ -24,9 +24,10 @@ class Row:
 
     Accuracies in percent; FLOPs are multiply-accumulates of one image. None: not known (yet).
     train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
-    (b): against the final network for the same epochs. test_top1_best: the highest of any epoch, which no validation
-    selects; None where the test set was not read after every epoch. budget: used percent by kind. settings: the
-    configuration without seed and directory as text; runs that share it are repetitions. hardware, versions: as text.
+    (b): against the final network for the same epochs. test_top1_best: the highest of the final network's epochs,
+    which no validation selects; None where the test set was not read after every epoch. budget: used percent by kind.
+    settings: the configuration without seed and directory as text; runs that share it are repetitions. seconds: of all
+    epochs, growth_seconds: of the rounds between them. hardware, versions: as text.
     """
 
     name: str
@@ -47,7 +48,9 @@ class Row:
     train_cost_baseline_percent: float | None = None
     train_cost_final_percent: float | None = None
     stop_reason: str | None = None
+    rounds: int | None = None
     seconds: float | None = None
+    growth_seconds: float | None = None
     budget: dict[str, float] = field(default_factory=dict)
     settings: str = field(default="", repr=False)
     directory: str = ""
@@ -108,12 +111,12 @@ def listed(facts: Mapping[str, object] | None) -> str:
 
 
 def settings(config: object) -> str:
-    """A configuration as text, without what tells repetitions of one run apart: seeds, names, where it is written."""
+    """A configuration as text, without what tells repetitions of one run apart: seeds, names, what is kept where."""
     told_apart = {"seed", "name", "run", "logger", "export", "launcher", "checkpoint"}
 
     def strip(value: object, outermost: bool = False) -> object:
         if isinstance(value, dict):
-            dropped = told_apart if outermost else {"seed"}
+            dropped = told_apart if outermost else {"seed", "test_every_epoch"}
             return {str(key): strip(item) for key, item in value.items() if key not in dropped}
         return [strip(item) for item in value] if isinstance(value, list) else value
 

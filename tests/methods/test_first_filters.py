@@ -1,0 +1,85 @@
+"""Which of the first layer's filters are framed when a round is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from short_run import SHORT, Fit
+
+from budgetnet.building import Parts, build
+from budgetnet.channels import ChannelGraph
+from budgetnet.command import CONF, plain
+from budgetnet.growth import GrowthPlan
+from budgetnet.methods.grow_prune import GrowPrune
+from budgetnet.methods.prune import Prune
+from budgetnet.methods.resizing import ResizingModule
+
+TINY = ("dataset.limit_train=60", "finetune.epochs=1", "budget.flops=40%", "prune.epochs=3")
+
+
+def drawn(parts: Parts) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(weights, selected) of every round."""
+    files = sorted(Path(parts.trainer.default_root_dir, "filters").iterdir())
+    return [(arrays["weights"], arrays["selected"]) for arrays in map(np.load, files)]
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The first layer's filters after every round of the methods that remove some."""
+    found: list[np.ndarray] = []
+
+    def watched(original: Callable[..., None]) -> Callable[..., None]:
+        def carry_out(module: ResizingModule, *arguments: Any) -> None:
+            original(module, *arguments)
+            found.append(module.net.get_parameter("conv1.weight").detach().clone().numpy())
+
+        return carry_out
+
+    for method in (Prune, GrowPrune):
+        monkeypatch.setattr(method, "carry_out", watched(method.carry_out))
+    return found
+
+
+@pytest.mark.parametrize("method", ["l1", "thinet"])
+def test_the_framed_filters_of_a_pruning_step_are_those_that_stay(
+    fit: Fit, left: list[np.ndarray], method: str
+) -> None:
+    parts = fit(*TINY, f"method={method}", "prune.steps=2", "prune.epochs_per_step=1", "backbone=lenet5")
+    rounds = drawn(parts)
+    assert len(rounds) == len(left) == 2
+    for (weights, selected), stays in zip(rounds, left, strict=True):
+        assert np.array_equal(weights[selected], stays)
+    assert len(rounds[0][0]) == 6 > len(rounds[1][0]) > len(left[1])
+
+
+def test_the_framed_filters_of_a_sampled_network_are_those_that_go_on(fit: Fit, left: list[np.ndarray]) -> None:
+    parts = fit(*TINY, "method=grow_prune", "prune.epochs=6", "method.start=0.5", "method.pull=0.01")
+    rounds = drawn(parts)
+    assert len(rounds) == len(left) == 6
+    for (weights, selected), after in zip(rounds, left, strict=True):
+        present = [any(np.array_equal(one, other) for other in after) for one in weights]
+        assert selected.tolist() == present
+    framed = np.concatenate([selected for _, selected in rounds])
+    assert framed.any() and not framed.all()
+
+
+@pytest.mark.parametrize(
+    "overrides", [("method=autogrow",), ("method=l1", "prune.scope=inner", "prune.epochs=2")], ids=["autogrow", "inner"]
+)
+def test_no_filter_is_framed_where_none_is_chosen(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        module = build(plain(compose("config", overrides=[*SHORT, "backbone=resnet20", *overrides])), tmp_path).module
+    assert isinstance(module, ResizingModule)
+    widths = ChannelGraph.of(module.net).widths
+    keep = {"layer1.0.conv1": [0, 1]} if isinstance(module, Prune) else {}
+    found = module.first_filters(GrowthPlan(1, widths, widths, kept=keep))
+    assert found is not None
+    weights, selected = found
+    assert torch.equal(weights, module.net.get_parameter("conv1.weight")) and len(selected) == 16
+    assert not selected.any()

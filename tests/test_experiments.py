@@ -1,0 +1,68 @@
+"""What experiments/ says: its commands can run, and its numbers are those of the runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from budgetnet.configuration import checked
+from budgetnet.reports.paper_tables import composed
+from budgetnet.reports.tables import Row, as_csv
+from experiments.run_queue import Entry
+
+FOLDERS = Path(__file__).parents[1] / "experiments"
+READMES = sorted(FOLDERS.glob("*/README.md"))
+RESULTS = sorted(FOLDERS.glob("*/*/runs.csv"))
+
+
+def commands() -> list[str]:
+    """Of the READMEs and conf/experiment, each once."""
+    files = [*READMES, *sorted((FOLDERS.parent / "conf" / "experiment").glob("*.yaml"))]
+    text = "\n".join(file.read_text().replace("\\\n", " ") for file in files)
+    return sorted(
+        {" ".join(found.split()) for found in re.findall(r"^(?:    |# )(python -m src\.run .*)$", text, re.M)}
+    )
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_an_experiment_can_run(command: str) -> None:
+    words = command.partition("  #")[0]
+    entry = Entry.parse(f"| 1 | it | | 0 | `{words}` |")
+    checked(composed(entry.jobs[0]))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}/{path.parts[-2]}")
+def test_results_have_every_column_and_the_readme_their_table(path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    (empty,) = csv.DictReader(io.StringIO(as_csv([Row("", "", "", "", 0, True, 1)])))
+    assert set(empty) <= set(rows[0])
+    assert all(row["hardware"] and row["versions"] for row in rows)
+    table = path.with_name("table.md").read_text()
+    for row in rows:
+        (line,) = (line for line in table.splitlines() if line.startswith(f"| {row['name']} |"))
+        assert f"| {float(row['test_top1']):.2f} | {float(row['test_top1_last']):.2f} |" in line
+    readme = path.parents[1].joinpath("README.md").read_text()
+    if path.parts[-3] == "pareto":  # a table of its own, with two seeds to a line
+        assert all(f"{float(row['test_top1']):.2f}" in readme for row in rows)
+    else:
+        assert table in readme
+
+
+def test_figure_4s_rounds_are_those_that_were_recorded() -> None:
+    folder = FOLDERS / "fig4_filters"
+    entries = [json.loads(line) for line in (folder / "results" / "growth.jsonl").read_text().splitlines()]
+    lines = re.findall(r"^\| \d+ \|.*\|$", (folder / "README.md").read_text(), re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(rows) == len(entries)
+    width = {"conv1": 4, "conv2": 4}
+    for (number, *cells), entry in zip(rows, entries, strict=True):
+        assert int(number) == entry["round"]
+        for layer, (selected, grows_to) in zip(width, (cells[:2], cells[2:]), strict=True):
+            assert selected == f"{round(entry['saturation'][layer] * width[layer])} of {width[layer]}"
+            width[layer] = entry["widths"][layer]
+            assert grows_to == (str(width[layer]) if layer in entry["plan"] else "")
