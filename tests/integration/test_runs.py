@@ -25,6 +25,8 @@ from budgetnet.experiment import command_line
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.reports.run_directory import RunDirectory
 
+FEW = ("dataset.limit_train=320", "dataset.batch_size=32")
+
 
 def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_tests(
     tiny_run: Path, tmp_path: Path
@@ -32,11 +34,11 @@ def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_te
     finished = run_command(*TINY, f"run.dir={tmp_path}/again")
     assert finished.returncode == 0, finished.stderr
     assert learned(tmp_path / "again") == learned(tiny_run)
-    refused = run_command(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0.03")
+    refused = run(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0.03")
     assert (
         refused.returncode == 2 and "(differing: optim.lr)" in refused.stderr and len(refused.stderr.splitlines()) == 1
     )
-    assert "budget:" in run_command("--help").stdout
+    assert "budget:" in run("--help").stdout
 
 
 def test_the_process_that_is_forked_has_imported_everything_and_has_one_thread(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_train_cost_budget_is_never_exceeded_and_well_used(tmp_path: Path) -> 
     ("init", "state"), [("he", "carry"), ("zero_out", "reset"), ("net2wider", "carry"), ("gradmax", "reset")]
 )
 def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, state: str, tmp_path: Path) -> None:
-    config = {**configuration(tmp_path), "growth": {**configuration(tmp_path)["growth"], "init": init, "state": state}}
+    config = configuration(tmp_path, *FEW, f"growth.init={init}", f"growth.state={state}")
     summary = experiment.run(config, tmp_path / "run", command_line())
     assert summary["stop_reason"] == "flops"
     assert summary["flops"] <= summary["budget"]["flops"]["limit"]
@@ -178,7 +180,8 @@ def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, st
 )
 def test_an_option_does_what_it_says(override: str, fact: Callable[[Any], bool], tmp_path: Path) -> None:
     budget = ["budget.flops=236520"] if "max_width" in override else []  # what 6 and 6 filters cost
-    summary = experiment.run(configuration(tmp_path, *budget, override), tmp_path / "run", command_line())
+    few = [] if override.startswith(("finetune", "trainer")) else FEW
+    summary = experiment.run(configuration(tmp_path, *few, *budget, override), tmp_path / "run", command_line())
     assert fact(summary)
     assert summary["flops"] <= summary["budget"]["flops"]["limit"]
 
