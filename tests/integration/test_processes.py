@@ -51,11 +51,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return troubled(root, "lightning", "RunError:1:1:7", "SIGKILL:0:2:3", "SIGTERM:0:3:4")
 
     def torchrun() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        overrides = (*COMMAND, f"run.dir={root}/torchrun")
-        for trouble, more in (("SIGKILL:1:1:8", ("checkpoint.every_n_steps=4",)), ("parent's SIGTERM:0:2:5", ())):
-            found[f"torchrun {trouble}"] = launched(root / "b", *overrides, *more, launcher=TORCHRUN, trouble=trouble)
-            found[f"torchrun {trouble} kept"] = kept(root / "torchrun")
+        overrides = (*COMMAND, f"run.dir={root}/torchrun", "checkpoint.every_n_steps=4")
+        killed = launched(root / "b", *overrides, launcher=TORCHRUN, trouble="SIGKILL:1:1:8")
+        found = {"torchrun SIGKILL:1:1:8": killed, "torchrun SIGKILL:1:1:8 kept": kept(root / "torchrun")}
         return {**found, "torchrun": launched(root / "b", *overrides, launcher=TORCHRUN)}
 
     with ThreadPoolExecutor(3) as pool:
@@ -245,19 +243,23 @@ def test_a_process_killed_under_torchrun_ends_the_others(runs: dict[str, Any]) -
     assert runs["torchrun SIGKILL:1:1:8 kept"] == (1, 5)  # the 20th step
 
 
-def test_sigterm_to_torchrun_ends_all_after_a_checkpoint(runs: dict[str, Any]) -> None:
-    ended: Ended = runs["torchrun parent's SIGTERM:0:2:5"]
-    assert ended.code != 0 and ended.seconds < SECONDS
-    (line,) = ended.said
-    assert line.startswith("stopped by SIGTERM: ")
-    assert (2, 10) <= runs["torchrun parent's SIGTERM:0:2:5 kept"] < (6, 0)  # it takes torchrun a while to pass it on
-
-
 def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], uninterrupted: Path) -> None:
     ended: Ended = runs["torchrun"]
     assert (ended.code, ended.said) == (0, []), ended.errors
     assert ended.output.count("report: ") == 1
     assert learned(runs["root"] / "torchrun") == learned(uninterrupted)
+
+
+@pytest.mark.soak
+def test_sigterm_to_torchrun_ends_all_after_a_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+    overrides = (*COMMAND, f"run.dir={tmp_path}/run")
+    ended = launched(tmp_path / "d", *overrides, launcher=TORCHRUN, trouble="parent's SIGTERM:0:2:5")
+    assert ended.code != 0 and ended.seconds < SECONDS
+    (line,) = ended.said
+    assert line.startswith("stopped by SIGTERM: ")
+    assert (2, 10) <= kept(tmp_path / "run") < (6, 0)  # it takes torchrun a while to pass it on
+    assert launched(tmp_path / "d", *overrides, launcher=TORCHRUN).code == 0
+    assert learned(tmp_path / "run") == learned(uninterrupted)
 
 
 @pytest.mark.soak
