@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from budgetnet import LBI, ChannelGraph, backbones
-from budgetnet.growth import initial_norms, saturation, selection_threshold, sparse_sets
+from budgetnet.growth import (
+    best_scored,
+    filter_norms,
+    initial_norms,
+    norm_gains,
+    path_norms,
+    saturation,
+    selection_threshold,
+    shares,
+    sparse_sets,
+)
 
 
 def lenet() -> ChannelGraph:
@@ -59,3 +69,61 @@ def test_saturation_is_the_share_of_selected_filters_and_joins_tied_layers() -> 
     assert saturation(graph, optimizer, "max")["layer2.0.conv2"] == 0.75
     assert saturation(graph, optimizer, "mean")["layer2.0.conv2"] == 0.5
     assert saturation(graph, optimizer)["conv1"] == 0
+
+
+@pytest.mark.parametrize("quantile", [0.25, 0.5, 0.8])
+def test_relative_saturation_selects_that_part_of_all_filters_the_best_scored_first(quantile: float) -> None:
+    scores = {"low": [torch.arange(40.0)], "high": [torch.arange(20.0, 60.0), torch.arange(20.0, 60.0)]}
+    by_mean = shares(best_scored(scores, quantile), "mean")
+    assert (40 * by_mean["low"] + 80 * by_mean["high"]) / 120 == pytest.approx(quantile, abs=0.02)
+    assert by_mean["high"] > by_mean["low"]
+    threshold = sorted([*range(40), *range(20, 60), *range(20, 60)])[round(120 * (1 - quantile)) - 1]
+    assert by_mean["low"] == pytest.approx(sum(x > threshold for x in range(40)) / 40, abs=0.03)
+
+
+def test_nothing_is_relatively_saturated_before_the_first_step() -> None:
+    graph = lenet()
+    optimizer = LBI([{"params": list(sparse_sets(graph)), "sparse": "filter"}], lr=0.1)
+    norms = path_norms(graph, ["conv1", "conv2"], optimizer)
+    assert shares(best_scored(norms, 0.5)) == {"conv1": 0.0, "conv2": 0.0}
+    start = filter_norms(graph, ["conv1", "conv2"])
+    assert shares(best_scored(norm_gains(start, start), 0.5)) == {"conv1": 0.0, "conv2": 0.0}
+
+
+def test_the_order_of_the_path_is_the_order_in_which_filters_are_selected() -> None:
+    weight = torch.nn.Parameter(torch.randn(30, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 30, 3), torch.nn.Conv2d(30, 2, 1))
+    net[0].weight = weight
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    optimizer = LBI([{"params": [weight], "sparse": "filter"}], lr=0.1, nu=10.0, threshold=1e9, momentum=0.0)
+    for _ in range(10):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    (norms,) = path_norms(graph, ["0"], optimizer)["0"]
+    for count in (1, 7, 29):
+        optimizer.param_groups[0]["threshold"] = norms.sort(descending=True).values[count - 1].item() * (1 - 1e-6)
+        assert optimizer.support(weight).sum() == count
+        assert set(optimizer.support(weight).nonzero().flatten().tolist()) == set(norms.topk(count).indices.tolist())
+
+
+def test_behind_a_batch_norm_the_gain_does_not_depend_on_the_norm_that_a_filter_began_with() -> None:
+    """The same direction at norms 1 and 3, gradients of the scale-free loss: equal gains of the fourth power."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 9, 9, generator=generator, dtype=torch.float64)
+    targets = torch.randn(64, 5, 7, 7, generator=generator, dtype=torch.float64)
+    gains = []
+    for scale in (1.0, 3.0):
+        conv = torch.nn.Conv2d(3, 5, 3, bias=False, dtype=torch.float64)
+        norm = torch.nn.BatchNorm2d(5, eps=1e-12, affine=False, dtype=torch.float64)
+        with torch.no_grad():
+            conv.weight.copy_(torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+            conv.weight.mul_(scale / conv.weight.flatten(1).norm(dim=1)[:, None, None, None])
+        graph = ChannelGraph.trace(torch.nn.Sequential(conv, norm, torch.nn.Conv2d(5, 1, 1)).double(), images)
+        start = filter_norms(graph, ["0"])
+        loss = (norm(conv(images)) * targets).mean()
+        (gradient,) = torch.autograd.grad(loss, conv.weight)
+        with torch.no_grad():
+            conv.weight -= 1e-3 * gradient
+        gains.append(norm_gains(filter_norms(graph, ["0"]), start)["0"][0])
+    assert torch.allclose(gains[0], gains[1], rtol=1e-3)
+    assert (gains[0] > 0).all()

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import copy
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from budgetnet import ChannelGraph, CostModel, UsageError, backbones
-from budgetnet.growth import GrowthRule, Limit, Planner
+from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
+from budgetnet.growth import GrowthPlan, GrowthRule, Limit, Planner
+from budgetnet.growth.policy import POLICIES
 
 SHAPES = {"lenet5": (1, 28, 28)}
 
@@ -41,7 +45,7 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
     name = data.draw(st.sampled_from(sorted(COSTS)))
     cost = COSTS[name]
     rule = {
-        "policy": data.draw(st.sampled_from(["saturation", "cost_aware", "uniform", "random", "gradient", "firefly"])),
+        "policy": data.draw(st.sampled_from(sorted(POLICIES))),
         "threshold": data.draw(st.floats(0, 0.99)),
         "number": data.draw(st.integers(0, 40)),
         "ratio": data.draw(st.floats(0.01, 6)),
@@ -72,12 +76,12 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
 
 def test_exactly_the_groups_above_the_threshold_grow_by_the_larger_of_number_and_ratio() -> None:
     cost = COSTS["vgg11"]
-    plans = planner(cost, threshold=0.8, number=3, ratio=0.25)
+    plans = planner(cost, policy="saturation", threshold=0.8, number=3, ratio=0.25)
     saturation = dict.fromkeys(plans.max_widths, 0.5) | {"conv2": 0.81, "conv4": 0.8}
     assert plans.plan(1, saturation, limits(cost, flops=10)).changes == {"conv2": 9}
-    assert planner(cost, threshold=0.8, number=1, ratio=1.0).plan(1, saturation, limits(cost, flops=10)).changes == {
-        "conv2": 12
-    }
+    assert planner(cost, policy="saturation", threshold=0.8, number=1, ratio=1.0).plan(
+        1, saturation, limits(cost, flops=10)
+    ).changes == {"conv2": 12}
 
 
 def test_nobody_above_the_threshold_ends_growth_by_saturation() -> None:
@@ -95,7 +99,7 @@ def test_everybody_at_the_largest_width_ends_growth_by_max_width() -> None:
 
 def test_the_last_round_is_clipped_evenly_and_topped_up() -> None:
     cost = COSTS["resnet20"]
-    plans = planner(cost, number=20, ratio=0)
+    plans = planner(cost, policy="saturation", number=20, ratio=0)
     budget = limits(cost, flops=4)
     plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), budget)
     assert plan.clipped and plan.stop == "flops"
@@ -107,7 +111,7 @@ def test_the_last_round_is_clipped_evenly_and_topped_up() -> None:
 
 def test_train_cost_ends_growth_when_another_round_would_not_fit() -> None:
     cost = COSTS["resnet20"]
-    plans = planner(cost, number=1, ratio=0)
+    plans = planner(cost, policy="saturation", number=1, ratio=0)
     now = cost.flops()
     everybody = dict.fromkeys(plans.max_widths, 1.0)
     roomy = plans.plan(1, everybody, [Limit("train_cost", "flops", 10 * now, 8 * now)])
@@ -117,12 +121,70 @@ def test_train_cost_ends_growth_when_another_round_would_not_fit() -> None:
     assert 0.99 * 3 * now <= cost.flops(last.after) <= 3 * now
 
 
-def test_cost_aware_growth_prefers_cheap_channels_and_rises_by_its_ratio() -> None:
+def grown(cost: CostModel, saturation: float | dict[str, float], most: list[Limit], **rule: object) -> list[GrowthPlan]:
+    """All rounds of cost-aware growth with these saturations throughout; `cost`'s network is left as it is."""
+    net = copy.deepcopy(cost.graph.model)
+    plans = planner(CostModel(ChannelGraph.of(net)), most=4096, policy="cost_aware", **rule)
+    s = saturation if isinstance(saturation, dict) else dict.fromkeys(plans.max_widths, saturation)
+    rounds = [plans.plan(1, s, most)]
+    while rounds[-1].stop is None:
+        resize(net, rounds[-1].changes)
+        rounds.append(plans.plan(len(rounds) + 1, s, most))
+    return rounds
+
+
+def test_cost_aware_growth_ends_at_the_same_widths_from_any_seed() -> None:
+    most = [Limit("flops", "flops", 4_000_000)]
+    ends = [grown(cost_model("vgg11", seed_width=width), 0.5, most)[-1].after for width in (2, 4, 8)]
+    for name, width in ends[0].items():
+        assert all(abs(other[name] - width) <= max(1, 0.03 * width) for other in ends[1:])
+
+
+def test_where_a_layer_alone_pays_for_its_width_cost_aware_growth_meets_the_closed_form() -> None:
+    """-Σ s/w under Σ c·w has its greatest value where every w² c / s is the same."""
+    net = nn.Sequential(*(nn.Sequential(nn.Conv2d(16, 4, 3, groups=1), nn.Conv2d(4, 16, 1)) for _ in range(3)))
+    cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 16, 60, 60)))
+    inner = [f"{i}.0" for i in range(3)]
+    outer = [group.name for group in cost.graph.groups if group.name not in inner]
+    s = dict.fromkeys(inner, 0.5) | dict.fromkeys(outer, 0.0) | {"1.0": 1.0}
+    end = grown(cost, s, limits(cost, flops=20))[-1].after
+    assert all(end[name] == 16 for name in outer)
+    price = {name: cost.flops({**end, name: end[name] + 1}) - cost.flops(end) for name in inner}
+    values = [end[name] ** 2 * price[name] / s[name] for name in inner]
+    assert max(values) / min(values) < 1.1
+    assert end["1.0"] > 1.3 * end["2.0"]
+
+
+def test_rounds_of_cost_aware_growth_rise_by_one_ratio_and_the_last_meets_the_budget() -> None:
     cost = COSTS["vgg11"]
-    plans = planner(cost, policy="cost_aware", cost_ratio=0.5)
-    plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), limits(cost, flops=10))
-    assert 1.5 <= cost.flops(plan.after) / cost.flops() < 1.6
-    assert plan.after["conv8"] > plan.after["conv1"]
+    rounds = grown(cost, 1.0, limits(cost, flops=10), cost_ratio=0.5)
+    spent = [cost.flops(plan.before) for plan in rounds] + [cost.flops(rounds[-1].after)]
+    rises = [after / before for before, after in pairwise(spent)]
+    assert len(rises) == 6 and [plan.stop for plan in rounds] == [None] * 5 + ["flops"]
+    assert all(rise == pytest.approx(10 ** (1 / 6), rel=0.07) for rise in rises)
+
+
+def test_a_scarce_budget_of_parameters_keeps_late_layers_narrow() -> None:
+    cost = COSTS["vgg11"]
+    loose, scarce = (grown(cost, 1.0, limits(cost, flops=10, params=p))[-1].after for p in (100, 3))
+    assert scarce["conv8"] < loose["conv8"] / 2
+    assert cost.params(scarce) <= 3 * cost.params()
+
+
+def test_a_layer_without_saturation_does_not_grow_and_none_at_all_ends_growth() -> None:
+    cost = COSTS["vgg11"]
+    saturation = dict.fromkeys(planner(cost).max_widths, 0.5) | {"conv2": 0.0}
+    assert grown(cost, saturation, limits(cost, flops=10))[-1].after["conv2"] == 6
+    plan = planner(cost, policy="cost_aware").plan(1, {}, limits(cost, flops=10))
+    assert (plan.changes, plan.stop) == ({}, "saturation")
+
+
+def test_balanced_growth_is_cost_aware_growth_that_takes_no_measurement() -> None:
+    cost = COSTS["resnet20"]
+    most = limits(cost, flops=2)
+    everybody = dict.fromkeys(planner(cost).max_widths, 1.0)
+    balanced = planner(cost, policy="balanced").plan(1, {}, most)
+    assert balanced.after == planner(cost, policy="cost_aware").plan(1, everybody, most).after
 
 
 def test_random_growth_chooses_as_many_groups_as_saturation_would() -> None:
@@ -136,7 +198,7 @@ def test_random_growth_chooses_as_many_groups_as_saturation_would() -> None:
 
 def test_widths_are_rounded() -> None:
     cost = COSTS["vgg11"]
-    plans = planner(cost, round_to=8, number=1, ratio=0)
+    plans = planner(cost, policy="saturation", round_to=8, number=1, ratio=0)
     plan = plans.plan(1, dict.fromkeys(plans.max_widths, 1.0), limits(cost, flops=10))
     assert set(plan.changes.values()) == {8}
 
@@ -158,6 +220,6 @@ def test_impossible_rules_are_refused(rule: dict[str, object], message: str) -> 
 
 def test_a_plan_prints_what_will_happen() -> None:
     cost = COSTS["lenet5"]
-    plans = planner(cost, number=2, ratio=0)
+    plans = planner(cost, policy="saturation", number=2, ratio=0)
     plan = plans.plan(3, {"conv1": 1.0, "conv2": 0.1}, limits(cost, flops=9))
     assert repr(plan) == "GrowthPlan(round 3: conv1 6->8)"

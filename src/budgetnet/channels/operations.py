@@ -100,7 +100,7 @@ def _norm(b: Builder, module: Any, path: str, value: torch.Tensor, per_element: 
             b.axis(f"{path}.{name}", 0, source)
     b.term(path, False, per_element * math.prod(value.shape[2:]), source)
     (previous,) = b.sources()
-    if previous.op == "call_module":
+    if previous.op == "call_module" and len(previous.users) == 1:
         b.norm_after.setdefault(str(previous.target), path)
     return source
 

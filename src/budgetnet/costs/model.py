@@ -23,6 +23,10 @@ class _Quadratic(NamedTuple):
     def __call__(self, w: np.ndarray) -> int:
         return int(w @ (self.square @ w + self.linear) + self.constant) // self.divisor
 
+    def rise(self, w: np.ndarray, step: np.ndarray) -> np.ndarray:
+        slope = self.square @ w + w @ self.square + self.linear
+        return np.asarray((slope + step * self.square.diagonal()) * step / self.divisor)
+
 
 class CostModel:
     """Prices any widths of a traced network without building it: every cost is a quadratic form of the widths.
@@ -61,6 +65,10 @@ class CostModel:
     def price(self, kind: str, w: np.ndarray) -> int:
         """Cost of one kind at a width vector in the order of `names`: the fast path of the planner."""
         return self._forms[kind](w)
+
+    def rises(self, kind: str, w: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """(groups,) by how much the cost at `w` rises if one group after the other alone were `step` channels wider."""
+        return self._forms[kind].rise(w, step)
 
     def vector(self, widths: Mapping[str, int] | None = None) -> np.ndarray:
         """Widths as int64 in the order of `names`. Raises UsageError for an unknown group."""

@@ -1,12 +1,23 @@
 """When and where a network grows."""
 
-from budgetnet.growth.capacity import initial_norms, saturation, selection_threshold, sparse_sets
+from budgetnet.growth.capacity import (
+    best_scored,
+    filter_norms,
+    initial_norms,
+    norm_gains,
+    path_norms,
+    saturation,
+    selection_threshold,
+    shares,
+    sparse_sets,
+    supports,
+)
 from budgetnet.growth.firefly import Candidates, firefly_candidates, load
 from budgetnet.growth.gradients import growth_gradients
 from budgetnet.growth.policy import GrowthPlan, GrowthRule, Limit, Planner
 
 __all__ = [
     "Candidates", "GrowthPlan", "GrowthRule", "Limit", "Planner",
-    "firefly_candidates", "growth_gradients", "initial_norms", "load", "saturation",
-    "selection_threshold", "sparse_sets",
+    "best_scored", "filter_norms", "firefly_candidates", "growth_gradients", "initial_norms", "load", "norm_gains",
+    "path_norms", "saturation", "selection_threshold", "shares", "sparse_sets", "supports",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.optim import LBI
 
 REDUCTIONS = ("max", "mean")
+READOUTS = ("support", "path", "gain")
 
 
 def sparse_sets(graph: ChannelGraph, grow_linear: bool = False) -> dict[nn.Parameter, str]:
@@ -49,22 +50,73 @@ def selection_threshold(selection_norm: float, initial_norm: float, lr: float, n
 
 
 def saturation(graph: ChannelGraph, optimizer: LBI, reduction: str = "max") -> dict[str, float]:
-    """s = |support| / |filters| of every width group (equation 9), in 0..1, with one host synchronisation.
+    """s = |support| / |filters| of every width group (equation 9), in 0..1, with one host synchronisation."""
+    return shares(supports(graph, graph.widths, optimizer), reduction)
 
-    Where several layers produce one width, `reduction` ("max" or "mean") joins them.
+
+def shares(selected: Mapping[str, Sequence[Tensor]], reduction: str = "max") -> dict[str, float]:
+    """What part of each group is selected, in 0..1, with one host synchronisation.
+
+    selected: group -> which filters are, for each layer that produces it; `reduction` ("max" or "mean") joins those.
     """
-    names: list[str] = []
-    shares: list[Tensor] = []
-    for group in graph.groups:
-        for path in group.producers:
-            names.append(group.name)
-            support = optimizer.support(graph.model.get_parameter(f"{path}.weight"))
-            shares.append(support.to(torch.float32).mean())
+    names = [name for name, layers in selected.items() for _ in layers]
+    parts = [which.to(torch.float32).mean() for layers in selected.values() for which in layers]
     values: dict[str, list[float]] = {}
-    for name, value in zip(names, torch.stack(shares).tolist() if shares else [], strict=True):
+    for name, value in zip(names, torch.stack(parts).tolist() if parts else [], strict=True):
         values.setdefault(name, []).append(value)
-    return {name: _reduce(found, reduction) for name, found in values.items()}
+    return {name: max(found) if reduction == "max" else sum(found) / len(found) for name, found in values.items()}
 
 
-def _reduce(values: Sequence[float], reduction: str) -> float:
-    return max(values) if reduction == "max" else sum(values) / len(values)
+# -- what is selected: group -> (filters,) bools, for each layer that produces it --------------------------------------
+
+
+def supports(graph: ChannelGraph, groups: Collection[str], optimizer: LBI) -> dict[str, list[Tensor]]:
+    """Where Γ ≠ 0."""
+    return {name: [optimizer.support(weight) for weight in _weights(graph, name)] for name in groups}
+
+
+def best_scored(scores: Mapping[str, Sequence[Tensor]], quantile: float) -> dict[str, list[Tensor]]:
+    """The filters that are among the best-scored part `quantile` of all filters together.
+
+    scores: group -> (filters,) for each layer that produces it. Layers are compared with one another, so that no bar
+    decides how many saturate: the mean over all filters is `quantile`, or less where scores are equal.
+    """
+    everything = torch.cat([score for layers in scores.values() for score in layers])
+    threshold = torch.quantile(everything, 1 - quantile)
+    return {name: [score > threshold for score in layers] for name, layers in scores.items()}
+
+
+# -- scores: group -> (filters,), for each layer that produces it ------------------------------------------------------
+
+
+def path_norms(graph: ChannelGraph, groups: Collection[str], optimizer: LBI) -> dict[str, list[Tensor]]:
+    """‖Z_o‖ of every filter: the order in which a falling λ would select them."""
+    return {name: [optimizer.path_norms(weight) for weight in _weights(graph, name)] for name in groups}
+
+
+def filter_norms(graph: ChannelGraph, groups: Collection[str]) -> dict[str, list[Tensor]]:
+    """‖W_o‖ of every filter, now, in single precision at least."""
+
+    def norms(weight: Tensor) -> Tensor:
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        lengths: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=exact)
+        return lengths
+
+    return {name: [norms(weight) for weight in _weights(graph, name)] for name in groups}
+
+
+def norm_gains(now: Mapping[str, Sequence[Tensor]], start: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+    """‖W_o‖⁴ now less what it was at the start of the round.
+
+    Behind a batch norm the gradient is orthogonal to the filter and falls as 1/‖W_o‖, so that a step adds
+    lr²·‖g‖² = lr²·‖ĝ‖²/‖W_o‖² to the squared norm, with ĝ the gradient of the filter at norm 1: the fourth power grows
+    by the sum of 2·lr²·‖ĝ‖², whatever norm the filter began with. Filters of all ages can be compared.
+    """
+    return {
+        name: [after**4 - before.to(after.device) ** 4 for after, before in zip(layers, start[name], strict=True)]
+        for name, layers in now.items()
+    }
+
+
+def _weights(graph: ChannelGraph, group: str) -> list[Tensor]:
+    return [graph.model.get_parameter(f"{path}.weight") for path in graph.group(group).producers]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from budgetnet.costs.model import CostModel
@@ -66,8 +67,8 @@ class GrowthRule:
     rise of FLOPs per round of the cost_aware policy.
     """
 
-    policy: str = "saturation"
-    threshold: float = 0.8
+    policy: str = "cost_aware"
+    threshold: float = 0.5
     number: int = 2
     ratio: float = 0.3
     cost_ratio: float = 0.5
@@ -116,7 +117,7 @@ class Planner:
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
         candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation, gradients or {})
-        wanted = self._wanted(before, candidates, saturation)
+        wanted = self._wanted(before, candidates, saturation, limits)
         if self.rule.policy == "firefly":
             wanted = self._best_scored(before, sum(wanted.values()) - sum(before.values()), open_groups, scores or {})
             candidates = [name for name in open_groups if wanted[name] > before[name]]
@@ -136,10 +137,16 @@ class Planner:
     # -- how much ---------------------------------------------------------------------------------------------------
 
     def _wanted(
-        self, before: Mapping[str, int], candidates: Sequence[str], saturation: Mapping[str, float]
+        self,
+        before: Mapping[str, int],
+        candidates: Sequence[str],
+        saturation: Mapping[str, float],
+        limits: Sequence[Limit],
     ) -> dict[str, int]:
         if self.rule.policy == "cost_aware":
-            return self._cost_aware(before, candidates, saturation)
+            return self._cost_aware(before, candidates, saturation, limits)
+        if self.rule.policy == "balanced":
+            return self._cost_aware(before, candidates, dict.fromkeys(candidates, 1.0), limits)
         return {**before, **{name: self.wider(name) for name in candidates}}
 
     def wider(self, name: str) -> int:
@@ -175,25 +182,46 @@ class Planner:
         return wanted
 
     def _cost_aware(
-        self, before: Mapping[str, int], candidates: Sequence[str], saturation: Mapping[str, float]
+        self,
+        before: Mapping[str, int],
+        candidates: Sequence[str],
+        saturation: Mapping[str, float],
+        limits: Sequence[Limit],
     ) -> dict[str, int]:
-        """Channels one by one to the group with the highest s·w/(w+Δ) per root of its marginal FLOPs."""
-        wanted = dict(before)
-        target = self.cost.flops(before) * (1 + self.rule.cost_ratio)
-        while True:
-            now = self.cost.flops(wanted)
-            best, best_score = None, 0.0
-            for name in candidates:
-                wider = self._next(name, wanted[name])
-                if wider > self.max_widths[name]:
-                    continue
-                marginal = self.cost.flops({**wanted, name: wider}) - now
-                score = saturation.get(name, 0.0) * before[name] / wanted[name] / math.sqrt(max(marginal, 1))
-                if score > best_score:
-                    best, best_score = name, score
-            if best is None or now >= target:
-                return wanted
-            wanted[best] = self._next(best, wanted[best])
+        """Channels one by one to the group in which -Σ s/width rises most for what the channels cost.
+
+        What a layer of finite width lacks falls as 1/width. The cost is the sum over the budgets of the part of the
+        room left that the channels take: the scarcer a budget, the more it counts. Where all saturations are equal this
+        ends in costs per layer that fall as 1/width: widths rise by 2^(2/3) where the resolution halves, whatever the
+        seed was. Rounds rise by one ratio, the largest up to 1 + cost_ratio that brings the last of them to the budget.
+        """
+        w = self.cost.vector(before)
+        room = {limit: max(limit.most - self.cost.price(limit.form, w), 1) for limit in limits}
+        index = np.array([self.cost.names.index(name) for name in candidates], dtype=np.int64)
+        s = np.array([saturation.get(name, 0.0) for name in candidates])
+        multiple = np.array([self.step[name] for name in candidates], dtype=np.int64)
+        most = np.array([self.max_widths[name] for name in candidates], dtype=np.int64)
+        target = self._next_use(max(self._used(before, limits).values()))
+        while max(self._used_at(w, limits).values()) < target:
+            now = w[index]
+            step = (now // multiple + 1) * multiple - now
+            steps = np.ones_like(w)
+            steps[index] = step
+            rises = {limit: self.cost.rises(limit.form, w, steps)[index] for limit in limits}
+            fits = now + step <= most
+            for limit, rise in rises.items():
+                fits &= rise <= limit.most - self.cost.price(limit.form, w)
+            price = sum((rise / room[limit] for limit, rise in rises.items()), np.full(len(index), 1e-12))
+            gain = np.where(fits, s * step / (now * (now + step)) / price, 0.0)
+            if not len(gain) or gain.max() <= 0:
+                break
+            w[index[gain.argmax()]] += step[gain.argmax()]
+        return {**before, **{name: int(w[i]) for name, i in zip(candidates, index, strict=True)}}
+
+    def _next_use(self, used: float) -> float:
+        """What part of the budget the next round is to use, if rounds of one ratio are to end at all of it."""
+        rounds = max(1, math.ceil(math.log(1 / max(used, 1e-9)) / math.log1p(self.rule.cost_ratio) - 1e-9))
+        return float(min(1.0, used ** (1 - 1 / rounds)))
 
     # -- within the limits ------------------------------------------------------------------------------------------
 
@@ -202,7 +230,9 @@ class Planner:
         return all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
 
     def _used(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> dict[str, float]:
-        w = self.cost.vector(widths)
+        return self._used_at(self.cost.vector(widths), limits)
+
+    def _used_at(self, w: np.ndarray, limits: Sequence[Limit]) -> dict[str, float]:
         return {limit.kind: self.cost.price(limit.form, w) / max(limit.most, 1) for limit in limits}
 
     def _room_to_go_on(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
@@ -285,6 +315,10 @@ def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: Measur
     return [name for name in groups if saturation.get(name, 0.0) > p.rule.threshold]
 
 
+def _not_idle(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+    return [name for name in groups if saturation.get(name, 0.0) > 0]
+
+
 def _every(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
     return list(groups)
 
@@ -305,7 +339,8 @@ def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measure
 
 POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], list[str]]] = {
     "saturation": _saturated,
-    "cost_aware": _every,
+    "cost_aware": _not_idle,  # and by how much is up to the costs
+    "balanced": _every,  # the same, with all saturations equal
     "uniform": _every,
     "random": _random,
     "gradient": _gradient,

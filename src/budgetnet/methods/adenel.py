@@ -15,12 +15,17 @@ from budgetnet.growth import (
     GrowthPlan,
     GrowthRule,
     Planner,
+    best_scored,
+    filter_norms,
     firefly_candidates,
     growth_gradients,
     initial_norms,
-    saturation,
+    norm_gains,
+    path_norms,
     selection_threshold,
+    shares,
     sparse_sets,
+    supports,
 )
 from budgetnet.methods.options import Bregman, FineTuning, Optimization, Rounds, options
 from budgetnet.methods.resizing import Images, ResizingModule, round_seed
@@ -58,6 +63,7 @@ class AdeNeL(ResizingModule):
         self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
         self.planner = Planner(self.cost, rule, max_widths, seed)
         self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
+        self.start_norms = filter_norms(self.graph, self.planner.max_widths)
         self.images_wanted = int(rounds.init in ("gradmax", "firefly") or rule.policy in ("gradient", "firefly"))
 
     # -- optimizer --------------------------------------------------------------------------------------------------
@@ -102,14 +108,22 @@ class AdeNeL(ResizingModule):
 
     # -- growth -----------------------------------------------------------------------------------------------------
 
+    def saturated(self) -> dict[str, list[torch.Tensor]]:
+        """Which filters count as saturated now, for each layer of every group that may grow (growth.readout)."""
+        graph, groups = self.graph, self.planner.max_widths
+        if self.rounds.readout == "support":
+            return supports(graph, groups, self.optimizer)
+        if self.rounds.readout == "path":
+            return best_scored(path_norms(graph, groups, self.optimizer), self.rounds.quantile)
+        return best_scored(norm_gains(filter_norms(graph, groups), self.start_norms), self.rounds.quantile)
+
     def saturation(self) -> dict[str, float]:
         """s of every group that may grow, now (equation 9)."""
-        read = saturation(self.graph, self.optimizer, self.rounds.reduction)
-        return {name: read[name] for name in self.planner.max_widths}
+        return shares(self.saturated(), self.rounds.reduction)
 
     def selected(self, group: str, plan: GrowthPlan) -> torch.Tensor:
-        """(width,) which filters of a group are in the support."""
-        return self.optimizer.support(self.net.get_parameter(f"{group}.weight"))
+        """(width,) which filters of a group are saturated."""
+        return self.saturated()[group][0]
 
     def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None = None) -> GrowthPlan:
         """The plan at the end of a round, after `epochs` epochs; its `stop` also counts rounds and epochs."""
@@ -136,6 +150,7 @@ class AdeNeL(ResizingModule):
         if plan.changes:
             seed = round_seed(self.seed, plan.round)
             self.grow(plan, optimizer, seed, batch)
+        self.start_norms = filter_norms(self.graph, self.planner.max_widths)
         self.end_round(plan, epochs)
         if plan.stop is not None:
             self._start_finetuning()
@@ -154,11 +169,12 @@ class AdeNeL(ResizingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["budgetnet"]["initial_norms"] = self.initial_norms
+        checkpoint["budgetnet"] |= {"initial_norms": self.initial_norms, "start_norms": self.start_norms}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.initial_norms = checkpoint["budgetnet"]["initial_norms"]
+        state = checkpoint["budgetnet"]
+        self.initial_norms, self.start_norms = state["initial_norms"], state["start_norms"]
 
 
 def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> AdeNeL:

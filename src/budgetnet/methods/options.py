@@ -62,7 +62,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Optimization:
-    """conf/optim: SGD's settings; `schedule` and `warmup_epochs` are those of training a fixed network."""
+    """conf/optim: SGD's settings; `schedule` is that of training a fixed network."""
 
     lr: float
     momentum: float = 0.9
@@ -129,16 +129,22 @@ class Rounds:
     max_rounds: int | None = None
     init: str = "he"
     state: str = "reset"
+    rescale: bool = True
     reduction: str = "max"
+    readout: str = "gain"
+    quantile: float = 0.5
 
     def __post_init__(self) -> None:
         from budgetnet.channels.initialise import INITIALISATIONS
-        from budgetnet.growth.capacity import REDUCTIONS
+        from budgetnet.growth.capacity import READOUTS, REDUCTIONS
 
         _positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
         _one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
         _one_of("growth", "state", self.state, ("reset", "carry"))
         _one_of("growth", "reduction", self.reduction, REDUCTIONS)
+        _one_of("growth", "readout", self.readout, READOUTS)
+        if not 0 < self.quantile < 1:
+            raise UsageError(f"growth.quantile={self.quantile}: expected a part of the filters, above 0 and below 1")
 
     def must_fit(self, epochs: int, finetune: FineTuning) -> None:
         """Raises UsageError where a run is too short for a round and the fine-tuning."""

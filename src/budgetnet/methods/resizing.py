@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from budgetnet.channels import rescale_filters
 from budgetnet.growth import Candidates, GrowthPlan, Limit, load
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.methods.options import FineTuning, Optimization, Rounds
@@ -50,8 +51,11 @@ class ResizingModule(BudgetedModule):
         return optimizer
 
     def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
-        """Constant while growing (it must not decay before the last growth); then the fine-tuning's own schedule."""
-        return self.optim.lr if self.phase == "grow" else self.tuning_rate(epoch, batch, steps_per_epoch)
+        """Constant while growing, after a warm-up: it must not decay before the last growth. Then that of tuning."""
+        if self.phase != "grow":
+            return self.tuning_rate(epoch, batch, steps_per_epoch)
+        o, spe = self.optim, steps_per_epoch
+        return learning_rate("constant", o.lr, epoch * spe + batch, self.epochs * spe, o.warmup_epochs * spe)
 
     def round_is_over(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""
@@ -102,6 +106,8 @@ class ResizingModule(BudgetedModule):
         init = "he" if self.rounds.init == "firefly" else self.rounds.init
         self.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch)
         load(self.net, plan.start)
+        if self.rounds.rescale:
+            rescale_filters(self.net, optimizer)
 
     def end_round(self, plan: GrowthPlan, epochs: int) -> None:
         """The last of `carry_out`: count the round, and start the fine-tuning if it was the last."""

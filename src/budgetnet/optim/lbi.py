@@ -132,6 +132,12 @@ class LBI(torch.optim.Optimizer):
         selected = self.gamma(param) != 0
         return selected.flatten(1).any(dim=1) if self._group_of(param)["sparse"] == "filter" else selected
 
+    @torch.no_grad()
+    def path_norms(self, param: Tensor) -> Tensor:
+        """(filters,) ‖Z_o‖: how far along the path each filter is. Zero before the first step."""
+        z: Tensor | None = self.state.get(param, {}).get("z")
+        return torch.zeros(len(param), device=param.device) if z is None else _filter_norms(z)
+
     def reset_state(self, params: Iterable[Tensor] | None = None) -> None:
         """Forget momentum and Z of `params` (default: all), as if no step had been taken."""
         if params is None:

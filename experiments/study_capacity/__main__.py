@@ -1,0 +1,77 @@
+"""python -m experiments.study_capacity runs      tables and figures of the study out of its run directories"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+from budgetnet.records import write_text
+from budgetnet.reports.run_directory import find_run_directories
+
+from . import summary
+
+HERE = Path(__file__).parent
+ROWS = {
+    "gain": "cost-aware, s by the norm gained",
+    "path": "cost-aware, s by the path, half of all filters",
+    "support": "cost-aware, s by the clock's bar",
+    "balanced": "cost-aware, all s equal",
+    "saturation": "layers with s > τ, all alike (the paper)",
+    "random": "as many layers, at random",
+    "uniform": "every layer alike",
+    "width": "the backbone scaled down, from scratch",
+    "scratch": "the widths of `gain`, from scratch",
+    "zero_out": "`gain`; new channels start by zero_out",
+    "carry": "`gain`; momentum and Z carried",
+    "decay": "`gain`; weight decay 5e-4 while growing",
+    "lbi": "`gain`; fine-tuned by LBI",
+    "longer": "`gain`; rounds of two epochs",
+    "equal": "`gain`; a seed of 8 filters in every layer",
+    "modern": "`gain`; recipe=modern",
+}
+DRAWN = ("clock, bar 0.9", "path, 50%", "gain, 50%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.study_capacity", description=__doc__)
+    parser.add_argument("folder", type=Path, help="holds study, study_resnet and study_paths")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("study", "study_resnet"):
+        found = find_run_directories([options.folder / name]) if (options.folder / name).is_dir() else []
+        if found:
+            write_text(options.out / f"{name}.csv", summary.as_csv(summary.RUNS, summary.runs(found)))
+            read = summary.as_csv(summary.SATURATION, summary.saturations(found))
+            write_text(options.out / f"{name}_saturation.csv", read)
+    if (options.folder / "study_paths").is_dir():
+        found = find_run_directories([options.folder / "study_paths"])
+        write_text(options.out / "readouts.csv", summary.as_csv(summary.READOUTS, summary.readouts(found)))
+    for name, text in tables(options.out).items():
+        write_text(options.out / name, text)
+    for name in ("study", "study_resnet"):
+        if lines := read_csv(options.out / f"{name}.csv"):
+            summary.draw_accuracy(lines, ROWS, options.out / f"{name}.png")
+    if lines := read_csv(options.out / "readouts.csv"):
+        summary.draw_readouts(lines, DRAWN, options.out / "readouts.png")
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """File name -> the table made of the CSV files in `folder`."""
+    made = {}
+    for name in ("study", "study_resnet"):
+        if lines := read_csv(folder / f"{name}.csv"):
+            made[f"{name}.md"] = summary.table(lines, read_csv(folder / f"{name}_saturation.csv"), ROWS)
+    if lines := read_csv(folder / "readouts.csv"):
+        made["readouts.md"] = summary.readout_table(lines)
+    return made
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.is_file() else []
+
+
+if __name__ == "__main__":
+    main()

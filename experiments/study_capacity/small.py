@@ -1,0 +1,55 @@
+"""A task on which a run takes minutes on a CPU: CIFAR-10 at 16×16, and a plain and a residual backbone for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budgetnet.backbones import resnet_cifar
+from budgetnet.backbones.common import initialise
+from budgetnet.data.arrays import ImageArrays
+from budgetnet.data.readers import cifar10
+
+PYRAMID = (16, 16, 32, 32, 64, 64, 128, 128)
+
+
+def cifar10_at_16(root: str, download: bool) -> tuple[ImageArrays, ImageArrays]:
+    """CIFAR-10's training and test set with every 2×2 pixels averaged."""
+    train, test = cifar10(root, download)
+    return _halved(train), _halved(test)
+
+
+def _halved(images: ImageArrays) -> ImageArrays:
+    means = torch.cat([F.avg_pool2d(some.float(), 2) for some in images.images.split(5000)])
+    return ImageArrays(means.round().to(torch.uint8), images.labels, images.num_classes, images.class_names)
+
+
+class VGG8(nn.Module):
+    """Eight 3×3 convolutions with batch norm, pooled after every second: (batch, in_channels, 16, 16) to logits."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3, widths: Sequence[int] = PYRAMID) -> None:
+        super().__init__()
+        self.depth = len(widths)
+        for number, width in enumerate(widths, start=1):
+            self.add_module(f"conv{number}", nn.Conv2d(in_channels, width, 3, padding=1, bias=False))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(width))
+            in_channels = width
+        self.fc = nn.Linear(in_channels, num_classes)
+        initialise(self, classifier=self.fc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(1, self.depth + 1):
+            x = F.relu(getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(x)))
+            if number % 2 == 0:
+                x = F.max_pool2d(x, 2)
+        logits: Tensor = self.fc(torch.flatten(x, 1))
+        return logits
+
+
+def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The residual networks of CIFAR with one block in each of the three stages, instead of ResNet-20's three."""
+    depths = (1, 1, 1)
+    return resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), num_classes, in_channels)
