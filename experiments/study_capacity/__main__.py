@@ -14,33 +14,28 @@ from . import summary
 
 HERE = Path(__file__).parent
 ROWS = {
-    "gain": "cost-aware, s by the norm gained",
-    "path": "cost-aware, s by the path, half of all filters",
-    "support": "cost-aware, s by the clock's bar",
+    "path": "cost-aware, s along the path (the default)",
     "balanced": "cost-aware, all s equal",
-    "saturation": "layers with s > τ, all alike (the paper)",
+    "saturation": "layers with s > 0.5, all alike",
     "random": "as many layers, at random",
     "uniform": "every layer alike",
     "width": "the backbone scaled down, from scratch",
-    "scratch": "the widths of `gain`, from scratch",
-    "zero_out": "`gain`; new channels start by zero_out",
-    "carry": "`gain`; momentum and Z carried",
-    "decay": "`gain`; weight decay 5e-4 while growing",
-    "lbi": "`gain`; fine-tuned by LBI",
-    "longer": "`gain`; rounds of two epochs",
-    "equal": "`gain`; a seed of 8 filters in every layer",
-    "modern": "`gain`; recipe=modern",
+    "scratch": "the widths of `path`, from scratch",
+    "norescale_path": "`path`, without rescaling",
+    "zero_out": "`path`; new channels start by zero_out",
+    "longer": "`path`; rounds of two epochs",
 }
-DRAWN = ("clock, bar 0.9", "path, 50%", "gain, 50%")
+FAMILIES = ("study", "study_flat", "study_resnet")
+DRAWN = ("published λ", "clock, bar 0.9", "path, 50%")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.study_capacity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="holds study, study_resnet and study_paths")
+    parser.add_argument("folder", type=Path, help="holds study, study_flat, study_resnet and study_paths")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("study", "study_resnet"):
+    for name in FAMILIES:
         found = find_run_directories([options.folder / name]) if (options.folder / name).is_dir() else []
         if found:
             write_text(options.out / f"{name}.csv", summary.as_csv(summary.RUNS, summary.runs(found)))
@@ -51,7 +46,7 @@ def main() -> None:
         write_text(options.out / "readouts.csv", summary.as_csv(summary.READOUTS, summary.readouts(found)))
     for name, text in tables(options.out).items():
         write_text(options.out / name, text)
-    for name in ("study", "study_resnet"):
+    for name in FAMILIES:
         if lines := read_csv(options.out / f"{name}.csv"):
             summary.draw_accuracy(lines, ROWS, options.out / f"{name}.png")
     if lines := read_csv(options.out / "readouts.csv"):
@@ -61,7 +56,7 @@ def main() -> None:
 def tables(folder: Path) -> dict[str, str]:
     """File name -> the table made of the CSV files in `folder`."""
     made = {}
-    for name in ("study", "study_resnet"):
+    for name in FAMILIES:
         if lines := read_csv(folder / f"{name}.csv"):
             made[f"{name}.md"] = summary.table(lines, read_csv(folder / f"{name}_saturation.csv"), ROWS)
     if lines := read_csv(folder / "readouts.csv"):

@@ -19,10 +19,11 @@ PYRAMID = (16, 16, 32, 32, 64, 64, 128, 128)
 def cifar10_at_16(root: str, download: bool) -> tuple[ImageArrays, ImageArrays]:
     """CIFAR-10's training and test set with every 2×2 pixels averaged."""
     train, test = cifar10(root, download)
-    return _halved(train), _halved(test)
+    return halved(train), halved(test)
 
 
-def _halved(images: ImageArrays) -> ImageArrays:
+def halved(images: ImageArrays) -> ImageArrays:
+    """The images with the rounded mean of every 2×2 pixels as one."""
     means = torch.cat([F.avg_pool2d(some.float(), 2) for some in images.images.split(5000)])
     return ImageArrays(means.round().to(torch.uint8), images.labels, images.num_classes, images.class_names)
 

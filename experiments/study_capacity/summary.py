@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.drawing import BLUE, COLOURS, GREY, VERMILION, new_figure, save, styled
 from budgetnet.reports.run_directory import RunDirectory
@@ -32,7 +34,7 @@ RUNS = (
     "versions",
 )
 SATURATION = ("row", "seed", "round", "layer", "saturation", "before", "after")
-READOUTS = ("readout", "seed", "round", "layer", "saturation")
+READOUTS = ("rescaled", "readout", "seed", "round", "layer", "saturation")
 PUBLISHED_BAR = 0.512
 """Norm of the mean weights above which the authors' ν, λ and J select a filter, on CIFAR-10 with batches of 128."""
 
@@ -70,37 +72,42 @@ def saturations(directories: Iterable[RunDirectory]) -> list[dict[str, Any]]:
 
 
 def readouts(directories: Iterable[RunDirectory]) -> list[dict[str, Any]]:
-    """What every read-out would have said of one and the same path: a line per read-out, layer, round and run."""
+    """What every read-out would have said of one and the same path: a line per read-out, layer, round and run.
+
+    Runs with `rescale` in their name rescaled their filters at every growth.
+    """
     lines = []
     for run in directories:
         for number, file in enumerate(sorted((run.path / "selection").glob("round_*.csv")), start=1):
-            layers: dict[str, list[dict[str, float]]] = {}
+            layers: dict[str, list[float]] = {}
             for row in csv.DictReader(io.StringIO(file.read_text())):
-                layers.setdefault(row["layer"], []).append(
-                    {k: float(row[k]) for k in ("mean_norm", "start_norm", "norm")}
-                )
-            for readout, said in _said(layers).items():
-                lines += [
-                    {"readout": readout, "seed": run.config["seed"], "round": number, "layer": layer, "saturation": s}
-                    for layer, s in said.items()
-                ]
+                layers.setdefault(row["layer"], []).append(float(row["mean_norm"]))
+            lines += [
+                {
+                    "rescaled": run.config["growth"]["rescale"], "readout": readout, "seed": run.config["seed"],
+                    "round": number, "layer": layer, "saturation": s,
+                }
+                for readout, said in what_is_read(layers).items() for layer, s in said.items()
+            ]  # fmt: skip
     return lines
 
 
-def _said(layers: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Read-out -> layer -> s. The layers are a chain of 3×3 convolutions behind images of three channels."""
-    norms = {layer: [f["mean_norm"] for f in filters] for layer, filters in layers.items()}
-    gains = {layer: [f["norm"] ** 4 - f["start_norm"] ** 4 for f in filters] for layer, filters in layers.items()}
-    inputs = dict(zip(layers, [3, *(len(filters) for filters in layers.values())]))
-    per_root = {layer: [n / math.sqrt(9 * inputs[layer]) for n in found] for layer, found in norms.items()}
+def what_is_read(norms: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Read-out -> layer -> s, of a chain of 3×3 convolutions behind images of three channels.
+
+    norms: layer -> of every filter the norm of its weights' mean over a round.
+    """
     bars = {"published λ": PUBLISHED_BAR} | {f"clock, bar {bar}": bar * math.sqrt(2) for bar in (0.7, 0.9, 1.1)}
     said = {name: _above(norms, bar) for name, bar in bars.items()}
-    for name, scores in {"path": norms, "path, norm per root of its size": per_root, "gain": gains}.items():
-        for quantile in (0.5,) if scores is per_root else (0.3, 0.5, 0.7):
-            ranked = sorted(itertools.chain.from_iterable(scores.values()))
-            bar = ranked[min(len(ranked) - 1, round((1 - quantile) * len(ranked)))]
-            said[f"{name}, {quantile:.0%}"] = _above(scores, math.nextafter(bar, -math.inf))
-    return said
+    said |= {f"path, {quantile:.0%}": _first(norms, quantile) for quantile in (0.3, 0.5, 0.7)}
+    inputs = dict(zip(norms, [3, *map(len, norms.values())], strict=False))
+    per_root = {layer: [norm / math.sqrt(9 * inputs[layer]) for norm in found] for layer, found in norms.items()}
+    return said | {"path, 50%, norm per root of its size": _first(per_root, 0.5)}
+
+
+def _first(scores: Mapping[str, Sequence[float]], quantile: float) -> dict[str, float]:
+    everything = torch.cat([torch.tensor(found, dtype=torch.float64) for found in scores.values()])
+    return _above(scores, torch.quantile(everything, 1 - quantile).item())
 
 
 def _above(scores: Mapping[str, Sequence[float]], bar: float) -> dict[str, float]:
@@ -144,24 +151,28 @@ def table(lines: Sequence[Line], read: Sequence[Line], rows: Mapping[str, str]) 
 def readout_table(lines: Sequence[Line]) -> str:
     """A line per read-out: how far it tells layers apart, and how far seeds and rounds agree about them."""
     cells = []
-    for readout in dict.fromkeys(line["readout"] for line in lines):
+    for rescaled, readout in dict.fromkeys((line["rescaled"], line["readout"]) for line in lines):
         said: dict[tuple[int, int], list[float]] = {}
         for line in lines:
-            if line["readout"] == readout:
+            if (line["rescaled"], line["readout"]) == (rescaled, readout):
                 said.setdefault((int(line["round"]), int(line["seed"])), []).append(float(line["saturation"]))
-        numbers = sorted({number for number, _ in said})
-        seeds = [[s for (at, _), s in said.items() if at == number] for number in numbers]
+        seeds = [[s for (at, _), s in said.items() if at == number] for number in {number for number, _ in said}]
         successive = [
             agreement([said[number, seed], said[number + 1, seed]])
             for number, seed in said
             if (number + 1, seed) in said
         ]
-        mean = statistics.fmean(itertools.chain.from_iterable(said.values()))
-        cells.append([
-            readout, f"{mean:.2f}", f"{statistics.fmean(statistics.pstdev(s) for s in said.values()):.2f}",
-            f"{statistics.fmean(agreement(group) for group in seeds):.2f}", f"{statistics.fmean(successive):.2f}",
-        ])  # fmt: skip
-    return markdown_table(("Read-out", "Mean s", "Spread over layers", "Seeds agree", "Rounds agree"), cells)
+        numbers = [
+            itertools.chain.from_iterable(said.values()),
+            (statistics.pstdev(s) for s in said.values()),
+            (agreement(group) for group in seeds),
+            successive,
+        ]
+        means = [f"{statistics.fmean(each):.2f}" for each in numbers]
+        cells.append(["yes" if rescaled == "True" else "no", readout, *means])
+    return markdown_table(
+        ("Rescaled", "Read-out", "Mean s", "Spread over layers", "Seeds agree", "Rounds agree"), cells
+    )
 
 
 def plus_minus(values: Sequence[float]) -> str:
@@ -230,7 +241,7 @@ def draw_readouts(lines: Sequence[Line], chosen: Sequence[str], path: Path) -> N
         for place, readout in enumerate(chosen, start=1):
             axes = figure.add_subplot(1, len(chosen), place, title=readout, xlabel="layer", ylim=(-0.03, 1.05))
             axes.set_ylabel("s" if place == 1 else "")
-            own = [line for line in lines if line["readout"] == readout]
+            own = [line for line in lines if (line["rescaled"], line["readout"]) == ("True", readout)]
             numbers = sorted({int(line["round"]) for line in own})
             for number, colour in zip(numbers, itertools.cycle(COLOURS)):
                 for seed in sorted({int(line["seed"]) for line in own}):

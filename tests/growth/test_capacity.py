@@ -8,9 +8,7 @@ import torch
 from budgetnet import LBI, ChannelGraph, backbones
 from budgetnet.growth import (
     best_scored,
-    filter_norms,
     initial_norms,
-    norm_gains,
     path_norms,
     saturation,
     selection_threshold,
@@ -86,8 +84,6 @@ def test_nothing_is_relatively_saturated_before_the_first_step() -> None:
     optimizer = LBI([{"params": list(sparse_sets(graph)), "sparse": "filter"}], lr=0.1)
     norms = path_norms(graph, ["conv1", "conv2"], optimizer)
     assert shares(best_scored(norms, 0.5)) == {"conv1": 0.0, "conv2": 0.0}
-    start = filter_norms(graph, ["conv1", "conv2"])
-    assert shares(best_scored(norm_gains(start, start), 0.5)) == {"conv1": 0.0, "conv2": 0.0}
 
 
 def test_the_order_of_the_path_is_the_order_in_which_filters_are_selected() -> None:
@@ -104,26 +100,3 @@ def test_the_order_of_the_path_is_the_order_in_which_filters_are_selected() -> N
         optimizer.param_groups[0]["threshold"] = norms.sort(descending=True).values[count - 1].item() * (1 - 1e-6)
         assert optimizer.support(weight).sum() == count
         assert set(optimizer.support(weight).nonzero().flatten().tolist()) == set(norms.topk(count).indices.tolist())
-
-
-def test_behind_a_batch_norm_the_gain_does_not_depend_on_the_norm_that_a_filter_began_with() -> None:
-    """The same direction at norms 1 and 3, gradients of the scale-free loss: equal gains of the fourth power."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(64, 3, 9, 9, generator=generator, dtype=torch.float64)
-    targets = torch.randn(64, 5, 7, 7, generator=generator, dtype=torch.float64)
-    gains = []
-    for scale in (1.0, 3.0):
-        conv = torch.nn.Conv2d(3, 5, 3, bias=False, dtype=torch.float64)
-        norm = torch.nn.BatchNorm2d(5, eps=1e-12, affine=False, dtype=torch.float64)
-        with torch.no_grad():
-            conv.weight.copy_(torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
-            conv.weight.mul_(scale / conv.weight.flatten(1).norm(dim=1)[:, None, None, None])
-        graph = ChannelGraph.trace(torch.nn.Sequential(conv, norm, torch.nn.Conv2d(5, 1, 1)).double(), images)
-        start = filter_norms(graph, ["0"])
-        loss = (norm(conv(images)) * targets).mean()
-        (gradient,) = torch.autograd.grad(loss, conv.weight)
-        with torch.no_grad():
-            conv.weight -= 1e-3 * gradient
-        gains.append(norm_gains(filter_norms(graph, ["0"]), start)["0"][0])
-    assert torch.allclose(gains[0], gains[1], rtol=1e-3)
-    assert (gains[0] > 0).all()

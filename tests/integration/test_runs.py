@@ -168,7 +168,7 @@ def test_every_initialisation_and_state_option_grows_to_the_budget(init: str, st
 @pytest.mark.parametrize(
     ("override", "fact"),
     [
-        ("growth.policy=cost_aware", lambda s: s["widths"]["conv2"] > s["widths"]["conv1"]),
+        ("growth.policy=balanced", lambda s: s["widths"]["conv2"] > s["widths"]["conv1"]),
         ("growth.linear=true", lambda s: 4 < s["widths"]["fc1"] < 120 and s["seed_widths"]["fc2"] == 4),
         ("growth.round_to=4", lambda s: s["widths"]["conv1"] % 4 == s["widths"]["conv2"] % 4 == 0),
         ("growth.max_width=6", lambda s: s["widths"]["conv1"] == s["widths"]["conv2"] == 6),

@@ -12,7 +12,7 @@ from torch import Tensor
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.records import write_text
 
-COLUMNS = ("layer", "filter", "step", "mean_norm", "start_norm", "norm")
+COLUMNS = ("layer", "filter", "step", "mean_norm", "norm")
 
 
 class SelectionPath(pl.Callback):
@@ -22,15 +22,14 @@ class SelectionPath(pl.Callback):
 
     every: steps between two looks, each of which waits for the device. step: of the round, of the first look that
     found it selected; empty if none did. At the round's end: mean_norm ‖Z‖ν/(lr·steps), which until it is selected
-    is the norm of its weights' mean over the steps; start_norm and norm, of its weights as the round began and now.
-    Methods without LBI have no path.
+    is the norm of its weights' mean over the steps; norm, of its weights. Methods without LBI have no path.
     """
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
         self.round, self.steps = 0, 0
         self.entered: dict[str, Tensor] = {}
-        self.last: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.last: dict[str, tuple[Tensor, Tensor]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"round": self.round, "steps": self.steps, "entered": self.entered, "last": self.last}
@@ -59,14 +58,13 @@ class SelectionPath(pl.Callback):
     def _look(self, module: AdeNeL) -> None:
         optimizer, rate = module.optimizer, module.optim.lr
         for group in module.graph.groups:
-            began = module.start_norms.get(group.name, ())
-            for path, start in zip(group.producers, began):
+            for path in group.producers if group.name in module.planner.max_widths else ():
                 weight = module.net.get_parameter(f"{path}.weight")
                 nu = next(g["nu"] for g in optimizer.param_groups if any(weight is p for p in g["params"]))
                 entered = self.entered.setdefault(path, torch.full((len(weight),), -1))
                 entered[optimizer.support(weight).cpu() & (entered < 0)] = self.steps
                 pulled, now = (x.detach().flatten(1).norm(dim=1).cpu() for x in (optimizer.state[weight]["z"], weight))
-                self.last[path] = pulled * nu / (rate * self.steps), start.cpu(), now
+                self.last[path] = pulled * nu / (rate * self.steps), now
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)

@@ -2,9 +2,7 @@
 
 from budgetnet.growth.capacity import (
     best_scored,
-    filter_norms,
     initial_norms,
-    norm_gains,
     path_norms,
     saturation,
     selection_threshold,
@@ -18,6 +16,6 @@ from budgetnet.growth.policy import GrowthPlan, GrowthRule, Limit, Planner
 
 __all__ = [
     "Candidates", "GrowthPlan", "GrowthRule", "Limit", "Planner",
-    "best_scored", "filter_norms", "firefly_candidates", "growth_gradients", "initial_norms", "load", "norm_gains",
+    "best_scored", "firefly_candidates", "growth_gradients", "initial_norms", "load",
     "path_norms", "saturation", "selection_threshold", "shares", "sparse_sets", "supports",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.optim import LBI
 
 REDUCTIONS = ("max", "mean")
-READOUTS = ("support", "path", "gain")
+READOUTS = ("path", "support")
 
 
 def sparse_sets(graph: ChannelGraph, grow_linear: bool = False) -> dict[nn.Parameter, str]:
@@ -86,36 +86,9 @@ def best_scored(scores: Mapping[str, Sequence[Tensor]], quantile: float) -> dict
     return {name: [score > threshold for score in layers] for name, layers in scores.items()}
 
 
-# -- scores: group -> (filters,), for each layer that produces it ------------------------------------------------------
-
-
 def path_norms(graph: ChannelGraph, groups: Collection[str], optimizer: LBI) -> dict[str, list[Tensor]]:
-    """‖Z_o‖ of every filter: the order in which a falling λ would select them."""
+    """‖Z_o‖ of every filter, (filters,) for each layer of a group: the order in which a falling λ would select them."""
     return {name: [optimizer.path_norms(weight) for weight in _weights(graph, name)] for name in groups}
-
-
-def filter_norms(graph: ChannelGraph, groups: Collection[str]) -> dict[str, list[Tensor]]:
-    """‖W_o‖ of every filter, now, in single precision at least."""
-
-    def norms(weight: Tensor) -> Tensor:
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        lengths: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=exact)
-        return lengths
-
-    return {name: [norms(weight) for weight in _weights(graph, name)] for name in groups}
-
-
-def norm_gains(now: Mapping[str, Sequence[Tensor]], start: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-    """‖W_o‖⁴ now less what it was at the start of the round.
-
-    Behind a batch norm the gradient is orthogonal to the filter and falls as 1/‖W_o‖, so that a step adds
-    lr²·‖g‖² = lr²·‖ĝ‖²/‖W_o‖² to the squared norm, with ĝ the gradient of the filter at norm 1: the fourth power grows
-    by the sum of 2·lr²·‖ĝ‖², whatever norm the filter began with. Filters of all ages can be compared.
-    """
-    return {
-        name: [after**4 - before.to(after.device) ** 4 for after, before in zip(layers, start[name], strict=True)]
-        for name, layers in now.items()
-    }
 
 
 def _weights(graph: ChannelGraph, group: str) -> list[Tensor]:

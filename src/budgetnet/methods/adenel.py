@@ -16,11 +16,9 @@ from budgetnet.growth import (
     GrowthRule,
     Planner,
     best_scored,
-    filter_norms,
     firefly_candidates,
     growth_gradients,
     initial_norms,
-    norm_gains,
     path_norms,
     selection_threshold,
     shares,
@@ -63,7 +61,6 @@ class AdeNeL(ResizingModule):
         self.epochs, self.grow_linear, self.seed = epochs, grow_linear, seed
         self.planner = Planner(self.cost, rule, max_widths, seed)
         self.initial_norms = initial_norms(sparse_sets(self.graph, grow_linear))
-        self.start_norms = filter_norms(self.graph, self.planner.max_widths)
         self.images_wanted = int(rounds.init in ("gradmax", "firefly") or rule.policy in ("gradient", "firefly"))
 
     # -- optimizer --------------------------------------------------------------------------------------------------
@@ -113,9 +110,7 @@ class AdeNeL(ResizingModule):
         graph, groups = self.graph, self.planner.max_widths
         if self.rounds.readout == "support":
             return supports(graph, groups, self.optimizer)
-        if self.rounds.readout == "path":
-            return best_scored(path_norms(graph, groups, self.optimizer), self.rounds.quantile)
-        return best_scored(norm_gains(filter_norms(graph, groups), self.start_norms), self.rounds.quantile)
+        return best_scored(path_norms(graph, groups, self.optimizer), self.rounds.quantile)
 
     def saturation(self) -> dict[str, float]:
         """s of every group that may grow, now (equation 9)."""
@@ -150,7 +145,6 @@ class AdeNeL(ResizingModule):
         if plan.changes:
             seed = round_seed(self.seed, plan.round)
             self.grow(plan, optimizer, seed, batch)
-        self.start_norms = filter_norms(self.graph, self.planner.max_widths)
         self.end_round(plan, epochs)
         if plan.stop is not None:
             self._start_finetuning()
@@ -169,12 +163,11 @@ class AdeNeL(ResizingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["budgetnet"] |= {"initial_norms": self.initial_norms, "start_norms": self.start_norms}
+        checkpoint["budgetnet"]["initial_norms"] = self.initial_norms
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["budgetnet"]
-        self.initial_norms, self.start_norms = state["initial_norms"], state["start_norms"]
+        self.initial_norms = checkpoint["budgetnet"]["initial_norms"]
 
 
 def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> AdeNeL:

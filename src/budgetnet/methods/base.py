@@ -25,7 +25,7 @@ from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
 from budgetnet.processes import Processes, order_buckets
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 3
 _SETTLE_EVERY = 25  # steps between two looks at the losses; each look waits for the device
 
 

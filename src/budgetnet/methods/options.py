@@ -131,7 +131,7 @@ class Rounds:
     state: str = "reset"
     rescale: bool = True
     reduction: str = "max"
-    readout: str = "gain"
+    readout: str = "path"
     quantile: float = 0.5
 
     def __post_init__(self) -> None:

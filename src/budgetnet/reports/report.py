@@ -156,7 +156,7 @@ def _reading(run: RunDirectory) -> str:
         "* Train cost is the FLOPs of the network as it was then, summed over every image trained on: (a) in percent "
         "of the full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
         "* Saturation is the part of a group's filters that are selected: in the support (`growth.readout=support`), "
-        "or among the best of the whole network (`path`, `gain`). Pause is the time a round took.",
+        "or among the first of the whole network (`path`). Pause is the time a round took.",
     ]
     return "\n".join(lines) + "\n"
 
