@@ -21,8 +21,9 @@ RESULTS = sorted(FOLDERS.glob("*/*/runs.csv"))
 
 
 def commands() -> list[str]:
-    """Of the READMEs and conf/experiment, each once."""
-    files = [*READMES, *sorted((FOLDERS.parent / "conf" / "experiment").glob("*.yaml"))]
+    """Of the READMEs, conf/experiment and conf/recipe, each once."""
+    conf = FOLDERS.parent / "conf"
+    files = [*READMES, *sorted(conf.glob("experiment/*.yaml")), *sorted(conf.glob("recipe/*.yaml"))]
     text = "\n".join(file.read_text().replace("\\\n", " ") for file in files)
     return sorted(
         {" ".join(found.split()) for found in re.findall(r"^(?:    |# )(python -m src\.run .*)$", text, re.M)}

@@ -97,7 +97,7 @@ def path() -> list[Network]:
     full = _network("full", net, cost, EPOCHS)
     seed = seed_widths(graph, 16)
     _narrow(net, seed)
-    planner = Planner(cost, GrowthRule(), {name: most[name] for name in seed if name in most})
+    planner = Planner(cost, GrowthRule(policy="saturation"), {name: most[name] for name in seed if name in most})
     networks: list[Network] = []
     epochs = 0
     while True:

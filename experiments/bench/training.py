@@ -199,7 +199,8 @@ class Epochs(pl.Callback):
 
 def growth_pauses(device: torch.device) -> list[float]:
     """Milliseconds that the growth rounds of a ResNet-32 take: measure, plan, resize, migrate, price."""
-    always = ("growth.threshold=0.0", "lbi.threshold=1e-9", "growth.epochs_per_round=1")
+    saturated = ("growth.policy=saturation", "growth.readout=support", "growth.threshold=0.0", "lbi.threshold=1e-9")
+    always = (*saturated, "growth.epochs_per_round=1")
     short = ("dataset.limit_train=256", "finetune.epochs=1", "epochs=12", "optim.lr=0.01")
     with parts(device, "backbone=resnet32", "budget.flops=90%", *always, *short) as run:
         run.trainer.fit(run.module, datamodule=run.data)

@@ -16,14 +16,11 @@ HERE = Path(__file__).parent
 ROWS = {
     "path": "cost-aware, s along the path (the default)",
     "balanced": "cost-aware, all s equal",
-    "saturation": "layers with s > 0.5, all alike",
-    "random": "as many layers, at random",
+    "random": "as many layers as have s > 0.5, at random",
     "uniform": "every layer alike",
     "width": "the backbone scaled down, from scratch",
     "scratch": "the widths of `path`, from scratch",
     "norescale_path": "`path`, without rescaling",
-    "zero_out": "`path`; new channels start by zero_out",
-    "longer": "`path`; rounds of two epochs",
 }
 FAMILIES = ("study", "study_flat", "study_resnet")
 DRAWN = ("published λ", "clock, bar 0.9", "path, 50%")

@@ -60,22 +60,19 @@ def runs(directories: Iterable[RunDirectory]) -> list[dict[str, Any]]:
 
 
 def saturations(directories: Iterable[RunDirectory]) -> list[dict[str, Any]]:
-    """A line per layer, round and run: what was read, and what the layer grew to."""
+    """A line per layer, round and finished run: what was read, and what the layer grew to."""
     return [
         {
             "row": run.path.name.rpartition("-")[0], "seed": run.config["seed"],
             "round": record["round"], "layer": layer, "saturation": s,
             "before": record["plan"].get(layer, [record["widths"][layer]])[0], "after": record["widths"][layer],
         }
-        for run in directories for record in run.rounds for layer, s in record["saturation"].items()
+        for run in directories if run.summary for record in run.rounds for layer, s in record["saturation"].items()
     ]  # fmt: skip
 
 
 def readouts(directories: Iterable[RunDirectory]) -> list[dict[str, Any]]:
-    """What every read-out would have said of one and the same path: a line per read-out, layer, round and run.
-
-    Runs with `rescale` in their name rescaled their filters at every growth.
-    """
+    """What every read-out would have said of one and the same path: a line per read-out, layer, round and run."""
     lines = []
     for run in directories:
         for number, file in enumerate(sorted((run.path / "selection").glob("round_*.csv")), start=1):

@@ -13,7 +13,8 @@ from zygote import REPOSITORY, Forked
 
 TINY = (
     "dataset=digits", "backbone=lenet5", "budget.flops=90%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
-    "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
+    "growth.policy=saturation", "growth.readout=support", "growth.threshold=0.0",
+    "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
     "epochs=16", "optim.lr=0.02", "export=false", "logger=csv",
 )  # fmt: skip
 SHORT = (*TINY, "dataset.limit_train=160", "dataset.batch_size=16")

@@ -31,8 +31,7 @@ RESIDUAL = (
     "prune.epochs_per_step=1",
 )
 GROWN = (
-    "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "growth.threshold=0.0", "epochs=12",
-    "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0",
+    "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "epochs=12", "growth.cost_ratio=0.2",
 )  # fmt: skip
 DEEPENED = (
     "backbone=resnet32",

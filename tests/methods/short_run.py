@@ -12,7 +12,8 @@ from budgetnet.building import Parts
 
 SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
-    "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
+    "growth.policy=saturation", "growth.readout=support", "growth.threshold=0.0",
+    "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
     "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=400", "dataset.batch_size=20", "threads=1",
     "trainer.progress=false", "trainer.accelerator=cpu",
 )  # fmt: skip

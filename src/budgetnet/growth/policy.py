@@ -68,7 +68,7 @@ class GrowthRule:
     """
 
     policy: str = "cost_aware"
-    threshold: float = 0.5
+    threshold: float = 0.4
     number: int = 2
     ratio: float = 0.3
     cost_ratio: float = 0.5
@@ -198,7 +198,7 @@ class Planner:
         w = self.cost.vector(before)
         room = {limit: max(limit.most - self.cost.price(limit.form, w), 1) for limit in limits}
         index = np.array([self.cost.names.index(name) for name in candidates], dtype=np.int64)
-        s = np.array([saturation.get(name, 0.0) for name in candidates])
+        s = np.array([max(saturation.get(name, 0.0), 1e-6) for name in candidates])  # 0: when nobody else can grow
         multiple = np.array([self.step[name] for name in candidates], dtype=np.int64)
         most = np.array([self.max_widths[name] for name in candidates], dtype=np.int64)
         target = self._next_use(max(self._used(before, limits).values()))
@@ -315,8 +315,9 @@ def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: Measur
     return [name for name in groups if saturation.get(name, 0.0) > p.rule.threshold]
 
 
-def _not_idle(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
-    return [name for name in groups if saturation.get(name, 0.0) > 0]
+def _if_any(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+    """Every group, unless nothing is saturated anywhere."""
+    return list(groups) if any(saturation.get(name, 0.0) > 0 for name in groups) else []
 
 
 def _every(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
@@ -339,7 +340,7 @@ def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measure
 
 POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], list[str]]] = {
     "saturation": _saturated,
-    "cost_aware": _not_idle,  # and by how much is up to the costs
+    "cost_aware": _if_any,  # and by how much is up to the costs
     "balanced": _every,  # the same, with all saturations equal
     "uniform": _every,
     "random": _random,

@@ -55,7 +55,7 @@ class ResizingModule(BudgetedModule):
         if self.phase != "grow":
             return self.tuning_rate(epoch, batch, steps_per_epoch)
         o, spe = self.optim, steps_per_epoch
-        return learning_rate("constant", o.lr, epoch * spe + batch, self.epochs * spe, o.warmup_epochs * spe)
+        return learning_rate("constant", o.lr, epoch * spe + batch, 1, o.warmup_epochs * spe)  # whatever its length
 
     def round_is_over(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""

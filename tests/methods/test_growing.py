@@ -1,0 +1,62 @@
+"""What happens while a network grows: learning rates, and filters that get their length back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from short_run import Fit, metrics
+
+from budgetnet.growth import GrowthPlan
+from budgetnet.methods.adenel import AdeNeL
+
+NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
+
+
+class Lengths(Callback):
+    """Norms of the filters behind batch norms, right after every growth that is carried out."""
+
+    def __init__(self) -> None:
+        self.found: list[torch.Tensor] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, AdeNeL)
+        carry_out = pl_module.carry_out
+
+        def watched(plan: GrowthPlan, *rest: object) -> None:
+            carry_out(plan, *rest)  # type: ignore[arg-type]
+            weights = [pl_module.net.get_parameter(f"{name}.weight") for name in pl_module.graph.norm_after]
+            self.found.append(torch.cat([weight.detach().flatten(1).norm(dim=1) for weight in weights]))
+
+        pl_module.carry_out = watched  # type: ignore[method-assign, assignment]
+
+
+LENGTHS = "+callbacks.lengths._target_=test_growing.Lengths"
+
+
+def test_the_rate_rises_while_the_network_grows_and_is_held_until_fine_tuning(fit: Fit) -> None:
+    rows = metrics(fit("optim.warmup_epochs=2", "growth.cost_ratio=0.2"))
+    growing = [float(row["lr"]) for row in rows if row["phase"] == "grow"]
+    assert growing[:2] == pytest.approx([0.01, 0.02]) and len(growing) > 3
+    assert growing[2:] == pytest.approx([0.02] * (len(growing) - 2))
+    assert float(rows[-1]["lr"]) < 0.01
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_filters_behind_batch_norms_have_the_norm_of_fresh_ones_after_every_growth(fit: Fit, rescale: bool) -> None:
+    parts = fit(*NORMED, LENGTHS, f"growth.rescale={rescale}", "finetune.epochs=1")
+    (lengths,) = (callback for callback in parts.trainer.callbacks if isinstance(callback, Lengths))
+    assert len(lengths.found) > 1
+    for norms in lengths.found:
+        assert torch.allclose(norms, torch.full_like(norms, math.sqrt(2)), rtol=1e-4) == rescale
+
+
+def test_a_relative_read_out_selects_half_of_all_filters_in_every_round(fit: Fit) -> None:
+    parts = fit(*NORMED, "finetune.epochs=1")
+    text = (Path(parts.trainer.default_root_dir) / "saturation.csv").read_text().splitlines()
+    read = [[float(cell) for cell in line.split(",")[2:]] for line in text[1:]]
+    assert all(0.2 < sum(line) / len(line) < 0.8 for line in read)
+    assert any(max(line) - min(line) > 0.1 for line in read)
