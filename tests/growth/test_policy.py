@@ -175,7 +175,7 @@ def test_a_layer_without_saturation_grows_when_nobody_else_can_and_none_at_all_e
     cost = COSTS["vgg11"]
     alone = planner(cost, most=7, policy="cost_aware")
     plan = alone.plan(1, dict.fromkeys(alone.max_widths, 0.0) | {"conv2": 1.0}, limits(cost, flops=1.08))
-    assert plan.after["conv2"] == 7 and plan.stop == "flops" and cost.flops(plan.after) >= 0.99 * 1.08 * cost.flops()
+    assert plan.after["conv2"] == 7 and plan.stop == "flops" and len(plan.changes) > 1
     saturation = dict.fromkeys(planner(cost).max_widths, 0.5) | {"conv2": 0.0}
     assert grown(cost, saturation, limits(cost, flops=10))[-1].after["conv2"] == 6
     plan = planner(cost, policy="cost_aware").plan(1, {}, limits(cost, flops=10))
