@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from budgetnet import ChannelGraph, CostModel
+from budgetnet.channels.fresh import reshape_fresh
 from budgetnet.data.arrays import ImageArrays
+from budgetnet.growth import GrowthRule, Limit, Planner
 from experiments.study_capacity import __main__ as study
 from experiments.study_capacity import summary
 from experiments.study_capacity.small import VGG8, halved, resnet8
@@ -38,6 +41,28 @@ def test_no_run_of_the_study_is_above_its_budget_and_rounds_lead_to_its_widths(f
         known[line["layer"]] = line["after"]
     for run, widths in ends.items():
         assert "-".join(widths.values()) == runs[run]["widths"]
+
+
+NETS = {"study": VGG8(10), "study_flat": VGG8(10, 3, (32,) * 8), "study_resnet": resnet8(10)}
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_the_rule_makes_the_committed_rounds_of_the_committed_readings(name: str) -> None:
+    rounds: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for line in study.read_csv(FOLDER / "results" / f"{name}_saturation.csv"):
+        if line["row"] in ("path", "norescale_path", "balanced"):
+            rounds.setdefault((line["row"], line["seed"], line["round"]), []).append(line)
+    assert len(rounds) >= 12
+    for (row, _, number), lines in rounds.items():
+        net = copy.deepcopy(NETS[name])
+        cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 3, 16, 16)))
+        full = {line["layer"]: cost.graph.widths[line["layer"]] for line in lines}
+        reshape_fresh(net, {line["layer"]: int(line["before"]) for line in lines})
+        policy = "balanced" if row == "balanced" else "cost_aware"
+        planner = Planner(cost, GrowthRule(policy=policy), {layer: 8 * width for layer, width in full.items()})
+        s = {line["layer"]: float(line["saturation"]) for line in lines}
+        after = planner.plan(int(number), s, [Limit("flops", "flops", 1_200_000)]).after
+        assert {layer: after[layer] for layer in s} == {line["layer"]: int(line["after"]) for line in lines}
 
 
 def test_agreement_is_spearmans_correlation_over_pairs() -> None:

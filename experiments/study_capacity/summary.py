@@ -224,6 +224,7 @@ def draw_accuracy(lines: Sequence[Line], rows: Mapping[str, str], path: Path) ->
                 statistics.fmean(values), place, xerr=deviation, fmt="o", color=colour, capsize=3, markersize=5
             )
             axes.scatter(values, [place] * len(values), s=9, color=GREY, zorder=3)
+        axes.set_ylim(-0.5, len(named) - 0.5)
         axes.set_yticks(range(len(named)), [f"{rows[row]}  ({row})" for row in reversed(named)])
         axes.grid(axis="x", color="#EEEEEE")
         axes.set_axisbelow(True)

@@ -10,28 +10,24 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from short_run import Fit, metrics
 
-from budgetnet.growth import GrowthPlan
 from budgetnet.methods.adenel import AdeNeL
 
 NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
 
 
 class Lengths(Callback):
-    """Norms of the filters behind batch norms, right after every growth that is carried out."""
+    """Norms of the filters behind batch norms, right after every growth."""
 
     def __init__(self) -> None:
-        self.found: list[torch.Tensor] = []
+        self.rounds, self.found = 0, list[torch.Tensor]()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Comes after the growth round."""
         assert isinstance(pl_module, AdeNeL)
-        carry_out = pl_module.carry_out
-
-        def watched(plan: GrowthPlan, *rest: object) -> None:
-            carry_out(plan, *rest)  # type: ignore[arg-type]
+        if pl_module.round > self.rounds:
+            self.rounds = pl_module.round
             weights = [pl_module.net.get_parameter(f"{name}.weight") for name in pl_module.graph.norm_after]
             self.found.append(torch.cat([weight.detach().flatten(1).norm(dim=1) for weight in weights]))
-
-        pl_module.carry_out = watched  # type: ignore[method-assign, assignment]
 
 
 LENGTHS = "+callbacks.lengths._target_=test_growing.Lengths"
