@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -119,17 +120,28 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     frozen = section.pop("frozen", [])
     if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
         raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
-    channels = data.input_shape[0]
-    net = make("backbone", section, torch.nn.Module, num_classes=data.num_classes, in_channels=channels)
+    channels, *image_size = data.input_shape
+    known = {"num_classes": data.num_classes, "in_channels": channels, "image_size": tuple(image_size)}
+    taken = _parameters(section["_target_"])
+    net = make("backbone", section, torch.nn.Module, **{name: known[name] for name in known if name in taken})
     if sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     try:
         graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
-        if section["_target_"] != "budgetnet.backbones.build":
+        if not section["_target_"].startswith("budgetnet.backbones."):
             graph.verify()
     except GraphError as error:
         raise UsageError(f"backbone={section.get('name', section['_target_'])}: {error}") from error
     return net
+
+
+def _parameters(target: str) -> Collection[str]:
+    """Which of the facts of a dataset a backbone's target takes: always its classes and channels."""
+    try:
+        taken = inspect.signature(get_object(target)).parameters
+    except (ImportError, TypeError, ValueError, HydraException):  # which is said when it is called
+        taken = {}
+    return {"num_classes", "in_channels", *taken}
 
 
 def make_trainer(config: Config, directory: Path, module: BudgetedModule, signals: Signals) -> pl.Trainer:

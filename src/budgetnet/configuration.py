@@ -162,16 +162,27 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         result[name] = dict(section)
         for kind in kinds:
             result[name] |= vars(options(kind, name, section))
-    _refuse_unknown("budget.", _section(config, "budget"), KINDS)
-    budget = Budget(**config["budget"])
-    if config["method"].get("name") == "adenel":
-        budget.require()
+    _refuse_unknown("budget.", _section(config, "budget"), (*KINDS, "machines"))
+    _check_budget(Budget(**config["budget"]), config["method"].get("name"))
+    if result["finetune"]["epochs"] == 0 and config["method"].get("name") != "bsn":
+        raise UsageError("finetune.epochs=0: expected a number above 0")
     for name in _BUILT:
         _check_texts(name, _section(config, name), ("_target_",) if name == "backbone" else ("_target_", "name"))
     for name in _section(config, "callbacks"):
         _check_texts(f"callbacks.{name}", _section(config["callbacks"], name), ("_target_",))
     _check_values(result)  # text that was converted to numbers
     return result
+
+
+def _check_budget(budget: Budget, method: Any) -> None:
+    if method == "adenel":
+        budget.require()
+    for kind in ("latency", "sequential_ops"):
+        if getattr(budget, kind) is not None and method != "bsn":
+            raise UsageError(
+                f"budget.{kind} is kept by choosing edges: use method=bsn with backbone=resnet_fabric or backbone=cnf, "
+                "or state budget.flops or budget.params"
+            )
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

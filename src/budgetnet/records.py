@@ -19,7 +19,7 @@ METRICS = (
 
 
 class Records:
-    """metrics.csv, saturation.csv and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
+    """metrics.csv, saturation.csv, edges.csv and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
@@ -31,6 +31,10 @@ class Records:
     def saturation(self, epoch: int, round: int, saturation: Mapping[str, float]) -> None:
         """One row per epoch of the growing phase: s of every group that may grow."""
         self._append_csv("saturation.csv", {"epoch": epoch, "round": round, **saturation})
+
+    def edges(self, row: Mapping[str, Any]) -> None:
+        """One row per epoch in which edges are learned: what they cost, and how likely each of them is."""
+        self._append_csv("edges.csv", row)
 
     def growth(self, record: Mapping[str, Any]) -> None:
         """One line per growth round."""
@@ -50,7 +54,7 @@ class Records:
 
     def cut(self, epochs: int) -> None:
         """Forget what was written after `epochs` epochs: a resumed run writes it again."""
-        for name in ("metrics.csv", "saturation.csv", "growth.jsonl"):
+        for name in ("metrics.csv", "saturation.csv", "edges.csv", "growth.jsonl"):
             path = self.directory / name
             if not path.exists():
                 continue

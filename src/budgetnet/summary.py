@@ -38,6 +38,7 @@ def describe(
         "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
         "widths": module.graph.widths,
         **full,
+        **module.facts(),
         "stop_reason": module.stop_reason,
         "rounds": module.round,
         "growth_seconds": round(ledger.growth_seconds, 3),

@@ -27,12 +27,17 @@ def match_channels(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, missing))
 
 
+def subsampled(x: torch.Tensor, stride: int) -> torch.Tensor:
+    """Every `stride`-th pixel of `x`, (batch, channels, height, width), from the first."""
+    return x if stride == 1 else x[:, :, ::stride, ::stride]
+
+
 def convolution(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution that a batch norm follows: no bias, and padding that keeps the size at stride 1."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 
-def initialise(network: nn.Module, classifier: nn.Linear) -> None:
+def initialise(network: nn.Module, classifier: nn.Module) -> None:
     """He initialisation by fan-in (He et al. 2015): gain √2 before a ReLU, 1 for the classifier.
 
     With fan-in, unlike fan-out, every filter of every hidden layer starts with an expected squared norm of 2.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from budgetnet.backbones.common import convolution, initialise, match_channels
+from budgetnet.backbones.common import convolution, initialise, match_channels, subsampled
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 """Blocks in each of the four stages."""
@@ -29,9 +29,13 @@ def full_widths(depths: Sequence[int], bottleneck: bool = False) -> dict[str, in
     return widths
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The shortcut of a block that changes the size of its input."""
-    return nn.Sequential(convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+def projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    """The shortcut of a block that changes its number of channels.
+
+    Where it changes the size too it is given every second pixel: a 1×1 convolution with a stride is the same, and
+    crashes in oneDNN (issue 6035) on a CPU with channels_last and fewer input channels than a vector holds.
+    """
+    return nn.Sequential(convolution(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -44,13 +48,14 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = convolution(hidden, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = projection(in_channels, out_channels, stride) if downsample else None
+        self.downsample = projection(in_channels, out_channels) if downsample else None
+        self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         # before the shortcut, because a width group is named after its first producer
         out = self.bn2(self.conv2(out))
-        shortcut = match_channels(x, out) if self.downsample is None else self.downsample(x)
+        shortcut = match_channels(x, out) if self.downsample is None else self.downsample(subsampled(x, self.stride))
         return F.relu(out + shortcut)
 
 
@@ -66,13 +71,14 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(second)
         self.conv3 = convolution(second, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.downsample = projection(in_channels, out_channels, stride) if downsample else None
+        self.downsample = projection(in_channels, out_channels) if downsample else None
+        self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        shortcut = match_channels(x, out) if self.downsample is None else self.downsample(x)
+        shortcut = match_channels(x, out) if self.downsample is None else self.downsample(subsampled(x, self.stride))
         return F.relu(out + shortcut)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from budgetnet.backbones.common import convolution, initialise, match_channels
+from budgetnet.backbones.common import convolution, initialise, match_channels, subsampled
 
 DEPTHS = {
     "resnet20": (3, 3, 3),
@@ -48,9 +48,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        if self.stride != 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(out + match_channels(x, out))
+        return F.relu(out + match_channels(subsampled(x, self.stride), out))
 
 
 class CifarResNet(nn.Module):

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.callbacks.record import log
 from budgetnet.growth import GrowthPlan
-from budgetnet.growth.turns import DepthPlan
 from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.processes import order_buckets
 from budgetnet.records import Records
@@ -38,8 +37,8 @@ class Growth(pl.Callback):
         assert isinstance(plan, GrowthPlan)
         filters = pl_module.first_filters(plan) if trainer.is_global_zero else None
         pl_module.carry_out(plan, epochs, batch)
-        deeper = isinstance(plan, DepthPlan)  # also by blocks that have no width of their own
-        replaced = plan.changes or plan.stop or deeper  # with its last round a method's own parameters may go
+        # Blocks may have no width of their own, and with its last round a method's own parameters may go.
+        replaced = plan.changes or plan.stop or plan.details
         if isinstance(trainer.strategy, DDPStrategy) and replaced:
             rewrap(trainer.strategy, pl_module)
         pause = _now(pl_module) - start
@@ -60,7 +59,7 @@ class Growth(pl.Callback):
                 "candidates": list(plan.candidates),
                 "plan": {name: [plan.before.get(name, 0), width] for name, width in plan.changes.items()},
                 "widths": dict(plan.after),
-                **({"depths": dict(plan.depths)} if isinstance(plan, DepthPlan) else {}),
+                **plan.details,
                 **costs,
                 "train_cost_flops": module.ledger.spent,
                 "clipped": plan.clipped,

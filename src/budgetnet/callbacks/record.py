@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from budgetnet.loggers import Wandb
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.bsn import BSN
 from budgetnet.records import Records
 
 
@@ -22,7 +23,7 @@ def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv and saturation.csv and logs both. Comes before Growth: a row is of the epoch's network.
+    """Writes metrics.csv, saturation.csv and edges.csv and logs them. Comes before Growth: a row is of the epoch's network.
 
     loggers: makes the trainer's loggers. They start once a step has been taken: training does not wait for them, and a
     run that cannot train leaves nothing in them.
@@ -68,8 +69,18 @@ class Recorder(pl.Callback):
         self.records.metrics(row)
         if saturation:
             self.records.saturation(row["epoch"], row["round"], saturation)
+        edges = pl_module.edge_record() if isinstance(pl_module, BSN) and pl_module.resizes else {}
+        if edges:
+            self.records.edges({"epoch": row["epoch"], **edges})
         numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
-        log(trainer, {**numbers, **{f"saturation/{name}": value for name, value in saturation.items()}})
+        log(
+            trainer,
+            {
+                **numbers,
+                **{f"saturation/{name}": value for name, value in saturation.items()},
+                **{f"edges/{name}": float(value) for name, value in edges.items()},
+            },
+        )
 
     def row(self, trainer: pl.Trainer, module: BudgetedModule) -> dict[str, Any]:
         """The epoch that just ended (budgetnet.records.METRICS names the columns)."""

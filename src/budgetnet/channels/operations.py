@@ -114,7 +114,7 @@ def _adaptive_average_module(b: Builder, module: Any, path: str, value: torch.Te
 
 
 def _upsample_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    return _upsampled(b, module.mode, value)
+    return _upsampled(b, module.mode, value, path)
 
 
 def _flatten_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
@@ -136,14 +136,14 @@ def _adaptive_average(b: Builder, value: torch.Tensor) -> Draft:
 
 
 def _interpolate(b: Builder, value: torch.Tensor) -> Draft:
-    return _upsampled(b, str(_argument(b, 3, "mode", "nearest")), value)
+    return _upsampled(b, str(_argument(b, 3, "mode", "nearest")), value, b.node.name)
 
 
-def _upsampled(b: Builder, mode: str, value: torch.Tensor) -> Draft:
+def _upsampled(b: Builder, mode: str, value: torch.Tensor, where: str) -> Draft:
     per_element = {"nearest": 1, "bilinear": 4}.get(mode)
     if per_element is None:
         raise b.error(f"has no known cost with mode={mode!r}; use 'nearest' or 'bilinear'")
-    b.term(b.node.name, False, per_element * math.prod(value.shape[2:]), b.layout())
+    b.term(where, False, per_element * math.prod(value.shape[2:]), b.layout())
     return b.layout()
 
 

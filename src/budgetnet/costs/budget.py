@@ -10,10 +10,13 @@ from fractions import Fraction
 
 from budgetnet.errors import UsageError
 
-KINDS = ("flops", "params", "train_cost")
+KINDS = ("flops", "params", "train_cost", "latency", "sequential_ops")
+MOST_MACHINES = 1024
 
 _SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([a-zA-Z%]*)", re.ASCII)
+_TIMES = {"us": 1, "ms": 10**3, "s": 10**6}
+_EXPECTED_TIME = "expected a positive time such as 800us, 2.5ms or 0.1s"
 _EXPECTED = "expected a positive number such as 580k, 42M, 0.5G or 1e6, or a percentage such as 50%"
 
 Quantity = int | float | str
@@ -55,6 +58,8 @@ class Budget:
     flops: FLOPs (multiply-accumulates) of one image.
     params: number of parameters.
     train_cost: FLOPs summed over every image trained on.
+    latency: measured time for one image, text with a unit ("2.5ms"); kept in whole microseconds.
+    sequential_ops: steps of a network of edges on `machines` machines that work side by side; None means 1.
 
     Each is None (no limit), a number, or text for `parse_quantity`, and is rounded down to a whole number.
     A percentage stays text until `resolve` is told what it is a percentage of.
@@ -67,10 +72,17 @@ class Budget:
     flops: Quantity | None = None
     params: Quantity | None = None
     train_cost: Quantity | None = None
+    latency: Quantity | None = None
+    sequential_ops: Quantity | None = None
+    machines: int | None = None
 
     def __post_init__(self) -> None:
         for kind, value in self._stated.items():
+            if kind == "latency" and not isinstance(value, int):
+                value = _microseconds(value)
             object.__setattr__(self, kind, _limit(value, f"budget.{kind}"))
+        if self.machines is not None and (type(self.machines) is not int or not 0 < self.machines <= MOST_MACHINES):
+            raise UsageError(f"budget.machines={self.machines!r}: expected a whole number, 1 to {MOST_MACHINES}")
 
     @property
     def limits(self) -> dict[str, int]:
@@ -92,7 +104,7 @@ class Budget:
         for kind, value in self._stated.items():
             option = f"budget.{kind}"
             resolved[kind] = _whole(_exact(value, full.get(kind), option), value, option)
-        return Budget(**resolved)
+        return Budget(**resolved, machines=self.machines)
 
     def require(self) -> None:
         """Raises UsageError if no limit is stated."""
@@ -151,6 +163,14 @@ class Budget:
             for kind, value in self._stated.items()
         )
         return f"Budget({', '.join(limits)})"
+
+
+def _microseconds(value: Quantity) -> int:
+    """Text with a unit of time in whole microseconds."""
+    match = _QUANTITY.fullmatch(value.strip().replace("µ", "u")) if isinstance(value, str) else None
+    if match is None or match[2] not in _TIMES or Fraction(match[1]) <= 0:
+        raise UsageError(f"budget.latency={value}: {_EXPECTED_TIME}")
+    return _whole(Fraction(match[1]) * _TIMES[match[2]], value, "budget.latency")
 
 
 def _limit(value: Quantity, option: str) -> int | str:

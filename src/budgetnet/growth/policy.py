@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -39,6 +40,11 @@ class GrowthPlan:
     def changes(self) -> dict[str, int]:
         """New widths of the groups that change (what `resize` takes), or that are new (`change_depth` adds those)."""
         return {name: width for name, width in self.after.items() if width != self.before.get(name)}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What growth.jsonl holds beside the widths."""
+        return {}
 
     def __repr__(self) -> str:
         changes = ", ".join(f"{name} {self.before.get(name, 0)}->{width}" for name, width in self.changes.items())

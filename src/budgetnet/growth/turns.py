@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from budgetnet.errors import UsageError
 from budgetnet.growth.policy import GrowthPlan, Limit
@@ -57,6 +58,10 @@ class DepthPlan(GrowthPlan):
 
     depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     turns: Turns = Turns(())
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"depths": dict(self.depths)}
 
 
 @dataclass(frozen=True)

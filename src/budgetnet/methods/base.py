@@ -19,7 +19,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from budgetnet.channels import ChannelGraph, resize
+from budgetnet.backbones.fabric import Fabric
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
+from budgetnet.costs.sequential import SequentialOperations
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
@@ -134,9 +136,13 @@ class BudgetedModule(pl.LightningModule):
         self._correct.append(correct)
         self._images += len(labels)
         self.batches_done = batch_idx + 1
-        self.ledger.add(len(labels) * self.trainer.world_size, self._flops)
+        self.book(len(labels) * self.trainer.world_size)
         if self.batches_done % _SETTLE_EVERY == 0:
             self.settle()
+
+    def book(self, images: int) -> None:
+        """Add a step's train cost to the ledger. images: of all processes."""
+        self.ledger.add(images, self._flops)
 
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the mean loss of a batch; returns that loss and how many were right."""
@@ -226,9 +232,13 @@ class BudgetedModule(pl.LightningModule):
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
+    def evaluated(self, images: Tensor) -> Tensor:
+        """Logits of the network that would be left if training ended now."""
+        return self.forward(images)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.forward(images)
+        logits = self.evaluated(images)
         self.mean_loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
@@ -266,8 +276,15 @@ class BudgetedModule(pl.LightningModule):
         self._flops = self.cost.flops()
 
     def costs(self) -> dict[str, int]:
-        """Params, macs and flops now."""
-        return self.cost.costs()
+        """Params, macs and flops now; also the sequential operations of a network of edges."""
+        costs = self.cost.costs()
+        if isinstance(self.net, Fabric):
+            costs["sequential_ops"] = SequentialOperations(self.net.layout, self.budget.machines or 1).full()
+        return costs
+
+    def facts(self) -> dict[str, Any]:
+        """What summary.json says of a method's own besides."""
+        return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["budgetnet"] = {

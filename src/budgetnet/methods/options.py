@@ -104,7 +104,7 @@ class Bregman:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """conf/finetune: what follows the last growth round. `lr` None: that of optim."""
+    """conf/finetune: what follows the last growth round. `lr` None: that of optim. 0 epochs: nothing (method=bsn)."""
 
     epochs: int
     optimizer: str = "sgd"
@@ -113,8 +113,8 @@ class FineTuning:
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        _positive("finetune", lr=self.lr, epochs=self.epochs)
-        _not_negative("finetune", warmup_epochs=self.warmup_epochs)
+        _positive("finetune", lr=self.lr)
+        _not_negative("finetune", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"finetune.warmup_epochs={self.warmup_epochs}: longer than finetune.epochs={self.epochs}")
         _one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))

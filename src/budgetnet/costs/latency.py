@@ -1,0 +1,67 @@
+"""Measured time: how long modules take on a device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from budgetnet.backbones.fabric import Fabric
+
+SAMPLES = 9
+"""Measurements of each module; their median stands for it."""
+
+_WARM_UP = 3
+
+
+@torch.no_grad()
+def measured(compute: Callable[[], object], device: torch.device, samples: int = SAMPLES) -> list[int]:
+    """Microseconds that `compute` takes, so many times, at least 1 each; on a GPU until it has done what it was asked."""
+    found = []
+    for number in range(_WARM_UP + samples):
+        start = _now(device)
+        compute()
+        if number >= _WARM_UP:
+            found.append(max(1, round((_now(device) - start) * 1e6)))
+    return found
+
+
+def edge_latencies(net: Fabric, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Microseconds for one image in eval mode, int64 (samples, 1 + edges): of the stem and head together, of every edge.
+
+    image_shape: (channels, height, width). The network is left where and as it was.
+    """
+    device = torch.device(device)
+    home, training = next(net.parameters()).device, net.training
+    net.to(device).eval()
+    try:
+        shapes = {node.name: node.shape for node in net.layout.nodes}
+        image = torch.zeros(1, *image_shape, device=device)
+        last = torch.zeros(1, *net.layout.nodes[-1].shape, device=device)
+        ends = measured(lambda: (net.stem(image), net.head(last)), device)
+        columns = [ends]
+        for edge in net.layout.edges:
+            module, value = net.edges[edge.name], torch.zeros(1, *shapes[edge.source], device=device)
+            columns.append(measured(lambda module=module, value=value: module(value), device))  # type: ignore[misc]
+    finally:
+        net.to(home).train(training)
+    return torch.tensor(columns).T.contiguous()
+
+
+def latency_of(net: Fabric, alive: Tensor, image_shape: tuple[int, int, int]) -> int:
+    """Median microseconds for one image, in eval mode, of the network of the edges `alive`, bool (edges,)."""
+    device, training = next(net.parameters()).device, net.training
+    image = torch.zeros(1, *image_shape, device=device)
+    net.eval()
+    try:
+        return sorted(measured(lambda: net.masked(image, alive[None]), device))[SAMPLES // 2]
+    finally:
+        net.train(training)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

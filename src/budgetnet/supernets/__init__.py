@@ -1,0 +1,9 @@
+"""Learning which edges of a network to keep, under a budget: pure functions behind `budgetnet.methods.bsn`."""
+
+from budgetnet.supernets.choice import EdgePlan, Fits, choose, within
+from budgetnet.supernets.estimator import advantages, drawn, penalties, score_gradient
+from budgetnet.supernets.statistics import reestimate
+
+__all__ = [
+    "EdgePlan", "Fits", "advantages", "choose", "drawn", "penalties", "reestimate", "score_gradient", "within",
+]  # fmt: skip

@@ -1,0 +1,77 @@
+"""From probabilities of edges to the network that is kept: never above the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from budgetnet.backbones.fabric import EdgeGraph
+from budgetnet.costs.edges import EdgeCosts
+from budgetnet.growth import GrowthPlan
+
+Fits = Callable[[Tensor], bool]
+"""Whether the network of a choice of edges, bool (edges,), is within the budget."""
+
+
+def within(costs: EdgeCosts, limits: Mapping[str, int]) -> Fits:
+    """Whether none of these limits is exceeded by what of a choice lies on a path."""
+
+    def fits(choice: Tensor) -> bool:
+        price = costs.price(choice)
+        return all(price[kind] <= limit for kind, limit in limits.items())
+
+    return fits
+
+
+def choose(graph: EdgeGraph, probabilities: Tensor, fits: Fits, fallback: Tensor, threshold: float = 0.5) -> Tensor:
+    """bool (edges,): the edges that are kept, all of them on paths from end to end.
+
+    probabilities: (edges,), in any order that likelier edges stand higher in. Edges above the threshold are on; if
+    there is no path, the likeliest of the others follow until there is. While that does not fit, the least likely edge
+    goes without which there is still a path; of those that went, the likeliest come back that still fit. `fallback` is
+    a path that fits, for where a path of likely edges does not.
+    """
+    falling = probabilities.argsort(descending=True, stable=True).tolist()
+    on = probabilities > threshold
+    for edge in falling:
+        if graph.alive(on).any():
+            break
+        on[edge] = True
+    kept = graph.alive(on)
+    gone = []
+    for edge in reversed(falling):
+        if fits(kept):
+            break
+        if not kept[edge]:
+            continue
+        without = kept.clone()
+        without[edge] = False
+        if (alive := graph.alive(without)).any():
+            gone += (kept & ~alive).nonzero().flatten().tolist()
+            kept = alive
+    if not fits(kept):
+        return fallback.clone()
+    missing = set(gone)
+    for edge in falling:
+        if edge not in missing:
+            continue
+        again = kept.clone()
+        again[edge] = True
+        if graph.alive(again)[edge] and fits(again):
+            kept = again
+    return kept
+
+
+@dataclass(frozen=True)
+class EdgePlan(GrowthPlan):
+    """The end of the search: the names of the edges that are kept, and their measured microseconds, if limited."""
+
+    edges: tuple[str, ...] = ()
+    latency: int | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"edges": list(self.edges)}

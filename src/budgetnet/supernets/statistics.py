@@ -1,0 +1,25 @@
+"""Batch-norm statistics of a network that has lost edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def reestimate(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Running statistics anew: the plain mean over `batches` of images, all of one size; mode and weights stay."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta, training = [norm.momentum for norm in norms], net.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.train()
+    for images in batches:
+        net(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.train(training)
