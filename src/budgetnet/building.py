@@ -138,9 +138,9 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
 def _parameters(target: str) -> Collection[str]:
     """Which of the facts of a dataset a backbone's target takes: always its classes and channels."""
     try:
-        taken = inspect.signature(get_object(target)).parameters
+        taken = tuple(inspect.signature(get_object(target)).parameters)
     except (ImportError, TypeError, ValueError, HydraException):  # which is said when it is called
-        taken = {}
+        taken = ()
     return {"num_classes", "in_channels", *taken}
 
 

@@ -160,6 +160,9 @@ def _evaluate(
         top1, top5 = module.results["test_top1"], module.results["test_top5"]
     if best_epoch is not None:
         trained = best_top1 if data.splits.validation is not None else None
+    elif data.splits.validation is not None:  # of a network that was changed after the last validation
+        trainer.validate(module, datamodule=data, verbose=False)
+        trained = module.results["val_top1"]
     chosen = {"epochs": epochs, "best_epoch": best_epoch or epochs, "val_top1": trained}
     first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
     best = processes.decide(lambda: best_test_epoch(RunDirectory(directory).metrics, first))

@@ -19,7 +19,7 @@ METRICS = (
 
 
 class Records:
-    """metrics.csv, saturation.csv, edges.csv and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
+    """The CSV files and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from budgetnet.backbones.common import initialise
-from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node
+from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node, scaled
 from budgetnet.errors import UsageError
 
 MOST_COLUMNS = 64
@@ -55,9 +55,10 @@ def build(
     task: str = "classification",
     columns: int = 8,
     channels: int | None = None,
+    multiplier: float | None = None,
     name: str = "cnf",
 ) -> Fabric:
-    """A freshly initialised fabric. channels: of every node; None: 128, or 64 where images are segmented.
+    """A freshly initialised fabric. channels: of every node, 128, or 64 where images are segmented; times `multiplier`.
 
     Logits are (batch, num_classes), or (batch, num_classes, height, width) for task="segmentation".
     Raises UsageError for a fabric that cannot be.
@@ -69,6 +70,7 @@ def build(
     channels = (64 if segments else 128) if channels is None else channels
     if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
         raise UsageError(f"backbone.channels={channels!r}: expected a whole number, 1 to {MOST_CHANNELS}")
+    channels = scaled(channels, multiplier)
     graph = layout(columns, channels, image_size, segments)
     shapes = {node.name: node.shape[1:] for node in graph.nodes}
     edges = {edge.name: _convolution(channels, shapes[edge.source], shapes[edge.target]) for edge in graph.edges}

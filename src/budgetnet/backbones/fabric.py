@@ -14,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from budgetnet.errors import UsageError
+
+MOST_TIMES = 64
+
 
 @dataclass(frozen=True)
 class Node:
@@ -124,6 +128,13 @@ class EdgeGraph:
             sources = ", ".join(f"{self.edges[i].source} by {self.edges[i].name}" for i in self.into[node.name])
             lines.append(f"{node.name} {'x'.join(map(str, node.shape))} <- {sources or 'images, by the stem'}")
         return "\n".join([*lines, f"head <- {self.last}"])
+
+
+def scaled(width: int, multiplier: float | None) -> int:
+    """A width times `multiplier`, rounded, at least 1. Raises UsageError for what is no multiplier."""
+    if multiplier is not None and not (type(multiplier) in (int, float) and 0 < multiplier <= MOST_TIMES):
+        raise UsageError(f"backbone.multiplier={multiplier!r}: expected a number above 0, {MOST_TIMES} at most")
+    return max(1, int(width * (1 if multiplier is None else multiplier) + 0.5))
 
 
 class Fabric(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from budgetnet.backbones.common import convolution, initialise, subsampled
-from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node
+from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node, scaled
 from budgetnet.backbones.resnet import projection
 from budgetnet.errors import UsageError
 
@@ -111,9 +111,7 @@ def build(
         raise UsageError(f"backbone.depth={depth}: expected one of {', '.join(map(str, DEPTHS))}")
     if not isinstance(extra, bool):
         raise UsageError(f"backbone.extra={extra!r}: expected true or false")
-    if multiplier is not None and not (type(multiplier) in (int, float) and 0 < multiplier <= 64):
-        raise UsageError(f"backbone.multiplier={multiplier!r}: expected a number above 0, 64 at most")
-    first, second, third = (max(1, int(width * (multiplier or 1) + 0.5)) for width in FULL_WIDTHS)
+    first, second, third = (scaled(width, multiplier) for width in FULL_WIDTHS)
     graph = layout(DEPTHS[depth], (first, second, third), image_size, extra)
     shapes = {node.name: node.shape for node in graph.nodes}
     edges: dict[str, nn.Module] = {}

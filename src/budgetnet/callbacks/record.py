@@ -23,7 +23,9 @@ def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv, saturation.csv and edges.csv and logs them. Comes before Growth: a row is of the epoch's network.
+    """Writes metrics.csv, saturation.csv and edges.csv, and logs them.
+
+    Comes before Growth: a row is of the epoch's network.
 
     loggers: makes the trainer's loggers. They start once a step has been taken: training does not wait for them, and a
     run that cannot train leaves nothing in them.

@@ -37,9 +37,7 @@ class EdgeCosts:
         """What is known of a choice."""
         return (*ADDITIVE, "sequential_ops", *(() if self.latency is None else ("latency",)))
 
-    def of(
-        self, choice: Tensor, kinds: Collection[str], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
+    def of(self, choice: Tensor, kinds: Collection[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """By kind, what each choice, bool (choices, edges), costs, int64 (choices,), were all of it computed.
 
         "sequential_ops" is of what lies on a path. generator: "latency" is a sum of one measurement of each edge, drawn

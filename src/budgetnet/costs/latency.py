@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ _WARM_UP = 3
 
 @torch.no_grad()
 def measured(compute: Callable[[], object], device: torch.device, samples: int = SAMPLES) -> list[int]:
-    """Microseconds that `compute` takes, so many times, at least 1 each; on a GPU until it has done what it was asked."""
+    """Microseconds, at least 1, that `compute` takes, so many times; on a GPU until it has done what it was asked."""
     found = []
     for number in range(_WARM_UP + samples):
         start = _now(device)
@@ -28,8 +28,8 @@ def measured(compute: Callable[[], object], device: torch.device, samples: int =
     return found
 
 
-def edge_latencies(net: Fabric, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Microseconds for one image in eval mode, int64 (samples, 1 + edges): of the stem and head together, of every edge.
+def edge_latencies(net: Fabric, image_shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Microseconds for one image in eval mode, int64 (samples, 1 + edges): of stem and head together, of every edge.
 
     image_shape: (channels, height, width). The network is left where and as it was.
     """
@@ -50,7 +50,7 @@ def edge_latencies(net: Fabric, image_shape: tuple[int, int, int], device: torch
     return torch.tensor(columns).T.contiguous()
 
 
-def latency_of(net: Fabric, alive: Tensor, image_shape: tuple[int, int, int]) -> int:
+def latency_of(net: Fabric, alive: Tensor, image_shape: Sequence[int]) -> int:
     """Median microseconds for one image, in eval mode, of the network of the edges `alive`, bool (edges,)."""
     device, training = next(net.parameters()).device, net.training
     image = torch.zeros(1, *image_shape, device=device)

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from budgetnet.channels import ChannelGraph, resize
 from budgetnet.backbones.fabric import Fabric
+from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.costs.sequential import SequentialOperations
 from budgetnet.data.datamodule import DataModule

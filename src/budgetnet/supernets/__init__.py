@@ -2,8 +2,10 @@
 
 from budgetnet.supernets.choice import EdgePlan, Fits, choose, within
 from budgetnet.supernets.estimator import advantages, drawn, penalties, score_gradient
+from budgetnet.supernets.search import EdgeSearch, SuperNetwork
 from budgetnet.supernets.statistics import reestimate
 
 __all__ = [
-    "EdgePlan", "Fits", "advantages", "choose", "drawn", "penalties", "reestimate", "score_gradient", "within",
+    "EdgePlan", "EdgeSearch", "Fits", "SuperNetwork", "advantages", "choose", "drawn", "penalties", "reestimate",
+    "score_gradient", "within",
 ]  # fmt: skip

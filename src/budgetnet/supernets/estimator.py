@@ -1,4 +1,6 @@
-"""The gradient of an expected cost by the probabilities of edges: REINFORCE (Veniat and Denoyer, CVPR 2018, eq. 11 to 18).
+"""The gradient of an expected cost by the probabilities of edges: REINFORCE.
+
+Equations 11 to 18 of Veniat and Denoyer, CVPR 2018.
 
 Every edge u is on with probability γ_u = σ(a_u). For one drawn choice h and what it cost, D(h),
 ∂E[D]/∂a_u = E[(D - b)(h_u - γ_u)], whatever the baseline b, as long as it does not depend on h.

@@ -1,0 +1,91 @@
+"""What is kept is within the budget, on paths, and leaves out no likely edge that fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from budgetnet.backbones import cnf, resnet_fabric
+from budgetnet.backbones.fabric import Fabric
+from budgetnet.channels import ChannelGraph
+from budgetnet.costs.edges import EdgeCosts
+from budgetnet.supernets import choose, reestimate, within
+
+
+def traced(net: Fabric, size: int) -> Fabric:
+    ChannelGraph.trace(net, torch.empty(1, 3, size, size))
+    return net
+
+
+@pytest.fixture(scope="module")
+def fabrics() -> dict[str, EdgeCosts]:
+    return {
+        "resnet_fabric": EdgeCosts(traced(resnet_fabric.build(10, 3, (8, 8), multiplier=0.25), 8), machines=2),
+        "cnf": EdgeCosts(traced(cnf.build(10, 3, (8, 8), columns=3, channels=4), 8), machines=2),
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet_fabric", "cnf"])
+@pytest.mark.parametrize("kind", ["flops", "params", "sequential_ops"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.4, 0.8, 1.0])
+def test_a_budget_is_kept_and_no_likely_edge_that_fits_is_left_out(
+    fabrics: dict[str, EdgeCosts], name: str, kind: str, part: float
+) -> None:
+    costs = fabrics[name]
+    graph, path = costs.layout, costs.cheapest_path(kind)
+    least, most = costs.price(path)[kind], costs.full()[kind]
+    limit = int(least + part * (most - least))
+    for seed in range(3):
+        gamma = torch.rand(len(graph.edges), generator=torch.Generator().manual_seed(seed)) * 1.2 - 0.1
+        kept = choose(graph, gamma, within(costs, {kind: limit}), path)
+        assert costs.price(kept)[kind] <= limit
+        assert kept.any() and torch.equal(graph.alive(kept), kept)
+        if torch.equal(kept, path):
+            continue
+        for edge in ((gamma > 0.5) & ~kept).nonzero().flatten().tolist():
+            again = kept.clone()
+            again[edge] = True
+            assert not graph.alive(again)[edge] or costs.price(again)[kind] > limit
+
+
+def test_without_a_budget_the_likely_edges_stay_and_no_others(fabrics: dict[str, EdgeCosts]) -> None:
+    costs = fabrics["cnf"]
+    gamma = torch.full((len(costs.names),), 0.9)
+    gamma[[3, 7, 9]] = 0.4
+    kept = choose(costs.layout, gamma, lambda _: True, costs.cheapest_path("flops"))
+    assert torch.equal(kept, costs.layout.alive(gamma > 0.5))
+
+
+def test_where_no_likely_path_is_left_the_likeliest_edges_make_one(fabrics: dict[str, EdgeCosts]) -> None:
+    costs = fabrics["cnf"]
+    gamma = torch.linspace(0.1, 0.4, len(costs.names))
+    kept = choose(costs.layout, gamma, lambda _: True, costs.cheapest_path("flops"))
+    assert kept.any() and torch.equal(costs.layout.alive(kept), kept)
+
+
+@pytest.mark.parametrize("name", ["resnet_fabric", "cnf"])
+def test_the_cheapest_path_is_a_path_that_no_likelier_choice_undercuts(
+    fabrics: dict[str, EdgeCosts], name: str
+) -> None:
+    costs = fabrics[name]
+    graph = costs.layout
+    choices = graph.alive(torch.rand(300, len(graph.edges), generator=torch.Generator().manual_seed(0)) < 0.75)
+    for kind in ("flops", "params", "sequential_ops"):
+        path = costs.cheapest_path(kind)
+        assert torch.equal(graph.alive(path), path)
+        assert all(len([i for i in graph.into[node.name] if path[i]]) <= 1 for node in graph.nodes)
+        least = costs.price(path)[kind]
+        assert int(costs.of(choices[choices.any(1)], (kind,))[kind].min()) >= least
+
+
+def test_statistics_are_the_mean_over_batches_and_nothing_else_changes() -> None:
+    torch.manual_seed(0)
+    net = cnf.build(10, 3, (4, 4), columns=1, channels=4)
+    weights = {name: value.clone() for name, value in net.named_parameters()}
+    batches = torch.randn(3, 16, 3, 4, 4)
+    reestimate(net.eval(), batches)
+    with torch.no_grad():
+        first = torch.stack([net.stem[0](images).mean((0, 2, 3)) for images in batches]).mean(0)
+    torch.testing.assert_close(net.stem[1].running_mean, first)
+    assert not net.training and net.stem[1].momentum == 0.1
+    assert all(torch.equal(value, weights[name]) for name, value in net.named_parameters())
