@@ -142,3 +142,26 @@ class Stages(nn.Module):
         for part in self.body.values():
             x = part(x)
         return self.head(x.mean((2, 3)))
+
+
+class Convolutional(nn.Module):
+    """A user's network for segmentation, (batch, in_channels, H, W) to (batch, num_classes, H, W): it sees 9×9."""
+
+    def __init__(self, num_classes: int, in_channels: int, task: str, image_size: list[int]) -> None:
+        super().__init__()
+        assert task == "segmentation" and len(image_size) == 2
+        self.first, self.first_norm = nn.Conv2d(in_channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.down, self.down_norm = nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.up, self.classify = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = F.relu(self.first_norm(self.first(x)))
+        coarse = F.relu(self.down_norm(self.down(fine)))
+        return self.classify(F.relu(fine + self.up(F.interpolate(coarse, scale_factor=2))))
+
+
+class Coarse(Convolutional):
+    """The same, at half the resolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, :, ::2, ::2]

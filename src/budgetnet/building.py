@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 import logging
 import os
 import warnings
@@ -10,13 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -36,8 +38,9 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import UsageError, nearest
 from budgetnet.loggers import make_loggers
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.records import Records
+from budgetnet.records import METRICS, SEGMENTATION_METRICS, Records
 from budgetnet.started import started
+from budgetnet.tasks import TASKS
 
 Config = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -68,6 +71,7 @@ def build(config: Config, directory: Path, signals: Signals | None = None) -> Pa
             os.environ["OMP_NUM_THREADS"] = str(config["threads"])  # Lightning's launcher asks for it
         data = make("dataset", config["dataset"], DataModule)
         data.prepare_data()
+    _check_task(config["task"], data)
     module, full = make_module(config, data)
     trainer = make_trainer(config, directory, module, signals or Signals())
     data.check(trainer.world_size)
@@ -100,6 +104,7 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
         module = method(config, net, data.num_classes, ledger)
         if not isinstance(module, BudgetedModule):
             raise UsageError(f"method._target_={target} made a {type(module).__name__}: expected a BudgetedModule")
+    module.task = TASKS[data.task]
     full = {
         "full_widths": widths,
         "seed_widths": module.graph.widths,
@@ -114,6 +119,8 @@ def make_module(config: Config, data: DataModule) -> tuple[BudgetedModule, dict[
 def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = False) -> torch.nn.Module:
     """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven.
 
+    It is called with num_classes and in_channels and, where it takes them, with image_size, a list of height and width,
+    and task, "classification" or "segmentation".
     sync_batchnorm: batch norms that take their statistics over all processes; replaced before the network is traced.
     """
     section = dict(backbone)
@@ -121,9 +128,18 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
         raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
     channels, *image_size = data.input_shape
-    known = {"num_classes": data.num_classes, "in_channels": channels, "image_size": tuple(image_size)}
-    taken = _parameters(section["_target_"])
-    net = make("backbone", section, torch.nn.Module, **{name: known[name] for name in known if name in taken})
+    known: dict[str, Any] = {"image_size": image_size, "task": data.task}
+    arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
+    if "image_size" in arguments:
+        section["_convert_"] = "all"  # a plain list
+    name = section.get("name", section["_target_"])
+    if data.task == "segmentation" and "task" not in arguments:
+        raise UsageError(
+            f"backbone={name} classifies whole images: choose one that segments, such as cnf, or a network of your own "
+            "that takes task"
+        )
+    arguments |= {"num_classes": data.num_classes, "in_channels": channels}
+    net = make("backbone", section, torch.nn.Module, **arguments)
     if sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     try:
@@ -131,22 +147,46 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
         if not section["_target_"].startswith("budgetnet.backbones."):
             graph.verify()
     except GraphError as error:
-        raise UsageError(f"backbone={section.get('name', section['_target_'])}: {error}") from error
+        raise UsageError(f"backbone={name}: {error}") from error
+    if data.task == "segmentation":
+        _check_maps(name, net, data)
     return net
 
 
 def _parameters(target: str) -> Collection[str]:
-    """Which of the facts of a dataset a backbone's target takes: always its classes and channels."""
+    """Names of what a `_target_` takes; none where that cannot be told, as of one that does not exist."""
     try:
-        taken = tuple(inspect.signature(get_object(target)).parameters)
-    except (ImportError, TypeError, ValueError, HydraException):  # which is said when it is called
-        taken = ()
-    return {"num_classes", "in_channels", *taken}
+        return signature(resolve_name(target)).parameters
+    except Exception:  # whatever importing it raises; building the network says what
+        return ()
+
+
+def _check_maps(name: str, net: torch.nn.Module, data: DataModule) -> None:
+    """Raises UsageError unless a network gives logits for each pixel. It is run on no data, without a cost."""
+    logits = copy.deepcopy(net).to("meta").eval()(torch.empty(2, *data.input_shape, device="meta"))
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    expected = (2, data.num_classes, *data.input_shape[1:])
+    if found != expected:
+        raise UsageError(
+            f"backbone={name} gives logits {found} for two images of {data.name}: expected one of {data.num_classes} "
+            f"classes for each pixel, {expected}"
+        )
+
+
+def _check_task(task: str | None, data: DataModule) -> None:
+    """Raises UsageError if the option `task` is not what the dataset's labels are for."""
+    if task not in (None, data.task):
+        have, example = ("whole images", "shapes") if data.task == "classification" else ("pixels", "cifar10")
+        raise UsageError(
+            f"task={task}, but the labels of dataset={data.name} are of {have}: leave task out, or choose a dataset "
+            f"for it, such as dataset={example}"
+        )
 
 
 def make_trainer(config: Config, directory: Path, module: BudgetedModule, signals: Signals) -> pl.Trainer:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
-    section, records = dict(config["trainer"]), Records(directory)
+    segments = module.task.name == "segmentation"
+    section, records = dict(config["trainer"]), Records(directory, SEGMENTATION_METRICS if segments else METRICS)
     if section["strategy"] not in ("auto", "ddp"):
         raise UsageError(f"trainer.strategy={section['strategy']}: {_why_not(str(section['strategy']))}; use ddp")
     channels_last, progress = section.pop("channels_last"), section.pop("progress")

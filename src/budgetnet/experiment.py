@@ -28,7 +28,7 @@ from budgetnet.processes import Processes, after_rank_0
 from budgetnet.records import write_json
 from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.started import requeue
-from budgetnet.summary import best_test_epoch, describe
+from budgetnet.summary import best_test_epoch, describe, validation_of
 from budgetnet.workspace import check_same, occupied
 
 Config = Mapping[str, Any]
@@ -150,14 +150,14 @@ def _evaluate(
     """
     trained = module.results.get("val_top1")
     epochs, best_epoch, best_top1 = processes.decide(lambda: _selected(directory))
+    tested = [f"test_{measure}" for measure in module.task.measures]
     trainer.test(module, datamodule=data, verbose=False)
-    top1, top5 = module.results["test_top1"], module.results["test_top5"]
-    results = {"test_top1_last": top1, "test_top5_last": top5}
+    results = {f"{name}_last": module.results[name] for name in tested}
     if best_epoch not in (None, epochs):
         if trainer.is_global_zero:  # the others are given its weights
             module.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
         trainer.test(module, datamodule=data, verbose=False)
-        top1, top5 = module.results["test_top1"], module.results["test_top5"]
+    results |= {name: module.results[name] for name in tested}
     if best_epoch is not None:
         trained = best_top1 if data.splits.validation is not None else None
     elif data.splits.validation is not None:  # of a network that was changed after the last validation
@@ -165,8 +165,12 @@ def _evaluate(
         trained = module.results["val_top1"]
     chosen = {"epochs": epochs, "best_epoch": best_epoch or epochs, "val_top1": trained}
     first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
-    best = processes.decide(lambda: best_test_epoch(RunDirectory(directory).metrics, first))
-    return {**chosen, **results, "test_top1": top1, "test_top5": top5, **best}
+
+    def written() -> dict[str, Any]:
+        metrics = RunDirectory(directory).metrics
+        return {**validation_of(metrics, best_epoch or epochs, module.task), **best_test_epoch(metrics, first)}
+
+    return {**chosen, **results, **processes.decide(written)}
 
 
 def _selected(directory: Path) -> tuple[int, int | None, float | None]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ METRICS = (
     "epoch", "phase", "round", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5",
     "test_top1", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds",
 )  # fmt: skip
+"""The columns of metrics.csv."""
+SEGMENTATION_METRICS = tuple({"val_top5": "val_miou"}.get(name, name) for name in METRICS)
+"""The same of a segmentation, whose top-1 is that of pixels."""
 
 
 class Records:
     """The CSV files and growth.jsonl of one run directory (`src/budgetnet/reports` reads them)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, columns: Sequence[str] = METRICS) -> None:
         self.directory = Path(directory)
+        self.columns = columns
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One row per epoch."""
-        self._append_csv("metrics.csv", {name: row.get(name, "") for name in METRICS})
+        self._append_csv("metrics.csv", {name: row.get(name, "") for name in self.columns})
 
     def saturation(self, epoch: int, round: int, saturation: Mapping[str, float]) -> None:
         """One row per epoch of the growing phase: s of every group that may grow."""

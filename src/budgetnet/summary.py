@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.tasks import Task
 
 
 def describe(
@@ -58,6 +59,12 @@ def best_test_epoch(metrics: Sequence[Mapping[str, Any]], first: int) -> dict[st
     measured = [(row["test_top1"], row["epoch"]) for row in metrics if row["epoch"] >= first]
     best, epoch = max([pair for pair in measured if pair[0] is not None], default=(None, None))
     return {"test_top1_best": best, "test_top1_best_epoch": epoch}
+
+
+def validation_of(metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task) -> dict[str, Any]:
+    """What an evaluation gives beside top-1 and top-5, at an epoch of metrics.csv; None: it was not validated."""
+    found: Mapping[str, Any] = next((row for row in metrics if row["epoch"] == epoch), {})
+    return {f"val_{name}": found.get(f"val_{name}") for name in task.measures if name not in ("top1", "top5")}
 
 
 def _hardware(module: BudgetedModule) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from torch import Tensor
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError
 
+NO_CLASS = 255
+"""In a mask of bytes, a pixel without a class; in a batch, `tasks.IGNORED` stands for it."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageArrays:
     """Images (N, C, H, W), uint8 in 0..255 or float32, and their labels (N,), int64 in 0..num_classes - 1.
 
+    For a segmentation, labels are masks (N, H, W), uint8: the class of every pixel, or NO_CLASS.
     Raises UsageError if there is no image, or shapes, types or labels do not fit together.
     """
 
@@ -30,6 +34,9 @@ class ImageArrays:
         shape, count = tuple(self.images.shape), len(self.labels)
         if len(shape) != 4 or not shape[0] or self.images.dtype not in (torch.uint8, torch.float32):
             raise UsageError(f"images of shape {shape}, {self.images.dtype}: expected (N, C, H, W), uint8 or float32")
+        if self.labels.dim() == 3:
+            self._check_masks()
+            return
         if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
             raise UsageError(
                 f"labels of shape {tuple(self.labels.shape)}, {self.labels.dtype}: expected ({shape[0]},), int64"
@@ -38,27 +45,54 @@ class ImageArrays:
         if low < 0 or high >= self.num_classes:
             raise UsageError(f"labels from {low} to {high} of {count} images: expected 0 to {self.num_classes - 1}")
 
+    def _check_masks(self) -> None:
+        expected = (len(self.images), *self.images.shape[2:])
+        if tuple(self.labels.shape) != expected or self.labels.dtype != torch.uint8:
+            raise UsageError(
+                f"masks of shape {tuple(self.labels.shape)}, {self.labels.dtype}: expected {expected}, uint8"
+            )
+        found = torch.bincount(self.labels.flatten(), minlength=256)[:NO_CLASS].nonzero().flatten()
+        if not len(found) or int(found[-1]) >= self.num_classes:
+            classes = f"classes from {int(found[0])} to {int(found[-1])}" if len(found) else "no class"
+            raise UsageError(
+                f"masks with {classes} of {len(self)} images: expected 0 to {self.num_classes - 1}, or {NO_CLASS} "
+                "where a pixel has none"
+            )
+
     @staticmethod
     def of(
         images: np.ndarray | Tensor,
         labels: np.ndarray | Tensor | Sequence[int],
         num_classes: int | None = None,
     ) -> ImageArrays:
-        """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one."""
+        """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one.
+
+        In masks (N, H, W) a negative label or NO_CLASS is that of a pixel without a class.
+        """
         pixels, classes = torch.as_tensor(images), torch.as_tensor(labels)
         if pixels.is_floating_point():
             pixels = pixels.float()
         if classes.dtype not in (torch.bool, torch.float16, torch.float32, torch.float64):
             classes = classes.long()
+        known = classes
+        if classes.dim() == 3 and not classes.is_floating_point():
+            known = classes[(classes >= 0) & (classes != NO_CLASS)]
+            if len(known) and int(known.max()) > NO_CLASS:
+                raise UsageError(
+                    f"masks with class {int(known.max())}: expected 0 to {NO_CLASS - 1}, or {NO_CLASS} where a pixel "
+                    "has none"
+                )
+            classes = torch.where(classes < 0, NO_CLASS, classes).to(torch.uint8)
         if num_classes is None:
-            num_classes = int(classes.max()) + 1 if len(classes) else 0
+            num_classes = int(known.max()) + 1 if len(known) else 0
         return ImageArrays(pixels, classes, num_classes)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"ImageArrays({len(self)} images of {'x'.join(map(str, self.shape))}, {self.num_classes} classes)"
+        masks = " with masks" if self.labels.dim() == 3 else ""
+        return f"ImageArrays({len(self)} images of {'x'.join(map(str, self.shape))}{masks}, {self.num_classes} classes)"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,8 +124,11 @@ class ImageArrays:
 def stratified_order(labels: Tensor, *key: object) -> Tensor:
     """A random order (N,) of the images, a function of `key` alone, whose every prefix is stratified.
 
-    labels: (N,). The first n of the order hold every class in proportion, to within one image.
+    labels: (N,). The first n of the order hold every class in proportion, to within one image. Masks (N, H, W) have
+    classes of pixels alone: the order is random.
     """
+    if labels.dim() > 1:
+        labels = torch.zeros(len(labels), dtype=torch.long)
     shuffled = torch.randperm(len(labels), generator=keyed_generator("stratified", *key))
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     counts = torch.bincount(labels)

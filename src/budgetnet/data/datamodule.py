@@ -21,12 +21,12 @@ from budgetnet.errors import UsageError, nearest
 
 MOST_WORKERS = 1024
 ImageSet = ImageArrays | ImageFolder
-Source = Callable[[str, bool], tuple[ImageSet, ImageSet]]
+Source = Callable[[str, bool], tuple[ImageSet, ImageSet] | tuple[ImageSet, ImageSet, ImageSet]]
 Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int]]
 
 
 class Splits(NamedTuple):
-    """What is trained on, what models are selected by (None: nothing is held out), and the official test set."""
+    """What is trained on, what models are selected by (None: nothing is), and the official test set."""
 
     train: ImageSet
     validation: ImageSet | None
@@ -36,11 +36,13 @@ class Splits(NamedTuple):
 class DataModule(pl.LightningDataModule):
     """Loaders of one dataset; sets in memory live on the trainer's device, folders are read by worker processes.
 
-    source: (root, download) -> (training set, test set), such as `readers.cifar10`; root, download: its arguments.
+    source: (root, download) -> (training set, test set), such as `readers.cifar10`, or (training set, validation set,
+    test set), such as `segmentation.part_labels`; root, download: its arguments.
     batch_size: images of a training step, all processes together; an incomplete last batch is dropped. eval_batch_size:
     the same for validation and test, where every image counts once and none is dropped.
     validation: images held out of the training set, stratified and fixed by split_seed, so that runs of different seeds
-    share them; 0 holds out none, and then there is nothing to validate on.
+    share them; 0 holds out none, and then there is nothing to validate on. None: the source's own validation set.
+    Images with masks are held out at random.
     limit_train, limit_test: use only this many images, stratified; None or more than there are: all.
     augment: {"padding": pixels, "flip": bool} of training batches (`DeviceLoader`); a folder has its own augmentation.
     mean, std: of each channel, pixels in 0..1; None measures them on the training split (for a folder: ImageNet's).
@@ -59,7 +61,7 @@ class DataModule(pl.LightningDataModule):
         download: bool = True,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
-        validation: int = 0,
+        validation: int | None = 0,
         split_seed: int = 0,
         limit_train: int | None = None,
         limit_test: int | None = None,
@@ -111,27 +113,41 @@ class DataModule(pl.LightningDataModule):
             return
         self._check_options()
         sets = self.source(self.root, self.download)
-        if not isinstance(sets, tuple) or len(sets) != 2 or not all(isinstance(part, ImageSet) for part in sets):
+        if not isinstance(sets, tuple) or len(sets) not in (2, 3) or not all(isinstance(s, ImageSet) for s in sets):
             raise UsageError(
-                f"dataset.source gave {type(sets).__name__}: expected the training and the test set, two sets of images"
+                f"dataset.source gave {type(sets).__name__}: expected the training and the test set, two sets of "
+                "images, or three with a validation set between them"
             )
-        train, test = sets
-        if test.shape != train.shape or test.num_classes != train.num_classes:
-            raise UsageError(
-                f"{self.name}: the training set is {train}, the test set {test}: expected images of one shape"
-            )
+        train, *own, test = sets
+        for part, other in zip(("test", "validation"), (test, *own), strict=False):
+            same = other.labels.dim() == train.labels.dim() and other.num_classes == train.num_classes
+            if other.shape != train.shape or not same:
+                raise UsageError(
+                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape"
+                )
         self._check_images(train)
-        if self.validation >= len(train):
-            raise UsageError(
-                f"dataset.validation={self.validation}: expected less than the {len(train)} training images; set "
-                f"dataset.validation={len(train) // 10}, or 0 to hold out none"
-            )
-        held_out = None
-        if self.validation:
-            kept, held = hold_out(train.labels, self.validation, self.split_seed)
-            train, held_out = train.subset(kept), train.subset(held)
+        train, held_out = self._held_out(train, *own)
         train = _limit(train, self.limit_train, self.split_seed)
         self._splits = Splits(train, held_out, _limit(test, self.limit_test, self.split_seed))
+
+    def _held_out(self, train: ImageSet, own: ImageSet | None = None) -> tuple[ImageSet, ImageSet | None]:
+        """What is left to train on, and what to validate on. own: the source's validation set."""
+        tenth = f"set dataset.validation={len(train) // 10}, or 0 to hold out none"
+        if own is not None and self.validation:
+            raise UsageError(
+                f"dataset.validation={self.validation}: {self.name} has a validation set of its own, of {len(own)} "
+                "images; set dataset.validation=null to use it, or 0 to use none"
+            )
+        if own is None and self.validation is None:
+            raise UsageError(f"dataset.validation=null: {self.name} has no validation set of its own; {tenth}")
+        if not self.validation:
+            return train, own if self.validation is None else None
+        if self.validation >= len(train):
+            raise UsageError(
+                f"dataset.validation={self.validation}: expected less than the {len(train)} training images; {tenth}"
+            )
+        kept, held = hold_out(train.labels, self.validation, self.split_seed)
+        return train.subset(kept), train.subset(held)
 
     def check(self, world_size: int) -> None:
         """Raises UsageError if the sets cannot be shared equally by so many processes."""
@@ -150,8 +166,9 @@ class DataModule(pl.LightningDataModule):
         for option in ("download", "channels_last"):
             if not isinstance(getattr(self, option), bool):
                 raise UsageError(f"dataset.{option}={getattr(self, option)!r}: expected true or false")
-        whole = {"batch_size": 1, "eval_batch_size": 1, "validation": 0, "workers": 0, "baseline_epochs": 1}
-        whole |= {option: 1 for option in ("limit_train", "limit_test") if getattr(self, option) is not None}
+        fixed = {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "baseline_epochs": 1}
+        may_be_null = {"validation": 0, "limit_train": 1, "limit_test": 1}
+        whole = fixed | {option: least for option, least in may_be_null.items() if getattr(self, option) is not None}
         for option, least in whole.items():
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -189,6 +206,11 @@ class DataModule(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         return self.splits.train.num_classes
+
+    @property
+    def task(self) -> str:
+        """What the labels are for: "classification" of images, or "segmentation"."""
+        return "segmentation" if self.splits.train.labels.dim() == 3 else "classification"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

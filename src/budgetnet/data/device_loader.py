@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from budgetnet.data.arrays import ImageArrays
+from budgetnet.data.arrays import NO_CLASS, ImageArrays
 from budgetnet.data.sharding import Batch, ShardedLoader, keyed_generator
 from budgetnet.errors import UsageError
+from budgetnet.tasks import IGNORED
 
 
 class Normalise:
@@ -48,6 +49,9 @@ class Normalise:
 class DeviceLoader(ShardedLoader):
     """Batches (images float32 (N, C, H, W), labels int64 (N,)) of a set that is kept on `device`.
 
+    Of a set with masks the labels are (N, H, W), cropped and flipped as their images are, with tasks.IGNORED where a
+    pixel has no class; those of the padding have none.
+
     Order, crops and flips are drawn on the CPU and are a function of (seed, epoch, image) alone: the same bits for any
     device, batch size and number of processes.
     padding: zero (black) pixels around every image, out of which a window of the image's size is cut at random; flip:
@@ -79,10 +83,13 @@ class DeviceLoader(ShardedLoader):
         self.normalise = Normalise(mean, std, data.shape, data.images.dtype, self.device, channels_last)
         self.padding, self.flip = padding, flip
         self.shape = data.shape
-        self.labels = data.labels.to(self.device)
+        masks = data.labels.dim() == 3
         # Mirrored copies follow the padded images: they cost memory and save most of the time of a batch. A CPU makes
         # those of the first epoch as they are needed, so that training begins sooner.
         self.padded = _padded(data.images.to(self.device), padding, copies=1 + flip)
+        labels = data.labels.to(self.device)
+        self.labels = None if masks else labels
+        self.masks = _padded(labels[:, None], padding, copies=1 + flip, border=NO_CLASS) if masks else None
         self.unmirrored = torch.full((self.size,), flip)
         self.missing = self.size * flip
         if flip and self.device.type != "cpu":
@@ -101,13 +108,15 @@ class DeviceLoader(ShardedLoader):
         chosen = torch.cat(parts)
         images = (chosen + mirrored[chosen] * self.size).to(self.device)
         offsets = offset[chosen].to(self.device)
-        labels = self.labels[chosen.to(self.device)]
+        labels = images if self.labels is None else self.labels[chosen.to(self.device)]
         sizes = [len(part) for part in parts]
         for image, start, target in zip(
             *(torch.split(drawn, sizes) for drawn in (images, offsets, labels)), strict=True
         ):
             if self.missing:
                 self._mirror(image)
+            if self.masks is not None:
+                target = _classes(self._windows(self.masks.index_select(0, image), start))
             yield self.normalise(self._windows(self.padded.index_select(0, image), start)), target
 
     def _mirror_all(self) -> None:
@@ -121,14 +130,16 @@ class DeviceLoader(ShardedLoader):
         self.unmirrored[originals] = False
         self.missing -= len(originals)
         originals = originals.to(self.device)
-        self.padded.index_copy_(0, originals + self.size, self.padded.index_select(0, originals).flip(2))
+        for kept in (self.padded, self.masks):
+            if kept is not None:
+                kept.index_copy_(0, originals + self.size, kept.index_select(0, originals).flip(2))
 
     def _windows(self, padded: Tensor, offset: Tensor) -> Tensor:
         """Of each image of (N, H + 2 padding, W + 2 padding, C), the (H, W) window whose first pixel is at `offset`."""
         if not self.padding:
             return padded
-        channels, height, width = self.shape
-        count, padded_height, padded_width, _ = padded.shape
+        _, height, width = self.shape
+        count, padded_height, padded_width, channels = padded.shape
         pixels = count * padded_height * padded_width
         # a gather of whole rows: row i of this view is the `width` pixels that begin at pixel i
         stretches = padded.as_strided((pixels - width + 1, width * channels), (channels, 1))
@@ -137,13 +148,19 @@ class DeviceLoader(ShardedLoader):
         return stretches.index_select(0, rows.view(-1)).view(count, height, width, channels)
 
 
-def _padded(images: Tensor, padding: int, copies: int) -> Tensor:
-    """(copies · N, H + 2 padding, W + 2 padding, C) of (N, C, H, W), black at the borders; the first N are filled."""
+def _classes(masks: Tensor) -> Tensor:
+    """int64 (N, H, W) of masks of bytes (N, H, W, 1)."""
+    classes = masks[..., 0].long()
+    return classes.masked_fill_(classes == NO_CLASS, IGNORED)
+
+
+def _padded(images: Tensor, padding: int, copies: int, border: int = 0) -> Tensor:
+    """(copies · N, H + 2 padding, W + 2 padding, C) of (N, C, H, W), `border` around them; the first N are filled."""
     count, channels, height, width = images.shape
     padded = images.new_empty(copies * count, height + 2 * padding, width + 2 * padding, channels)
     bottom, right = padding + height, padding + width
     first = padded[:count]
-    for border in (first[:, :padding], first[:, bottom:], first[:, :, :padding], first[:, :, right:]):
-        border.zero_()
+    for edge in (first[:, :padding], first[:, bottom:], first[:, :, :padding], first[:, :, right:]):
+        edge.fill_(border)
     first[:, padding:bottom, padding:right] = images.permute(0, 2, 3, 1)
     return padded

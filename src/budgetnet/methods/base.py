@@ -26,6 +26,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
 from budgetnet.processes import Processes, order_buckets
+from budgetnet.tasks import Classification, Segmentation, Task
 
 CHECKPOINT_FORMAT = 3
 _SETTLE_EVERY = 25  # steps between two looks at the losses; each look waits for the device
@@ -68,6 +69,8 @@ class BudgetedModule(pl.LightningModule):
         self.mean_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.results: dict[str, float] = {}
         """Accuracies in percent and losses of the last evaluation and the last training epoch."""
+        self.task: Task = Classification()
+        """What the loss is, and what is right."""
         self.micro_batches = 1
         """Parts of a batch that are passed one after the other, to save memory; a step is of the whole batch."""
         self.compiler: str | None = None
@@ -78,6 +81,7 @@ class BudgetedModule(pl.LightningModule):
         self._compiling = False
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
+        self._confusion: list[Tensor] = []
         self._images = 0
         self._totals = torch.zeros(4, dtype=torch.float64)
         self._random_state: list[dict[str, Any]] | None = None
@@ -117,7 +121,7 @@ class BudgetedModule(pl.LightningModule):
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, channels, height, width)."""
+        """Logits (batch, classes), or (batch, classes, height, width), of images (batch, channels, height, width)."""
         logits: Tensor = self.net(images)
         return logits
 
@@ -152,11 +156,11 @@ class BudgetedModule(pl.LightningModule):
         for number, (some, targets) in enumerate(parts, start=1):
             with self._unreduced() if number < len(parts) else nullcontext():
                 logits = forward(some)
-                loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+                loss = self.task.loss(logits, targets, self.label_smoothing)
                 loss = loss if len(parts) == 1 else loss * (len(targets) / len(labels))
                 self.manual_backward(loss)
             losses.append(loss.detach())
-            correct.append((logits.detach().argmax(1) == targets).sum())
+            correct.append(self.task.hits(logits.detach(), targets).sum())
         if len(parts) == 1:
             return losses[0], correct[0]
         return torch.stack(losses).sum(), torch.stack(correct).sum()
@@ -239,7 +243,10 @@ class BudgetedModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self.evaluated(images)
-        self.mean_loss.update(nn.functional.cross_entropy(logits, labels), weight=len(labels))
+        self.mean_loss.update(self.task.loss(logits, labels), weight=len(labels))
+        if isinstance(self.task, Segmentation):
+            self._confusion.append(self.task.confusion(logits, labels))
+            return
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
 
@@ -263,8 +270,13 @@ class BudgetedModule(pl.LightningModule):
         if not math.isfinite(loss):
             self.settle()  # names the step, if it was one of training
             self._not_finite(f"{name} loss", self.trainer.global_step)
-        self.results[f"{name}_top1"] = 100 * self.top1.compute().item()
-        self.results[f"{name}_top5"] = 100 * self.top5.compute().item()
+        if isinstance(self.task, Segmentation):
+            confusion = Processes(self.trainer).sum(torch.stack(self._confusion).sum(0))
+            self._confusion.clear()
+            self.results |= {f"{name}_{measure}": score for measure, score in self.task.scores(confusion).items()}
+        else:
+            self.results[f"{name}_top1"] = 100 * self.top1.compute().item()
+            self.results[f"{name}_top5"] = 100 * self.top5.compute().item()
         for metric in (self.mean_loss, self.top1, self.top5):
             metric.reset()
 

@@ -104,12 +104,10 @@ class BSN(ResizingModule):
         for number, (part, alive) in enumerate(parts, start=1):
             with self._unreduced() if number < len(parts) else nullcontext():
                 logits = self.supernet.masked(images[part], alive.to(self.device))
-                each = nn.functional.cross_entropy(
-                    logits, labels[part], label_smoothing=self.label_smoothing, reduction="none"
-                )
+                each = self.task.losses(logits, labels[part], self.label_smoothing)
                 self.manual_backward(each.sum() / len(labels) + self._unused(alive))
             losses.append(each.detach())
-            correct.append((logits.detach().argmax(1) == labels[part]).sum())
+            correct.append(self.task.hits(logits.detach(), labels[part]).sum())
         self._losses_of_parts = losses
         return torch.cat(losses).mean(), torch.stack(correct).sum()
 

@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.schedule import SCHEDULES
+from budgetnet.tasks import TASKS
 
 MOST_THREADS = 1024
 
@@ -40,6 +41,7 @@ class WholeRun:
     epochs: int
     threads: int | None = None
     export: bool = True
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -48,6 +50,8 @@ class WholeRun:
             raise UsageError(f"epochs={self.epochs}: expected 1 or more")
         if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
             raise UsageError(f"threads={self.threads}: expected 1 to {MOST_THREADS}, or null")
+        if self.task is not None and self.task not in TASKS:
+            raise UsageError(f"task={self.task!r}: expected {' or '.join(TASKS)}, or null for what the labels are")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class ResizingModule(BudgetedModule):
     def grow(self, plan: GrowthPlan, optimizer: torch.optim.Optimizer, seed: int, batch: Images | None) -> None:
         """Widen as planned; new channels start as growth.init says, by draws that are a function of the seed."""
         init = "he" if self.rounds.init == "firefly" else self.rounds.init
-        self.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch)
+        self.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch, loss=self.task.loss)
         load(self.net, plan.start)
         if self.rounds.rescale:
             rescale_filters(self.net, optimizer)

@@ -139,7 +139,10 @@ def _reading(run: RunDirectory) -> str:
     if summary:
         chosen = "the last: nothing was held out for validation"
         if summary["val_top1"] is not None:
-            chosen = f"the best on a validation split of the training set ({summary['val_top1']:.2f} %)"
+            dataset = run.config.get("dataset")
+            own = isinstance(dataset, dict) and "validation" in dataset and dataset["validation"] is None
+            split = "the dataset's validation set" if own else "a validation split of the training set"
+            chosen = f"the best on {split} ({summary['val_top1']:.2f} %)"
         read = "The test set was read at the end only."
         if summary.get("test_top1_best") is not None:
             read = (
@@ -149,6 +152,11 @@ def _reading(run: RunDirectory) -> str:
         lines.append(
             f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the last epoch's "
             f"stands beside it. {read}"
+        )
+    if summary.get("test_miou") is not None:
+        lines.append(
+            "* Accuracies are of pixels; mIoU is the intersection of what is labelled and what is predicted as a class "
+            "over their union, averaged over the classes. Unlabelled pixels count in neither."
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "

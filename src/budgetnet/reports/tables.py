@@ -25,7 +25,8 @@ class Row:
     Accuracies in percent; FLOPs are multiply-accumulates of one image. None: not known (yet).
     train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
     (b): against the final network for the same epochs. test_top1_best: the highest of the final network's epochs,
-    which no validation selects; None where the test set was not read after every epoch. budget: used percent by kind.
+    which no validation selects; None where the test set was not read after every epoch. Of a segmentation, accuracies
+    are of pixels, and test_miou is the mean intersection over union. budget: used percent by kind.
     settings: the configuration without seed and directory as text; runs that share it are repetitions. seconds: of all
     epochs, growth_seconds: of the rounds between them. hardware, versions: as text.
     """
@@ -41,6 +42,7 @@ class Row:
     test_top1_last: float | None = None
     test_top1_best: float | None = None
     val_top1: float | None = None
+    test_miou: float | None = None
     params: int | None = None
     flops: int | None = None
     macs: int | None = None
@@ -111,8 +113,8 @@ def listed(facts: Mapping[str, object] | None) -> str:
 
 
 def settings(config: object) -> str:
-    """A configuration as text, without what tells repetitions of one run apart: seeds, names, what is kept where."""
-    told_apart = {"seed", "name", "run", "logger", "export", "launcher", "checkpoint"}
+    """A configuration as text, without what repetitions of one run may differ in: seeds, names, what is kept where."""
+    told_apart = {"seed", "name", "run", "logger", "export", "launcher", "checkpoint", "task"}  # the dataset says it
 
     def strip(value: object, outermost: bool = False) -> object:
         if isinstance(value, dict):
@@ -147,6 +149,7 @@ _IDENTITY: dict[str, Callable[[Row], str]] = {
     "Seed": lambda row: "" if row.seed is None else str(row.seed),
 }
 _BEST = "best test epoch %"
+_MIOU = "Test mIoU %"
 NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "Test top-1 %": ("test_top1", _percent),
     "last epoch %": ("test_top1_last", _percent),
@@ -155,6 +158,7 @@ NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "FLOPs": ("flops", _quantity),
     "Train cost (a) %": ("train_cost_baseline_percent", _percent),
     "(b) %": ("train_cost_final_percent", _percent),
+    _MIOU: ("test_miou", _percent),
 }
 
 
@@ -168,14 +172,17 @@ def _budget_used(row: Row) -> str:
     return ", ".join(f"{kind} {percent:.1f}%" for kind, percent in row.budget.items())
 
 
-HEADER = (*_IDENTITY, *list(NUMBERS)[:5], "Budget used", *list(NUMBERS)[5:], "Stop reason")
-"""Every column that a table may have."""
+HEADER = (*_IDENTITY, *list(NUMBERS)[:5], "Budget used", *list(NUMBERS)[5:7], "Stop reason")
+"""Every column that a table may have, but that of segmentations alone."""
 
 
 def header(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The columns of the table of `rows`: the best test epoch only where some run has measured it."""
+    """The columns of the table of `rows`: the best test epoch and mean IoU only where some run has measured them."""
     measured = any(row.test_top1_best is not None for row in rows)
-    return tuple(name for name in HEADER if measured or name != _BEST)
+    names = [name for name in HEADER if measured or name != _BEST]
+    if any(row.test_miou is not None for row in rows):
+        names.insert(names.index("Params"), _MIOU)
+    return tuple(names)
 
 
 def cells(rows: Sequence[Row], columns: Sequence[str] | None = None) -> list[list[str]]:
@@ -216,10 +223,14 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Every number of `rows` in full, a line per run; a column per kind of budget holds its used percent."""
+    """Every number of `rows` in full, a line per run; a column per kind of budget holds its used percent.
+
+    Mean IoU is a column only where some run has it.
+    """
     lines = []
+    left_out = {"budget", "settings"} | ({"test_miou"} if all(row.test_miou is None for row in rows) else set())
     for row in rows:
-        line = {name: value for name, value in asdict(row).items() if name not in ("budget", "settings")}
+        line = {name: value for name, value in asdict(row).items() if name not in left_out}
         lines.append(line | {f"budget_{kind}_percent": percent for kind, percent in row.budget.items()})
     text = io.StringIO()
     header = dict.fromkeys(name for line in lines for name in line)

@@ -1,0 +1,113 @@
+"""Whole runs whose labels are of pixels."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from conftest import run
+from hydra import compose, initialize_config_dir
+from killed import At, Replaced, learned, nothing, rows
+
+from budgetnet.building import build
+from budgetnet.command import CONF, plain
+from budgetnet.data import shapes
+from budgetnet.errors import UsageError
+from budgetnet.records import METRICS
+from budgetnet.reports.page import page
+from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.reports.tables import as_csv, final_row, header
+from budgetnet.tasks import Segmentation
+
+SMALL = (
+    "dataset=shapes", "dataset.source.image_size=16", "dataset.source.train=200", "dataset.source.test=40",
+    "dataset.validation=40", "dataset.batch_size=16", "logger=csv",
+)  # fmt: skip
+TINY = (
+    *SMALL, "backbone=own", "backbone._target_=tests.nets.Convolutional", "budget.flops=90%", "epochs=6",
+    "growth.epochs_per_round=1", "growth.init=gradmax", "finetune.epochs=3", "trainer.test_every_epoch=true",
+    "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that grew."""
+    directory = tmp_path_factory.mktemp("segmented") / "run"
+    finished = run(*TINY, f"run.dir={directory}")
+    assert finished.returncode == 0, finished.stderr
+    assert "Test mIoU %" in finished.stdout
+    return directory
+
+
+def test_mean_iou_stands_beside_the_accuracy_of_pixels_everywhere(segmented: Path) -> None:
+    run_directory = RunDirectory(segmented)
+    summary, metrics, row = run_directory.summary, run_directory.metrics, final_row(run_directory)
+    assert summary is not None and summary["rounds"] > 1 and summary["stop_reason"] == "flops"
+    assert list(metrics[0]) == [{"val_top5": "val_miou"}.get(name, name) for name in METRICS]
+    assert all(0 < line["val_miou"] < line["val_top1"] <= 100 for line in metrics)
+    best = next(line for line in metrics if line["epoch"] == summary["best_epoch"])
+    assert (summary["val_top1"], summary["val_miou"]) == (best["val_top1"], best["val_miou"])
+    assert {"test_miou", "test_miou_last", "test_top1_best"} <= set(summary) and "test_top5" not in summary
+    assert row.test_miou == summary["test_miou"] and "Test mIoU %" in header([row])
+    assert "test_miou" in as_csv([row]).splitlines()[0].split(",")
+    for text in ((segmented / "report.md").read_text(), page([run_directory])):
+        assert f"{summary['test_miou']:.2f}" in text and "Test mIoU" in text.replace("<span>", "")
+
+
+def test_the_exported_network_has_the_scores_of_the_summary(segmented: Path) -> None:
+    summary = json.loads((segmented / "summary.json").read_text())
+    _, test = shapes(image_size=16, train=1, test=40)
+    images = (test.images.float() / 255 - 0.5) / 0.5
+    session = onnxruntime.InferenceSession(segmented / "model.onnx", providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    assert logits.shape == (40, 4, 16, 16)
+    task = Segmentation()
+    scores = task.scores(task.confusion(logits, test.labels.long()))
+    assert scores == {name: pytest.approx(summary[f"test_{name}"], abs=0.02) for name in scores}
+    assert torch.allclose(torch.export.load(segmented / "model.pt2").module()(images), logits, atol=1e-3)
+
+
+def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_path: Path) -> None:
+    command = [*TINY, f"run.dir={tmp_path}/run"]
+    killed = run(*command, "export=false", before=At("budgetnet.methods.base.BudgetedModule.training_step", 34))
+    assert killed.returncode == -9 and len(rows(tmp_path / "run" / "metrics.csv")) == 3
+    continued = run(*command, "export=false", "task=segmentation")
+    assert continued.returncode == 2 and "(differing: task)" in continued.stderr
+    drawn = Replaced("matplotlib.figure.Figure.savefig", nothing)
+    assert run(*command, "export=false", before=drawn).returncode == 0
+    assert learned(tmp_path / "run") == learned(segmented)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("backbone=resnet20",), "backbone=resnet20 classifies whole images: choose one that segments, such as cnf"),
+        (("backbone=own", "backbone._target_=tests.nets.Small"), "backbone=tests.nets.Small classifies whole images"),
+        (
+            ("backbone=own", "backbone._target_=tests.nets.Coarse"),
+            "backbone=tests.nets.Coarse gives logits (2, 4, 8, 8) for two images of shapes: expected one of 4 classes",
+        ),
+        (("task=classification",), "task=classification, but the labels of dataset=shapes are of pixels: leave"),
+        (("task=segmentation", "dataset=digits"), "but the labels of dataset=digits are of whole images: leave"),
+        (("task=detection",), "task='detection': expected classification or segmentation, or null"),
+        (("dataset.validation=null",), "dataset.validation=null: shapes has no validation set of its own"),
+        (("dataset=part_labels", "dataset.root=/nowhere"), "/nowhere/parts_train.txt cannot be read"),
+        (("dataset=image_masks", "dataset.root=/nowhere"), "dataset.root=/nowhere holds no folder train"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_a_task_is_refused_in_one_line(
+    overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    own = any(override.startswith("dataset=") for override in overrides)
+    small = [override for override in SMALL if not (own and override.startswith("dataset"))]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = plain(compose("config", [*small, *overrides, "budget.flops=90%"]))
+    with pytest.raises(UsageError, match=re.escape(message)) as error:
+        build(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
