@@ -43,7 +43,7 @@ def _ours(lines: Sequence[Result], top5: bool, machines: str) -> dict[str, str]:
 
 def beside(rows: Sequence[PaperRow], results: Sequence[Result]) -> str:
     """The paper's numbers beside ours, a line per row."""
-    top5, machines = any(row.top5 for row in rows), _machines(rows)
+    top5, machines = any(row.top5 for row in rows), rows[0].machines
     lines = []
     for row in rows:
         ours = _ours([line for line in results if line["row"] == row.row], top5, machines)
@@ -70,10 +70,5 @@ def alone(rows: Sequence[PaperRow], results: Sequence[Result], length: str) -> s
     lines = []
     for row in rows:
         if its := [line for line in results if line["row"] == row.row]:
-            lines.append({"Row": f"{row.row} ({length})", **_ours(its, bool(row.top5), _machines(rows))})
+            lines.append({"Row": f"{row.row} ({length})", **_ours(its, bool(row.top5), row.machines)})
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
-
-
-def _machines(rows: Sequence[PaperRow]) -> str:
-    """The number of machines of a table of sequential operations, or nothing."""
-    return next((row.machines for row in rows), "")
