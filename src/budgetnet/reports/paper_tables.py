@@ -48,10 +48,6 @@ _WHERE = {
 """Options of where and how a run is computed, not of what is."""
 
 
-def _optional() -> Any:
-    return field(default="", kw_only=True)
-
-
 @dataclass(frozen=True)
 class PaperRow:
     """A row of the paper: what it prints, as text, and how it is repeated here.
@@ -68,14 +64,14 @@ class PaperRow:
     dataset: str
     budget: str
     top1: str
-    top5: str = _optional()
-    params_M: str = _optional()
-    flops_G: str = _optional()
-    sequential_ops: str = _optional()
-    machines: str = _optional()
-    train_cost_percent: str = _optional()
-    cost: str = _optional()
-    second_hand: str = _optional()
+    top5: str = field(default="", kw_only=True)
+    params_M: str = field(default="", kw_only=True)
+    flops_G: str = field(default="", kw_only=True)
+    sequential_ops: str = field(default="", kw_only=True)
+    machines: str = field(default="", kw_only=True)
+    train_cost_percent: str = field(default="", kw_only=True)
+    cost: str = field(default="", kw_only=True)
+    second_hand: str = field(default="", kw_only=True)
     overrides: str
     short: str
 
