@@ -267,21 +267,21 @@ def test_a_row_of_budgeted_super_networks_has_its_number_as_budget_and_a_name_of
 
 
 @pytest.mark.parametrize("name", BSN)
-def test_every_row_of_budgeted_super_networks_can_be_run(name: str) -> None:
+@pytest.mark.parametrize("length", [FULL, pytest.param(SHORT, marks=pytest.mark.soak)])
+def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str) -> None:
     table = find_table(name)
     for row in table.rows.values():
-        for length in (FULL, SHORT):
-            config = checked(composed(overrides_of(table, row.row, length)))
-            epochs = 3 if length == SHORT else 300
-            assert config["run"]["experiment"] == "bsn"
-            assert (config["epochs"], config["prune"]["epochs"], config["finetune"]["epochs"]) == (epochs, epochs, 0)
-            assert config["dataset"]["limit_train"] == (200 if length == SHORT else None)
-            assert config["dataset"]["name"] == row.dataset.lower().replace("-", "")
-            assert config["dataset"]["batch_size"] == 64 and config["dataset"]["mean"] == [0.5, 0.5, 0.5]
-            optim = config["optim"]
-            assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.1, 0.9, 1e-4)
-            if row.method.startswith("B-"):
-                assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
+        config = checked(composed(overrides_of(table, row.row, length)))
+        epochs = 3 if length == SHORT else 300
+        assert config["run"]["experiment"] == "bsn"
+        assert (config["epochs"], config["prune"]["epochs"], config["finetune"]["epochs"]) == (epochs, epochs, 0)
+        assert config["dataset"]["limit_train"] == (200 if length == SHORT else None)
+        assert config["dataset"]["name"] == row.dataset.lower().replace("-", "")
+        assert config["dataset"]["batch_size"] == 64 and config["dataset"]["mean"] == [0.5, 0.5, 0.5]
+        optim = config["optim"]
+        assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.1, 0.9, 1e-4)
+        if row.method.startswith("B-"):
+            assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
 
 
 def test_operations_of_fixed_networks_count_only_on_the_machines_of_the_table(
