@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import time
@@ -47,8 +46,9 @@ def test_every_row_of_budgeted_super_networks_is_queued_once_by_its_name() -> No
     queued: list[tuple[str, set[str]]] = []
     for job in (job for entry in read() for job in entry.jobs if {"experiment=bsn", "seed=0"} <= set(job)):
         values = dict(override.split("=", 1) for override in job)
-        name = values["run.name"].replace("${backbone.name}", values["backbone"])
-        name = re.sub(r"\$\{(.+?)\}", lambda option: values[option[1]], name)
+        name = values["run.name"].replace("\\", "").replace("${backbone.name}", values["backbone"])
+        for option, value in values.items():
+            name = name.replace(f"${{{option}}}", value)
         queued.append((name, {word for word in job if not word.startswith(("experiment=", "seed=", "run.name="))}))
     rows = [row for number in range(5, 10) for row in find_table(f"bsn_table{number}").rows.values()]
     assert dict(queued) == {f"{row.row}-0": set(shlex.split(row.overrides)) for row in rows}
