@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 
-from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
 from budgetnet.command import CONF, explain, run_directory
 from budgetnet.costs import Budget, CostModel
@@ -126,7 +126,7 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     backbone, dataset, budget = config["backbone"], config["dataset"], Budget(**(source or config)["budget"])
     images, shape, classes = _TRAINING_SETS[dataset["name"]]
     images = min(images - dataset["validation"], dataset["limit_train"] or images)
-    net = backbones.build(backbone["name"], classes, shape[0], multiplier=backbone["multiplier"])
+    net = instantiate({**backbone}, num_classes=classes, in_channels=shape[0])
     full = CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
     limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
     limit = limits.get("flops", full["flops"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from budgetnet.configuration import checked
 from budgetnet.errors import Interrupted
-from budgetnet.reports.paper_tables import composed
+from budgetnet.reports.paper_tables import composed, find_table
 from experiments import run_queue
 from experiments.run_queue import Entry, most_flops, read, write
 
@@ -39,6 +40,19 @@ def test_entries_are_numbered_and_their_runs_counted_and_the_first_can_be_compos
     assert [entry.number for entry in queue] == list(range(1, len(queue) + 1))
     assert [entry.done.split("/")[1] for entry in queue] == [str(len(entry.jobs)) for entry in queue]
     checked(composed(queue[0].jobs[0]))
+
+
+def test_every_row_of_budgeted_super_networks_is_queued_once_by_its_name() -> None:
+    queued: list[tuple[str, set[str]]] = []
+    for job in (job for entry in read() for job in entry.jobs if {"experiment=bsn", "seed=0"} <= set(job)):
+        values = dict(override.split("=", 1) for override in job)
+        name = values["run.name"].replace("\\", "").replace("${backbone.name}", values["backbone"])
+        for option, value in values.items():
+            name = name.replace(f"${{{option}}}", value)
+        queued.append((name, {word for word in job if not word.startswith(("experiment=", "seed=", "run.name="))}))
+    rows = [row for number in range(5, 10) for row in find_table(f"bsn_table{number}").rows.values()]
+    assert dict(queued) == {f"{row.row}-0": set(shlex.split(row.overrides)) for row in rows}
+    assert len(queued) == 57
 
 
 @pytest.mark.soak

@@ -26,6 +26,7 @@ from src.report import main
 
 MakeRun = Callable[..., Path]
 NAMES = ("table1", "table2", "table3", "table4")
+BSN = tuple(f"bsn_table{number}" for number in range(5, 10))
 HEADER = ",".join(tables.RESULT_COLUMNS) + "\n"
 
 
@@ -40,11 +41,11 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pap
     """A table in a folder of its own, with nothing run yet."""
 
     def make(name: str) -> PaperTable:
-        (source,) = project.glob(f"{name}_*")
+        (source,) = project.glob(f"{name}*")
         folder = tmp_path / "experiments" / source.name
         shutil.copytree(source, folder)
-        (folder / "results.csv").write_text(HEADER)
         table = PaperTable(folder)
+        (folder / "results.csv").write_text(",".join(table.result_columns) + "\n")
         table.regenerate()
         return table
 
@@ -74,10 +75,10 @@ def matched(table: PaperTable, folder: Path) -> set[tuple[str, str, str]]:
 
 
 def overrides_of(table: PaperTable, row: str, length: str = FULL) -> list[str]:
-    return [f"experiment={table.name}", *table.rows[row].all_overrides(length)]
+    return [f"experiment={table.experiment}", *table.rows[row].all_overrides(length)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *BSN])
 def test_the_readme_has_the_table_that_its_files_give(name: str) -> None:
     table = find_table(name)
     assert (table.folder / "README.md").read_text() == table.readme()
@@ -216,6 +217,87 @@ def test_the_cost_of_autogrow_is_that_of_a_block_every_3_epochs_and_240_epochs_a
             now += block[stage]
         assert f"{now / 1e9:.3f}" == row.flops_G
         assert 100 * (spent + 240 * now) / (300 * now) == pytest.approx(float(row.train_cost_percent), abs=0.05)
+
+
+def test_the_numbers_of_budgeted_super_networks_are_those_of_the_supplement() -> None:
+    found = {name: find_table(name).rows for name in BSN}
+    assert [len(rows) for rows in found.values()] == [18, 21, 11, 20, 10]
+    printed = {
+        ("bsn_table5", "cifar10-resnet20"): ("92.19/91.25", "20"),
+        ("bsn_table5", "cifar10-n4-b-resnet-58"): ("94.01", "58"),
+        ("bsn_table5", "cifar10-cnf8"): ("94.83/90.58", "53"),
+        ("bsn_table5", "cifar10-n4-b-cnf-31"): ("94.96", "31"),
+        ("bsn_table6", "cifar10-resnet110"): ("94.09/93.57", "112"),
+        ("bsn_table6", "cifar10-n1-b-resnet-22"): ("93.06", "22"),
+        ("bsn_table6", "cifar10-cnf1"): ("89.91", "12"),
+        ("bsn_table6", "cifar10-n1-b-cnf-98"): ("95.02", "98"),
+        ("bsn_table7", "cifar100-resnet44"): ("70.28", "46"),
+        ("bsn_table7", "cifar100-n1-b-resnet-320"): ("74.35", "320"),
+        ("bsn_table8", "cifar10-n2-b-resnet-179"): ("94.36", "179"),
+        ("bsn_table8", "cifar10-cnf4"): ("93.75/87.91", "47"),
+        ("bsn_table8", "cifar10-n2-b-cnf-30"): ("94.68", "30"),
+        ("bsn_table9", "cifar100-resnet32"): ("69.28", "34"),
+        ("bsn_table9", "cifar100-resnet20"): ("67.14", "20"),
+        ("bsn_table9", "cifar100-n2-b-resnet-49"): ("71.84", "49"),
+    }
+    for (name, key), numbers in printed.items():
+        assert (found[name][key].top1, found[name][key].sequential_ops) == numbers
+    for name, machines in zip(BSN, "41122", strict=True):
+        assert {row.machines for row in found[name].values()} == {machines}
+    for name in ("bsn_table6", "bsn_table7", "bsn_table8", "bsn_table9"):
+        for row in found[name].values():  # what a ResNet takes: its layers, and each projection on a single machine
+            if (depth := row.method.removeprefix("ResNet-")).isdigit():
+                misprinted = (name, row.row) == ("bsn_table9", "cifar100-resnet32")
+                assert int(row.sequential_ops) == int(depth) + 2 * (row.machines == "1" or misprinted)
+
+
+def test_a_row_of_budgeted_super_networks_has_its_number_as_budget_and_a_name_of_its_own() -> None:
+    by_name: dict[str, str] = {}
+    for name in BSN:
+        for row in find_table(name).rows.values():
+            assert by_name.setdefault(row.row, row.overrides) == row.overrides, "shared runs are the same"
+            words = shlex.split(row.overrides)
+            budget = [f"budget.sequential_ops={row.sequential_ops}", f"budget.machines={row.machines}"]
+            learned = row.method.startswith("B-")
+            assert ([word for word in words if word.startswith("budget.")] == budget) == learned
+            assert (row.budget == f"{row.sequential_ops} operations") == learned
+            assert f"dataset={row.dataset.lower().replace('-', '')}" in words
+            assert row.row.startswith(row.dataset.lower().replace("-", ""))
+    assert len(by_name) == len(set(by_name.values())) == 57
+
+
+@pytest.mark.parametrize("name", BSN)
+@pytest.mark.parametrize("length", [FULL, pytest.param(SHORT, marks=pytest.mark.soak)])
+def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str) -> None:
+    table = find_table(name)
+    for row in table.rows.values():
+        config = checked(composed(overrides_of(table, row.row, length)))
+        epochs = 3 if length == SHORT else 300
+        assert config["run"]["experiment"] == "bsn"
+        assert (config["epochs"], config["prune"]["epochs"], config["finetune"]["epochs"]) == (epochs, epochs, 0)
+        assert config["dataset"]["limit_train"] == (200 if length == SHORT else None)
+        assert config["dataset"]["name"] == row.dataset.lower().replace("-", "")
+        assert config["dataset"]["batch_size"] == 64 and config["dataset"]["mean"] == [0.5, 0.5, 0.5]
+        optim = config["optim"]
+        assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.1, 0.9, 1e-4)
+        if row.method.startswith("B-"):
+            assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
+
+
+def test_operations_of_fixed_networks_count_only_on_the_machines_of_the_table(
+    make_run_of: MakeRunOf, copy: Callable[[str], PaperTable], tmp_path: Path
+) -> None:
+    on_four, on_one = copy("bsn_table5"), copy("bsn_table6")
+    run = make_run_of("runs/20", overrides_of(on_one, "cifar10-resnet20"))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "sequential_ops": 22}))
+    for table, operations in ((on_four, ""), (on_one, "22")):
+        assert table.collect(find_run_directories([tmp_path / "runs"])) == 1
+        (line,) = table.results
+        assert (line["row"], line["sequential_ops"]) == ("cifar10-resnet20", operations)
+        (row,) = re.findall(r"^\| cifar10-resnet20 \|.*$", table.markdown(), re.MULTILINE)
+        printed = table.rows["cifar10-resnet20"].sequential_ops
+        assert f"| {printed} | {operations} |" in row
 
 
 def test_commands_name_every_run_and_put_what_others_start_from_first() -> None:

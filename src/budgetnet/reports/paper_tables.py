@@ -1,4 +1,4 @@
-"""The paper's tables, row by row beside what has been run here: experiments/table*/.
+"""The papers' tables, row by row beside what has been run here: experiments/*table*/.
 
 A folder holds rows.csv (the paper's numbers, and the overrides that repeat a row), results.csv (a line per finished
 run that did) and README.md, where the two stand side by side between two markers.
@@ -10,9 +10,9 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _MEASURES = (
 )
 RESULT_COLUMNS = ("row", "length", "seed", *_MEASURES, "hardware", "versions")
 """Of results.csv: accuracies in percent, of the last epoch, of the one that validation selects, and (best) of the one
-that the test set would."""
+that the test set would. A table of sequential operations has them too, after the FLOPs."""
 
 _NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 _SOURCES = ("widths_from", "schedule_from")
@@ -52,7 +52,8 @@ _WHERE = {
 class PaperRow:
     """A row of the paper: what it prints, as text, and how it is repeated here.
 
-    params_M in millions, flops_G in 10⁹ multiply-accumulates. cost: what train_cost_percent is relative to: "a" the
+    Columns of rows.csv that have a default here may be missing there. params_M in millions, flops_G in 10⁹
+    multiply-accumulates, sequential_ops on so many machines. cost: what train_cost_percent is relative to: "a" the
     full backbone, "b" the final network, "neither". overrides: empty for a method that does not exist here; `{name}` in
     them stands for the run directory of another row. short: further overrides, for minutes instead of days.
     """
@@ -63,12 +64,14 @@ class PaperRow:
     dataset: str
     budget: str
     top1: str
-    top5: str
-    params_M: str
-    flops_G: str
-    train_cost_percent: str
-    cost: str
-    second_hand: str
+    top5: str = field(default="", kw_only=True)
+    params_M: str = field(default="", kw_only=True)
+    flops_G: str = field(default="", kw_only=True)
+    sequential_ops: str = field(default="", kw_only=True)
+    machines: str = field(default="", kw_only=True)
+    train_cost_percent: str = field(default="", kw_only=True)
+    cost: str = field(default="", kw_only=True)
+    second_hand: str = field(default="", kw_only=True)
     overrides: str
     short: str
 
@@ -106,22 +109,39 @@ class PaperTable:
 
     @property
     def name(self) -> str:
-        """What it is called on the command line and in conf/experiment, such as table1."""
-        return self.folder.name.partition("_")[0]
+        """What it is called on the command line, such as table1 (table1_slimming) or bsn_table5."""
+        named = re.match(r"([a-z]+_)?table\d+", self.folder.name)
+        return named[0] if named else self.folder.name
+
+    @property
+    def experiment(self) -> str:
+        """Of its rows, in conf/experiment: table1, or bsn, which the tables of that paper share."""
+        return self.name.partition("_table")[0]
+
+    @property
+    def result_columns(self) -> tuple[str, ...]:
+        """Of its results.csv."""
+        after = RESULT_COLUMNS.index("flops") + 1
+        own = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
+        return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:])
 
     @cached_property
     def rows(self) -> dict[str, PaperRow]:
         """rows.csv by row, in the paper's order."""
-        lines = _read(self.folder / "rows.csv", tuple(PaperRow.__dataclass_fields__))
+        columns = fields(PaperRow)
+        optional = {column.name for column in columns if column.kw_only}
+        lines = _read(self.folder / "rows.csv", [column.name for column in columns], optional)
         return {line["row"]: PaperRow(**line) for line in lines}
 
     @property
     def results(self) -> list[Result]:
         """results.csv."""
         path = self.folder / "results.csv"
-        lines = _read(path, RESULT_COLUMNS) if path.exists() else []
+        columns = self.result_columns
+        lines = _read(path, columns) if path.exists() else []
+        measures = [name for name in columns if name in (*_MEASURES, "sequential_ops")]
         for number, line in enumerate(lines, 2):
-            numbers = all(re.fullmatch(_NUMBER, line[name]) for name in _MEASURES)
+            numbers = all(re.fullmatch(_NUMBER, line[name]) for name in measures)
             if line["row"] not in self.rows or line["length"] not in (FULL, SHORT) or not numbers:
                 raise UsageError(f"{path}, line {number}: expected a row of rows.csv and numbers; restore it")
         return lines
@@ -136,7 +156,7 @@ class PaperTable:
         for row in sorted(can_run, key=lambda row: row.source is not None):
             overrides = row.all_overrides(length)
             words = [] if length == SHORT else ["-m"]
-            words += [f"experiment={self.name}", *overrides, f"run.name={_name(row.row, length)}"]
+            words += [f"experiment={self.experiment}", *overrides, f"run.name={_name(row.row, length)}"]
             command = shlex.join(["python", "-m", "src.run", *words])
             lines.setdefault(" ".join(overrides), command)  # the paper shows some networks twice
         return list(lines.values())
@@ -160,7 +180,7 @@ class PaperTable:
                         yield row, length, run
 
     def _configuration(self, row: PaperRow, length: str) -> str | None:
-        return _comparable(composed([f"experiment={self.name}", *row.all_overrides(length)]))
+        return _comparable(composed([f"experiment={self.experiment}", *row.all_overrides(length)]))
 
     def collect(self, runs: Sequence[RunDirectory]) -> int:
         """Add the runs that repeat a row to results.csv; how many lines they gave.
@@ -182,7 +202,7 @@ class PaperTable:
         merged = sorted(
             (results | new).values(), key=lambda line: (order[line["row"]], line["length"], line["seed"].zfill(20))
         )
-        write_text(self.folder / "results.csv", as_csv(merged))
+        write_text(self.folder / "results.csv", as_csv(merged, self.result_columns))
         return len(new)
 
     def markdown(self) -> str:
@@ -239,23 +259,25 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
         return plain(compose("config", overrides=list(overrides)))
 
 
-def as_csv(results: Iterable[Result]) -> str:
+def as_csv(results: Iterable[Result], columns: Sequence[str]) -> str:
     """results.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, RESULT_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(results)
     return text.getvalue()
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def _read(path: Path, columns: Sequence[str], optional: Collection[str] = ()) -> list[dict[str, str]]:
     try:
         with open(path, newline="") as file:
             reader = csv.DictReader(file, strict=True)
             lines = list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error}): restore it") from error
-    if tuple(reader.fieldnames or ()) != tuple(columns):
+    header = reader.fieldnames or ()
+    columns = [name for name in columns if name not in optional or name in header]
+    if list(header) != columns:
         raise UsageError(f"{path}: expected the columns {','.join(columns)}; restore it")
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
@@ -303,6 +325,9 @@ def _chosen(row: PaperRow) -> set[str]:
 def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
     numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in _MEASURES}
+    if row.machines:
+        counted = run.config["budget"].get("machines", 1) == int(row.machines)  # a fixed network's: on one
+        numbers["sequential_ops"] = str(summary["sequential_ops"]) if counted and "sequential_ops" in summary else ""
     where = {name: listed(summary[name]) for name in ("hardware", "versions")}
     identity = {"row": row.row, "length": length, "seed": str(summary["seed"])}
     return {**identity, **numbers, **where}
