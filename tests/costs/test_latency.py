@@ -63,5 +63,5 @@ def test_a_budget_of_latency_has_a_unit(text: str, microseconds: int) -> None:
 
 @pytest.mark.parametrize("value", ["2.5", 2.5, "50%", "-1ms", "1h", "0ms"])
 def test_another_is_refused(value: object) -> None:
-    with pytest.raises(UsageError, match="budget.latency"):
+    with pytest.raises(UsageError, match=r"budget\.latency"):
         Budget(latency=value)  # type: ignore[arg-type]

@@ -83,9 +83,7 @@ def test_it_is_unbiased_against_any_fixed_baseline() -> None:
 
 def test_edges_are_drawn_with_their_probabilities() -> None:
     draws = torch.rand(40_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(
-        drawn(LOGITS, draws).double().mean(0), torch.sigmoid(LOGITS), rtol=0, atol=4 * 0.5 / 200
-    )
+    torch.testing.assert_close(drawn(LOGITS, draws).double().mean(0), torch.sigmoid(LOGITS), rtol=0, atol=4 * 0.5 / 200)
 
 
 def test_one_budget_over_the_budget_costs_one_and_nothing_is_gained_below_it() -> None:

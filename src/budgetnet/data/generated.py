@@ -24,7 +24,8 @@ def shapes(
     One to three shapes of any bright colour lie on dark noise, later ones over earlier ones: colour tells an object
     from the background, only its form tells which it is. No file is read. Raises UsageError for impossible numbers.
     """
-    options = {"image_size": (image_size, 8, MOST_PIXELS), "train": (train, 1, MOST_IMAGES), "test": (test, 1, MOST_IMAGES)}
+    counts = {"train": (train, 1, MOST_IMAGES), "test": (test, 1, MOST_IMAGES)}
+    options = {"image_size": (image_size, 8, MOST_PIXELS), **counts}
     for name, (value, least, most) in options.items():
         if type(value) is not int or not least <= value <= most:
             raise UsageError(f"dataset.source.{name}={value!r}: expected a whole number, {least} to {most}")

@@ -149,8 +149,8 @@ def _part(root: Path, part: str) -> ImageArrays:
         for path in (image, mask):
             if not path.is_file():
                 raise UsageError(f"{path} is missing, which {root / f'parts_{part}.txt'} lists")
-        images[number, :, *inner] = _sized(image, _picture(image), (_STORED, _STORED)).transpose(2, 0, 1)
-        masks[number, *inner] = _painted(mask, _sized(mask, _picture(mask), (_STORED, _STORED)))
+        images[(number, slice(None), *inner)] = _sized(image, _picture(image), (_STORED, _STORED)).transpose(2, 0, 1)
+        masks[(number, *inner)] = _painted(mask, _sized(mask, _picture(mask), (_STORED, _STORED)))
     return ImageArrays(torch.from_numpy(images), torch.from_numpy(masks), len(PART_NAMES), PART_NAMES)
 
 
