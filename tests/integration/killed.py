@@ -149,6 +149,7 @@ def learned(directory: Path) -> dict[str, str]:
             "state": last["budgetnet"],
             "metrics": rows(directory / "metrics.csv"),
             "saturation": rows(directory / "saturation.csv"),
+            "edges": rows(directory / "edges.csv"),
             "rounds": rounds(directory),
             "summary": json.loads((directory / "summary.json").read_text()),
         }.items()

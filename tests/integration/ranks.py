@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from budgetnet.errors import RunError
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.adenel import AdeNeL
+from budgetnet.methods.bsn import BSN
 from budgetnet.methods.grow_prune import GrowPrune
 
 FOLDER = "RANKS_FOLDER"
@@ -117,6 +118,19 @@ class Waiting(pl.Callback):
         Witness().note(
             trainer, "epoch", widths=pl_module.graph.widths, there=there, waiting=sha(*full.tensors.values()),
             momentum=sha(*full.momentum.values()),
+        )  # fmt: skip
+
+
+class Searching(pl.Callback):
+    """Of method=bsn: a line per epoch for the weights and the logits of edges."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BSN)
+        logits = pl_module.search.logits
+        moved = not torch.equal(logits, torch.full_like(logits, pl_module.search.options.initial))
+        Witness().note(
+            trainer, "epoch", weights=sha(*pl_module.parameters()), logits=sha(logits), moved=moved,
+            kept=sha(pl_module.kept), spent=pl_module.ledger.spent,
         )  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from conftest import run
 from killed import At, learned, rounds, rows
 
 from budgetnet import backbones
+from budgetnet.backbones import cnf
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import change_depth, find_stages
 from budgetnet.costs import CostModel
+from budgetnet.costs.edges import EdgeCosts
 
 DIGITS = (
     "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
@@ -52,14 +54,27 @@ METHODS: dict[str, tuple[str, ...]] = {
     "grow_prune": ("backbone=lenet5", "epochs=6", "prune.epochs=4"),
     "replay": (*GROWN, "method.schedule_from={grown}"),
     "autogrow": DEEPENED,
+    "bsn": (
+        "backbone=cnf",
+        "backbone.columns=2",
+        "backbone.channels=4",
+        "method.warmup_epochs=1",
+        "method.lr=20",
+        "epochs=6",
+        "prune.epochs=3",
+        "prune.images=64",
+    ),
 }
 
 
 def one_more_fits(summary: dict[str, Any]) -> bool:
     """Whether some convolution could have had one filter more, within the budget and the full widths.
 
-    Of a network that grew in depth: whether some stage could have had one block more within the budget.
+    Of a network that grew in depth: whether some stage could have had one block more within the budget; of a network of
+    edges: whether one that is likely could have been kept.
     """
+    if summary["method"] == "bsn":
+        return one_more_edge_fits(summary)
     slim = 0.25 if "resnet" in summary["backbone"] else None
     net = backbones.build(summary["backbone"], num_classes=10, in_channels=1, multiplier=slim)
     cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 1, 28, 28)))
@@ -76,6 +91,17 @@ def one_more_fits(summary: dict[str, Any]) -> bool:
         if group.kind == "convolution" and (width := summary["widths"][group.name]) < group.width
     ]
     return any(cost.flops(widths) <= summary["budget"]["flops"]["limit"] for widths in wider)
+
+
+def one_more_edge_fits(summary: dict[str, Any]) -> bool:
+    net = cnf.build(10, 1, (28, 28), columns=2, channels=4)
+    ChannelGraph.trace(net, torch.empty(1, 1, 28, 28))
+    costs, kept = EdgeCosts(net), net.layout.choice(summary["edges"])
+    assert costs.price(kept)["flops"] == summary["flops"]
+    wider = (kept | net.layout.choice([name]) for name, _, _, gamma, _ in summary["fabric"]["edges"] if gamma > 0.5)
+    alive = [net.layout.alive(choice) for choice in wider if not torch.equal(choice, kept)]
+    limit = summary["budget"]["flops"]["limit"]
+    return any(costs.price(choice)["flops"] <= limit for choice in alive if not torch.equal(choice, kept))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +140,8 @@ def test_a_method_meets_its_budget_resumes_to_the_same_bits_and_exports(
         flops = [int(row["flops"]) for row in csv.DictReader(file)]
     assert flops[-1] == summary["flops"]
 
-    change = "autogrow.AutoGrow.deepen" if method == "autogrow" else "base.BudgetedModule.resize"
+    own = {"autogrow": "autogrow.AutoGrow.deepen", "bsn": "bsn.BSN._extract"}
+    change = own.get(method, "base.BudgetedModule.resize")
     resized = At(f"budgetnet.methods.{change}", 1, after=True)
     in_an_epoch = At("budgetnet.methods.base.BudgetedModule.training_step", 15)
     killed = run(*command, f"run.dir={tmp_path}/run", before=resized if rounds(tmp_path / "whole") else in_an_epoch)

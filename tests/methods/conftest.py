@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,7 @@ def fit(tmp_path: Path) -> Iterator[Fit]:
     def fitted(*overrides: str) -> Parts:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = plain(compose("config", overrides=[*SHORT, *overrides]))
-        directory = tmp_path / ",".join(("run", *overrides))
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp(dir=tmp_path))
         parts = build(config, directory)
         parts.trainer.fit(parts.module, datamodule=parts.data)
         return parts

@@ -65,13 +65,13 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, BudgetedModule)
         row = self.row(trainer, pl_module)
         self._start = None
+        edges = pl_module.edge_record() if isinstance(pl_module, BSN) and pl_module.resizes else {}
         saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
         if not trainer.is_global_zero:
             return
         self.records.metrics(row)
         if saturation:
             self.records.saturation(row["epoch"], row["round"], saturation)
-        edges = pl_module.edge_record() if isinstance(pl_module, BSN) and pl_module.resizes else {}
         if edges:
             self.records.edges({"epoch": row["epoch"], **edges})
         numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}

@@ -22,7 +22,7 @@ from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.methods.schedule import learning_rate
 from budgetnet.methods.train import sgd
 from budgetnet.processes import Processes
-from budgetnet.supernets import EdgePlan, EdgeSearch, SuperNetwork, reestimate, within
+from budgetnet.supernets import EdgePlan, EdgeSearch, SuperNetwork, keep_edges, reestimate, within
 
 
 class BSN(ResizingModule):
@@ -112,12 +112,13 @@ class BSN(ResizingModule):
         return torch.cat(losses).mean(), torch.stack(correct).sum()
 
     def _unused(self, alive: Tensor) -> Tensor:
-        """Zero, from the parameters of edges that are off everywhere: they too have a gradient, on every process."""
+        """Zero, from the parameters of what is off everywhere: they too have a gradient, on every process."""
+        net, edges = self.supernet, zip(self.search.layout.edges, alive.any(0).tolist(), strict=True)
+        off = [net.edges[edge.name] for edge, on in edges if not on]
+        off += [] if alive.any() else [net.stem]
         total = torch.zeros((), device=self.device)
-        for edge, on in zip(self.search.layout.edges, alive.any(0).tolist(), strict=True):
-            if not on:
-                for parameter in self.supernet.edges[edge.name].parameters():
-                    total = total + parameter.sum() * 0
+        for parameter in (parameter for module in off for parameter in module.parameters()):
+            total = total + parameter.sum() * 0
         return total
 
     def regularise(self) -> None:
@@ -213,7 +214,7 @@ class BSN(ResizingModule):
         costs: dict[str, int] = {**self.search.costs.price(kept), "train_cost": self.ledger.spent}
         costs |= {} if latency is None else {"latency": latency}
         names = layout.names(kept)
-        widths = extracted(copy.deepcopy(self.supernet), names, self.graph).widths
+        widths = keep_edges(copy.deepcopy(self.supernet), names).widths
         stop = self.budget.binding(costs)
         return EdgePlan(self.round + 1, widths, widths, stop=stop, edges=names, latency=latency)
 
@@ -246,7 +247,7 @@ class BSN(ResizingModule):
         self.end_round(plan, epochs)
 
     def _extract(self, names: Sequence[str]) -> None:
-        self.graph = extracted(self.supernet, names, self.graph)
+        self.graph = keep_edges(self.supernet, names)
         self.cost = CostModel(self.graph)
         self._flops = self.cost.flops()
 
@@ -264,12 +265,6 @@ class BSN(ResizingModule):
         super().on_load_checkpoint(checkpoint)
         self.kept, self.latency = state["kept"], state["latency"]
         self.search.load_state_dict(state["search"])
-
-
-def extracted(net: Fabric, names: Sequence[str], graph: ChannelGraph) -> ChannelGraph:
-    """Keep only these edges of a live fabric, and trace it as it was traced before."""
-    net.keep(names)
-    return ChannelGraph.trace(net, torch.empty(graph.input_shape), graph.frozen)
 
 
 def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> BSN:

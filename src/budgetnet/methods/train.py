@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import UNBOUNDED, reshape_fresh
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
@@ -17,6 +18,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.methods.options import Optimization, options
 from budgetnet.methods.schedule import learning_rate
+from budgetnet.supernets import keep_edges
 
 _WIDEST = 64.0  # times the full widths
 
@@ -53,6 +55,19 @@ def sgd(net: nn.Module, optim: Optimization) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
+def edges_of_run(path: str, net: Fabric) -> list[str]:
+    """The edges that another run has kept of this fabric: `path` is its directory or its summary.json."""
+    file = Path(path) / "summary.json" if Path(path).is_dir() else Path(path)
+    try:
+        edges: list[str] = json.loads(file.read_text()).get("edges", list(net.edges))
+        net.layout.choice(edges)
+    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"method.widths_from={path}: no finished run's summary.json there, with edges of this backbone ({error})"
+        ) from error
+    return edges
+
+
 def widths_of_run(path: str) -> Mapping[str, int]:
     """The final widths of another run: `path` is its directory or its summary.json."""
     try:
@@ -76,6 +91,9 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
     graph, cost = ChannelGraph.of(net), CostModel(ChannelGraph.of(net))
     budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
     if (source := config["method"].get("widths_from")) is not None:
+        if isinstance(net, Fabric):
+            graph = keep_edges(net, edges_of_run(source, net))
+            cost = CostModel(graph)
         widths = widths_of_run(source)
         if graph.widths.keys() - widths.keys():
             raise UsageError(f"method.widths_from={source}: its width groups are not those of this backbone")

@@ -21,7 +21,13 @@ SIZE = (8.0, 4.5)  # inches
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, PALE = "#222222", "#8C8C8C", "#D9D9D9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
-PHASES = {"grow": ("growing", SKY), "finetune": ("fine-tuning", ORANGE), "train": ("training", GREY)}
+PHASES = {
+    "grow": ("growing", SKY),
+    "finetune": ("fine-tuning", ORANGE),
+    "train": ("training", GREY),
+    "warmup": ("all edges", GREY),
+    "sample": ("drawing edges", SKY),
+}
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",

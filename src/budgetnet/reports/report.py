@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.records import write_text
-from budgetnet.reports import drawing, figures
+from budgetnet.reports import drawing, edges, figures
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table
@@ -34,6 +34,16 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "reads three channels; of many rounds some, at equal distances). Framed are those that a growing network has "
         "in the support, or that a pruned one keeps; a method that does not choose among filters frames none. Where it "
         "is widened, new filters stand at the end.",
+    ),
+    "architecture": (
+        edges.architecture,
+        "A dot adds up what its arrows bring. Blue is kept, pale was left out; the wider, the likelier it was. Two "
+        "arrows between the same dots are a module and a shortcut.",
+    ),
+    "edges": (
+        edges.probabilities,
+        "Each line down is an edge, each column an epoch. A search that has come to an end is black and bright, with "
+        "nothing in between.",
     ),
     "accuracy_against_train_cost": (
         figures.accuracy_against_train_cost,
@@ -62,10 +72,11 @@ def write_report(run_dir: str | Path) -> Path:
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
+    left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
-    sections = [_head(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run), _origin(run)]
+    sections = [_head(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run), _origin(run)]
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
     return report
@@ -83,6 +94,24 @@ def _head(run: RunDirectory) -> str:
         used, limit = format_quantity(entry["used"]), format_quantity(entry["limit"])
         lines.append(f"Budget of {kind}: {used} of {limit} used ({entry['percent']:.2f} %).\n")
     return "\n".join(lines)
+
+
+def _edges(run: RunDirectory) -> str:
+    """What a search for edges cost as drawn, as pruned to what would be kept, and with every edge on."""
+    if not run.edges:
+        return ""
+    last = run.edges[-1]
+    kinds = [name.removeprefix("full_") for name in last if name.startswith("full_")]
+    lines = [
+        [kind, *(format_quantity(last[f"{reading}_{kind}"]) for reading in ("sampled", "pruned", "full"))]
+        for kind in kinds
+    ]
+    header = ("Cost", "Sampled", "Pruned", "Full")
+    said = (
+        f"After epoch {last['epoch']} of the search: the mean of what was drawn, what lies on a path of the edges that "
+        f"would be kept, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
+    )
+    return "## Edges\n\n" + markdown_table(header, lines) + "\n" + said
 
 
 def _figure_section(names: list[str]) -> str:
@@ -124,7 +153,8 @@ def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
     deeper = [f"{name} {old}→{new} blocks" for name, (old, new) in record.get("depths", {}).items() if new > old]
     if deeper or not plan:
-        return ", ".join(deeper) or "nobody"
+        kept = f"{len(record['edges'])} edges stay" if "edges" in record else "nobody"
+        return ", ".join(deeper) or kept
     largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
     if len(plan) <= _MOST_NAMED:

@@ -74,6 +74,11 @@ class RunDirectory:
         return _read_csv(self.path / "saturation.csv")
 
     @cached_property
+    def edges(self) -> list[Record]:
+        """edges.csv: a row per epoch of a search for edges: epoch, decided, costs, the probability of every edge."""
+        return _read_csv(self.path / "edges.csv")
+
+    @cached_property
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per growth round."""
         return _read_json_lines(self.path / "growth.jsonl")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from budgetnet.backbones.fabric import EdgeGraph
+from budgetnet.backbones.fabric import EdgeGraph, Fabric
+from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.growth import GrowthPlan
 
@@ -63,6 +65,13 @@ def choose(graph: EdgeGraph, probabilities: Tensor, fits: Fits, fallback: Tensor
         if graph.alive(again)[edge] and fits(again):
             kept = again
     return kept
+
+
+def keep_edges(net: Fabric, names: Collection[str]) -> ChannelGraph:
+    """Remove all other edges of a live, traced fabric, and trace what is left as it was traced before."""
+    graph = ChannelGraph.of(net)
+    net.keep(names)
+    return ChannelGraph.trace(net, torch.empty(graph.input_shape), graph.frozen)
 
 
 @dataclass(frozen=True)
