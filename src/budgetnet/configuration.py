@@ -139,6 +139,8 @@ _SECTIONS: Mapping[str, tuple[type, ...]] = {
     "finetune": (FineTuning,),
     "prune": (Pruning,),
 }
+_UNTUNED = ("bsn", "train", "width")
+"""Methods that can do without fine-tuning, or have none."""
 _BUILT = ("method", "backbone", "dataset")
 """Sections whose `_target_` knows its options itself."""
 
@@ -164,7 +166,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             result[name] |= vars(options(kind, name, section))
     _refuse_unknown("budget.", _section(config, "budget"), (*KINDS, "machines"))
     _check_budget(Budget(**config["budget"]), config["method"].get("name"))
-    if result["finetune"]["epochs"] == 0 and config["method"].get("name") != "bsn":
+    if result["finetune"]["epochs"] == 0 and config["method"].get("name") not in _UNTUNED:
         raise UsageError("finetune.epochs=0: expected a number above 0")
     for name in _BUILT:
         _check_texts(name, _section(config, name), ("_target_",) if name == "backbone" else ("_target_", "name"))

@@ -27,6 +27,11 @@ def test_step_divides_by_ten_at_each_third() -> None:
     assert [round(rate, 6) for rate in rates("step", 9)] == [0.1] * 3 + [0.01] * 3 + [0.001] * 3
 
 
+def test_step_at_half_divides_by_ten_at_a_half_and_at_three_quarters() -> None:
+    assert [round(rate, 6) for rate in rates("step_at_half", 8)] == [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    assert learning_rate("step_at_half", 0.1, 149, 300) == 0.1 > learning_rate("step_at_half", 0.1, 150, 300)
+
+
 def test_warmup_rises_linearly_to_the_base_and_counts_in_the_phase() -> None:
     warm = rates("cosine", 100, warmup=4)
     assert warm[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])

@@ -280,6 +280,7 @@ def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str)
         assert config["dataset"]["batch_size"] == 64 and config["dataset"]["mean"] == [0.5, 0.5, 0.5]
         optim = config["optim"]
         assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.1, 0.9, 1e-4)
+        assert optim["schedule"] == "step_at_half"  # after epochs 150 and 225
         if row.method.startswith("B-"):
             assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
 

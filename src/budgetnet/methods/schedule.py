@@ -6,13 +6,14 @@ import math
 
 from budgetnet.errors import UsageError, nearest
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "step", "step_at_half")
 
 
 def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int = 0) -> float:
     """Learning rate at `step` (from 0) of a phase of `steps` steps.
 
-    "cosine" decays to 0 at the end of the phase; "step" multiplies by 0.1 at each third (the paper's baselines);
+    "cosine" decays to 0 at the end of the phase; "step" multiplies by 0.1 at each third (the paper's baselines),
+    "step_at_half" at a half and at three quarters (He et al. 2016, on CIFAR);
     `warmup` steps of linear rise come first and count in the phase. Raises UsageError for another schedule.
     """
     if step < warmup:
@@ -24,4 +25,6 @@ def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int
         return base * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "step":
         return base * 0.1 ** min(2, int(3 * progress))
+    if schedule == "step_at_half":
+        return base * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
     raise UsageError(f"schedule={schedule!r} is unknown{nearest(schedule, SCHEDULES)}")
