@@ -326,7 +326,7 @@ def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
     numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in _MEASURES}
     if row.machines:
-        counted = run.config["budget"].get("machines", 1) == int(row.machines)  # a fixed network's: on one
+        counted = (run.config["budget"].get("machines") or 1) == int(row.machines)  # a fixed network's: on one
         numbers["sequential_ops"] = str(summary["sequential_ops"]) if counted and "sequential_ops" in summary else ""
     where = {name: listed(summary[name]) for name in ("hardware", "versions")}
     identity = {"row": row.row, "length": length, "seed": str(summary["seed"])}
