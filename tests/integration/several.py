@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from conftest import arguments, environment, start
+from commands import arguments, environment, start
 from ranks import FOLDER, TROUBLE, notes
 from zygote import REPOSITORY
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from conftest import run
+from commands import run
 
 from budgetnet import ChannelGraph, CostModel, backbones, resize
 

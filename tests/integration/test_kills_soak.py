@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import FORGETFUL, SHORT, run, start
+from commands import FORGETFUL, SHORT, run, start
 from killed import learned
 from zygote import Forked
 

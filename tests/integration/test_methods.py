@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run
+from commands import run
 from killed import At, learned, rounds, rows
 
 from budgetnet import backbones

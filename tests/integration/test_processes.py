@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, run
+from commands import TINY, run
 from hydra.utils import instantiate
 from killed import learned, rows
 from omegaconf import OmegaConf

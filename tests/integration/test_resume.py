@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORGETFUL, SHORT, run, start
+from commands import FORGETFUL, SHORT, run, start
 from killed import At, Replaced, SmallFiles, Steps, digest, learned, nothing
 
 from budgetnet.callbacks.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from conftest import TINY, run, run_command, start, start_command
+from commands import TINY, run, run_command, start, start_command
 from killed import Facts, learned, rows
 from zygote import IMPORTED, REPOSITORY, Forked
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHORT, run, run_command, start
+from commands import SHORT, run, run_command, start
 from killed import rows
 
 from budgetnet.locking import exclusive
