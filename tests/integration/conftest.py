@@ -21,7 +21,7 @@ def no_run_is_left() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run that was never interrupted."""
-    return _finished(tmp_path_factory.mktemp("tiny") / "run", *TINY)
+    return _finished(tmp_path_factory.mktemp("tiny") / "run", *TINY, figures=True)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT)
 
 
-def _finished(directory: Path, *overrides: str) -> Path:
-    finished = run(*overrides, f"run.dir={directory}")
+def _finished(directory: Path, *overrides: str, figures: bool = False) -> Path:
+    finished = run(*overrides, f"run.dir={directory}", figures=figures)
     assert finished.returncode == 0, finished.stderr
     return directory
