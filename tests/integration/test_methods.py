@@ -35,7 +35,7 @@ GROWN = (
     "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "epochs=12", "growth.cost_ratio=0.2",
 )  # fmt: skip
 DEEPENED = (
-    "backbone=resnet32",
+    "backbone=resnet20",
     "backbone.multiplier=0.25",
     "growth.epochs_per_round=1",
     "method.threshold=-100",
