@@ -124,15 +124,22 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     source: the configuration of the run that it takes its widths from, whose budget is its own then.
     """
     backbone, dataset, budget = config["backbone"], config["dataset"], Budget(**(source or config)["budget"])
-    images, shape, classes = _TRAINING_SETS[dataset["name"]]
+    images, _, _ = _TRAINING_SETS[dataset["name"]]
     images = min(images - dataset["validation"], dataset["limit_train"] or images)
-    net = backbones.build(backbone["name"], classes, shape[0], multiplier=backbone["multiplier"])
-    full = CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
+    full = _full_costs(backbone["name"], backbone["multiplier"], dataset["name"])
     limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
     limit = limits.get("flops", full["flops"])
     of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(config["prune"]["epochs"], config["epochs"])
     flops = images * (of_full * full["flops"] + (config["epochs"] - of_full) * limit)
     return _PASSES * int(min(flops, limits.get("train_cost", flops)))
+
+
+@cache
+def _full_costs(backbone: str, multiplier: float | None, dataset: str) -> dict[str, int]:
+    """Of one image through the full network."""
+    _, shape, classes = _TRAINING_SETS[dataset]
+    net = backbones.build(backbone, classes, shape[0], multiplier=multiplier)
+    return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
 
 
 _NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow")
