@@ -61,7 +61,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_started_again_does_only_what_is_
 
 
 def test_a_stopped_sweep_leaves_no_process_and_is_continued(tmp_path: Path) -> None:
-    sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "launcher.n_jobs=2", "finetune.epochs=60", "epochs=80"]
+    sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "launcher.n_jobs=2", "finetune.epochs=20", "epochs=30"]
     process = start(*sweep)
     deadline = time.monotonic() + 100
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
