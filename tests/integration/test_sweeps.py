@@ -87,7 +87,7 @@ def readable(path: Path) -> bool:
 
 def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path) -> None:
     sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "budget.flops=1k"]
-    assert run(*sweep).returncode == 1
+    assert run(*sweep, "hydra/launcher=basic").returncode == 1
     (folder,) = (tmp_path / "runs" / ".sweep").iterdir()
     with exclusive(folder / ".lock"):
         second = run(*sweep)
