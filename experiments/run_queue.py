@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import re
 import shlex
@@ -25,8 +26,8 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
 
+from budgetnet.building import new_network
 from budgetnet.channels import ChannelGraph
 from budgetnet.command import CONF, explain, run_directory
 from budgetnet.costs import Budget, CostModel
@@ -124,15 +125,22 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     source: the configuration of the run that it takes its widths from, whose budget is its own then.
     """
     backbone, dataset, budget = config["backbone"], config["dataset"], Budget(**(source or config)["budget"])
-    images, shape, classes = _TRAINING_SETS[dataset["name"]]
+    images, _, _ = _TRAINING_SETS[dataset["name"]]
     images = min(images - dataset["validation"], dataset["limit_train"] or images)
-    net = instantiate({**backbone}, num_classes=classes, in_channels=shape[0])
-    full = CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
+    full = _full_costs(json.dumps(backbone), dataset["name"])
     limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
     limit = limits.get("flops", full["flops"])
     of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(config["prune"]["epochs"], config["epochs"])
     flops = images * (of_full * full["flops"] + (config["epochs"] - of_full) * limit)
     return _PASSES * int(min(flops, limits.get("train_cost", flops)))
+
+
+@cache
+def _full_costs(backbone: str, dataset: str) -> dict[str, int]:
+    """Of one image through the full network. backbone: its section as JSON."""
+    _, shape, classes = _TRAINING_SETS[dataset]
+    net = new_network(json.loads(backbone), classes, shape)
+    return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
 
 
 _NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow")

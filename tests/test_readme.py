@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from budgetnet.command import CONF, known_options, plain
+from budgetnet.command import CONF, known_options
 from budgetnet.configuration import checked
+from budgetnet.reports.paper_tables import composed
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -52,8 +52,7 @@ def test_the_commands_can_run(command: str) -> None:
         for override in shlex.split(command.removeprefix("-m "))
         if not override.startswith("hydra") and "interval(" not in override
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(plain(compose("config", overrides=overrides)))
+    config = checked(composed(overrides))
     if config["method"]["name"] == "adenel":
         assert config["growth"]["epochs_per_round"] + config["finetune"]["epochs"] <= config["epochs"]
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +74,8 @@ def build(config: Config, directory: Path, signals: Signals | None = None) -> Pa
     _check_task(config["task"], data)
     module, full = make_module(config, data)
     trainer = make_trainer(config, directory, module, signals or Signals())
+    if config["trainer"]["channels_last"]:
+        _channels_last(module.net, data, trainer.strategy.root_device)
     data.check(trainer.world_size)
     return Parts(data, module, trainer, full)
 
@@ -127,19 +129,8 @@ def make_network(backbone: Config, data: DataModule, sync_batchnorm: bool = Fals
     frozen = section.pop("frozen", [])
     if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
         raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
-    channels, *image_size = data.input_shape
-    known: dict[str, Any] = {"image_size": image_size, "task": data.task}
-    arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
-    if "image_size" in arguments:
-        section["_convert_"] = "all"  # a plain list
     name = section.get("name", section["_target_"])
-    if data.task == "segmentation" and "task" not in arguments:
-        raise UsageError(
-            f"backbone={name} classifies whole images: choose one that segments, such as cnf, or a network of your own "
-            "that takes task"
-        )
-    arguments |= {"num_classes": data.num_classes, "in_channels": channels}
-    net = make("backbone", section, torch.nn.Module, **arguments)
+    net = new_network(section, data.num_classes, data.input_shape, data.task)
     if sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     try:
@@ -183,21 +174,40 @@ def _check_task(task: str | None, data: DataModule) -> None:
         )
 
 
+def new_network(
+    section: Config, num_classes: int, shape: Sequence[int], task: str = "classification"
+) -> torch.nn.Module:
+    """What conf/backbone describes, for images of this shape (channels, height, width).
+
+    It is told its classes and channels, and, where it takes them, image_size=[height, width] and task.
+    """
+    channels, *image_size = shape
+    known: dict[str, Any] = {"image_size": image_size, "task": task}
+    arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
+    if "image_size" in arguments:
+        section = {**section, "_convert_": "all"}  # a plain list
+    if task == "segmentation" and "task" not in arguments:
+        raise UsageError(
+            f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
+            "such as cnf, or a network of your own that takes task"
+        )
+    return make("backbone", section, torch.nn.Module, num_classes=num_classes, in_channels=channels, **arguments)
+
+
 def make_trainer(config: Config, directory: Path, module: BudgetedModule, signals: Signals) -> pl.Trainer:
     """The Lightning trainer of conf/trainer with the project's callbacks, in the order they must run in."""
     segments = module.task.name == "segmentation"
     section, records = dict(config["trainer"]), Records(directory, SEGMENTATION_METRICS if segments else METRICS)
     if section["strategy"] not in ("auto", "ddp"):
         raise UsageError(f"trainer.strategy={section['strategy']}: {_why_not(str(section['strategy']))}; use ddp")
-    channels_last, progress = section.pop("channels_last"), section.pop("progress")
+    progress = section.pop("progress")
+    section.pop("channels_last")  # done by build
     section.pop("sync_batchnorm")  # done by make_network
     module.micro_batches, module.compiler = section.pop("micro_batches"), section.pop("compile")
     if module.compiler is not None and module.compiler not in (known := torch.compiler.list_backends(())):
         raise UsageError(
             f"trainer.compile={module.compiler!r} is no backend of torch.compile{nearest(module.compiler, known)}"
         )
-    if channels_last:
-        module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = Checkpoint(directory, config["checkpoint"]["every_n_steps"])
     limit = module.budget.limits.get("flops")
     loggers = partial(make_loggers, config["logger"], config, directory)
@@ -228,6 +238,19 @@ def make_trainer(config: Config, directory: Path, module: BudgetedModule, signal
     if config["trainer"]["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
     return trainer
+
+
+def _channels_last(net: torch.nn.Module, data: DataModule, device: torch.device) -> None:
+    """Give weights and images that memory format, unless a CPU would crash on it.
+
+    oneDNN (issue 6035) writes past its workspace in the backward pass of a strided 1×1 convolution with fewer input
+    channels than a vector holds. The project's own backbones have none.
+    """
+    convolutions = (module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
+    if device.type == "cpu" and any(c.kernel_size == (1, 1) and max(c.stride) > 1 for c in convolutions):
+        data.channels_last = False
+    else:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _cluster() -> list[ClusterEnvironment]:

@@ -10,7 +10,7 @@ import pkgutil
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,15 @@ class Replaced:
         mock.patch(self.name, self.value).start()
 
 
-def nothing(*args: Any, **options: Any) -> None:
-    """In place of a function that is not needed."""
+@dataclass(frozen=True)
+class InTurn:
+    """Several of these."""
+
+    each: tuple[Callable[[], object], ...]
+
+    def __call__(self) -> None:
+        for change in self.each:
+            change()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from conftest import arguments, environment, start
+from commands import start
 from ranks import FOLDER, TROUBLE, notes
 from zygote import REPOSITORY
 
@@ -60,24 +59,14 @@ def since_trouble(folder: Path) -> float:
 
 
 def launched(
-    folder: Path, *overrides: str, launcher: Sequence[str] = (), trouble: str | None = None, command: bool = False
+    folder: Path, *overrides: str, launcher: Sequence[str] = (), trouble: str | None = None, figures: bool = False
 ) -> Ended:
-    """A run whose other processes Lightning starts, or torchrun all; returns when none is left.
-
-    command: the first process too is a new one, rather than a fork.
-    """
+    """A run whose other processes Lightning starts, or torchrun all; returns when none is left."""
     mark = uuid.uuid4().hex
     words, extra = [*launcher, *overrides], {**variables(folder, trouble), "MARK": mark}
     module = "torch.distributed.run" if launcher else "src.run"
-    pipe = subprocess.PIPE
     with LOCK:
-        process = (
-            subprocess.Popen(
-                arguments(*words), cwd=REPOSITORY, env=environment() | extra, stdout=pipe, stderr=pipe, text=True
-            )
-            if command
-            else start(*words, module=module, variables=extra)
-        )
+        process = start(*words, module=module, variables=extra, figures=figures)
     try:
         output, errors = process.communicate(timeout=150)
         deadline = time.monotonic() + SECONDS

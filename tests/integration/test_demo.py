@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from conftest import run
+from commands import run
 
 from budgetnet import ChannelGraph, CostModel, backbones, resize
 
@@ -18,7 +18,7 @@ from budgetnet import ChannelGraph, CostModel, backbones, resize
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("demo")
-    finished = run("experiment=demo", f"run.root={root}")
+    finished = run("experiment=demo", f"run.root={root}", figures=True)
     assert finished.returncode == 0, finished.stderr
     return root / "demo" / "default", finished.stdout
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FORGETFUL, SHORT, run
+from commands import FORGETFUL, SHORT, run
 from killed import At, digest, learned, rows
 from several import DDP, forked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import SHORT, run
+from commands import SHORT, run
 from killed import At, learned, rounds
 from several import DDP, WATCHED, forked, of_each_rank
 

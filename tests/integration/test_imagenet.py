@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from commands import TINY
 from killed import learned, rows
 from PIL import Image
 from several import DDP, SECONDS, WATCHED, forked, kept, launched, of_each_rank

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import FORGETFUL, SHORT, run, start
+from commands import FORGETFUL, SHORT, run, start
 from killed import learned
 from zygote import Forked
 
@@ -54,7 +54,7 @@ def test_runs_killed_at_random_instants_go_on_to_the_same_bits(
 
 def uninterrupted(kind: str, directory: Path) -> tuple[dict[str, str], float]:
     """What a run learns, and how many seconds of a processor it takes."""
-    process = start(*KINDS[kind], f"run.dir={directory}")
+    process = start(*KINDS[kind], f"run.dir={directory}", figures=True)
     seconds = wait(process)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -85,7 +85,7 @@ def kill_and_continue(
     killed: list[str] = []
     wanted = 3 if number % 3 == 0 else 1
     while len(killed) < wanted:
-        process = start(*command)
+        process = start(*command, figures=True)
         wait(process, until=draw.uniform(0, seconds))
         time.sleep(draw.uniform(0, 0.01))  # a processor's seconds are counted in hundredths
         process.send_signal(signal.SIGKILL)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import run
+from commands import run
 from killed import At, learned, rounds, rows
 
 from budgetnet import backbones
@@ -36,7 +37,7 @@ GROWN = (
     "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "epochs=12", "growth.cost_ratio=0.2",
 )  # fmt: skip
 DEEPENED = (
-    "backbone=resnet32",
+    "backbone=resnet20",
     "backbone.multiplier=0.25",
     "growth.epochs_per_round=1",
     "method.threshold=-100",
@@ -105,50 +106,61 @@ def one_more_edge_fits(summary: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of AdeNeL."""
-    directory = tmp_path_factory.mktemp("grown") / "run"
-    finished = run(*DIGITS, *GROWN, f"run.dir={directory}")
-    assert finished.returncode == 0, finished.stderr
-    return directory
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The finished run of a method."""
+    root = tmp_path_factory.mktemp("whole")
+
+    def made_once(method: str) -> Path:
+        if not (root / method).exists():
+            finished = run(*command(method, made_once), f"run.dir={root}/{method}", figures=True)
+            assert finished.returncode == 0, finished.stderr
+        return root / method
+
+    return made_once
+
+
+def command(method: str, whole: Callable[[str], Path]) -> list[str]:
+    options = (option.format(grown=whole("adenel")) if "{" in option else option for option in METHODS[method])
+    return [*DIGITS, *options, f"method={method}"]
 
 
 def test_a_replayed_run_has_the_widths_and_the_train_cost_of_the_first_epoch_by_epoch(
-    grown: Path, tmp_path: Path
+    whole: Callable[[str], Path],
 ) -> None:
-    finished = run(*DIGITS, *GROWN, "method=replay", f"method.schedule_from={grown}", f"run.dir={tmp_path}/run")
-    assert finished.returncode == 0, finished.stderr
+    grown, replayed = whole("adenel"), whole("replay")
     columns = ("epoch", "phase", "round", "lr", "params", "flops", "train_cost_flops")
-    first, second = ([[row[c] for c in columns] for row in rows(d / "metrics.csv")] for d in (grown, tmp_path / "run"))
+    first, second = ([[row[c] for c in columns] for row in rows(d / "metrics.csv")] for d in (grown, replayed))
     assert first == second and len({row[5] for row in first}) > 2
-    assert [entry["widths"] for entry in rounds(grown)] == [entry["widths"] for entry in rounds(tmp_path / "run")]
+    assert [entry["widths"] for entry in rounds(grown)] == [entry["widths"] for entry in rounds(replayed)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_meets_its_budget_resumes_to_the_same_bits_and_exports(
-    method: str, grown: Path, tmp_path: Path
-) -> None:
-    command = [*DIGITS, *(option.format(grown=grown) for option in METHODS[method]), f"method={method}"]
-    whole = run(*command, f"run.dir={tmp_path}/whole")
-    assert whole.returncode == 0, whole.stderr
-    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+def test_a_method_meets_its_budget_and_exports(method: str, whole: Callable[[str], Path]) -> None:
+    directory = whole(method)
+    summary = json.loads((directory / "summary.json").read_text())
     assert summary["method"] == method
     assert summary["flops"] <= summary["budget"]["flops"]["limit"] == summary["full_flops"] // 2
     assert summary["budget"]["flops"]["percent"] >= 99 or not one_more_fits(summary)
-    assert (tmp_path / "whole" / "model.onnx").stat().st_size and (tmp_path / "whole" / "model.pt2").stat().st_size
-    with open(tmp_path / "whole" / "metrics.csv") as file:
+    assert (directory / "model.onnx").stat().st_size and (directory / "model.pt2").stat().st_size
+    with open(directory / "metrics.csv") as file:
         flops = [int(row["flops"]) for row in csv.DictReader(file)]
     assert flops[-1] == summary["flops"]
 
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_killed_goes_on_to_the_same_bits(
+    method: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    again = [*command(method, whole), "export=false", f"run.dir={tmp_path}/run"]
     own = {"autogrow": "autogrow.AutoGrow.deepen", "bsn": "bsn.BSN._extract"}
     change = own.get(method, "base.BudgetedModule.resize")
     resized = At(f"budgetnet.methods.{change}", 1, after=True)
     in_an_epoch = At("budgetnet.methods.base.BudgetedModule.training_step", 15)
-    killed = run(*command, f"run.dir={tmp_path}/run", before=resized if rounds(tmp_path / "whole") else in_an_epoch)
+    killed = run(*again, before=resized if rounds(whole(method)) else in_an_epoch)
     assert killed.returncode == -9
-    continued = run(*command, f"run.dir={tmp_path}/run")
+    continued = run(*again)
     assert continued.returncode == 0, continued.stderr
-    assert learned(tmp_path / "run") == learned(tmp_path / "whole")
+    assert learned(tmp_path / "run") == learned(whole(method))
 
 
 def test_the_table_holds_every_method() -> None:

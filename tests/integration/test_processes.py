@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, run
+from commands import TINY, run
 from hydra.utils import instantiate
 from killed import learned, rows
 from omegaconf import OmegaConf
@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("several")
 
     def uninterrupted() -> dict[str, Any]:
-        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", command=True)}
+        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", figures=True)}
 
     def lightning() -> dict[str, Any]:
         return troubled(root, "lightning", "RunError:1:1:7", "SIGKILL:0:2:3", "SIGTERM:0:3:4")
@@ -158,7 +158,14 @@ def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process
 
 
 def test_two_processes_grow_and_learn_in_bf16(tmp_path: Path) -> None:
-    overrides = (*TINY, *DDP, *WATCHED, "trainer.precision=bf16-mixed", "dataset.limit_train=640")
+    overrides = (
+        *TINY,
+        *DDP,
+        *WATCHED,
+        "trainer.precision=bf16-mixed",
+        "dataset.limit_train=320",
+        "dataset.batch_size=32",
+    )
     for ended in forked(tmp_path / "notes", *overrides, f"run.dir={tmp_path}/run"):
         assert (ended.code, ended.said) == (0, []), ended.errors
     for first, second in of_each_rank(tmp_path / "notes", "epoch"):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORGETFUL, SHORT, run, start
-from killed import At, Replaced, SmallFiles, Steps, digest, learned, nothing
+from commands import FORGETFUL, SHORT, run, start
+from killed import At, Replaced, SmallFiles, Steps, digest, learned
 
 from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.records import Records
@@ -69,7 +69,7 @@ def forgetful_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_continues(command: list[str], uninterrupted: Path) -> None:
     """The command ends well, leaves no temporary file, and all is as in the run that was never interrupted."""
-    continued = run(*command, before=Replaced(DRAW, nothing))  # half of the time would go into the report's figures
+    continued = run(*command)
     assert continued.returncode == 0, continued.stderr
     assert learned(directory_of(command)) == learned(uninterrupted)
     assert not list(directory_of(command).glob("*.tmp"))
@@ -94,7 +94,7 @@ def test_a_run_checkpointed_within_epochs_goes_on_to_the_same_bits(place: str, s
 
 
 def kill_and_continue(command: list[str], place: Callable[[], object], uninterrupted: Path) -> None:
-    killed = run(*command, before=place)
+    killed = run(*command, before=place, figures=True)
     assert killed.returncode in (-signal.SIGKILL, -signal.SIGXFSZ), killed.stderr
     assert not (directory_of(command) / "done.json").exists()
     assert_continues(command, uninterrupted)
@@ -151,7 +151,7 @@ def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(
 @pytest.mark.parametrize("place", [GROW, SAVE, DRAW])
 def test_a_run_may_be_told_to_end_at_any_place(place: str, short_run: Path, tmp_path: Path) -> None:
     command = [*SHORT, f"run.dir={tmp_path}/run"]
-    line = the_line(run(*command, before=At(place, 2, number=signal.SIGTERM)), 143)
+    line = the_line(run(*command, before=At(place, 2, number=signal.SIGTERM), figures=True), 143)
     assert "continue with the same command" in line
     assert_continues(command, short_run)
 
@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continu
     place: str, call: int, size: int, epochs: int, short_run: Path, tmp_path: Path
 ) -> None:
     command = [*SHORT, "trainer.progress=false", f"run.dir={tmp_path}/run"]
-    line = the_line(run(*command, before=SmallFiles(place, call, size)), 1)
+    line = the_line(run(*command, before=SmallFiles(place, call, size), figures=True), 1)
     assert f"{tmp_path}/run" in line and "File too large" in line
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["epochs"] == epochs
     assert_continues(command, short_run)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, run
+from commands import TINY, run
 from killed import At, rounds
 
 PATH = (*TINY, "+callbacks.path._target_=budgetnet.callbacks.selection_path.SelectionPath", "+callbacks.path.every=2")

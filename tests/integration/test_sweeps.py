@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHORT, run, run_command, start
+from commands import SHORT, run, run_command, start
 from killed import rows
 
 from budgetnet.locking import exclusive
@@ -61,7 +61,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_started_again_does_only_what_is_
 
 
 def test_a_stopped_sweep_leaves_no_process_and_is_continued(tmp_path: Path) -> None:
-    sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "launcher.n_jobs=2", "finetune.epochs=60", "epochs=80"]
+    sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "launcher.n_jobs=2", "finetune.epochs=20", "epochs=30"]
     process = start(*sweep)
     deadline = time.monotonic() + 100
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
@@ -87,7 +87,7 @@ def readable(path: Path) -> bool:
 
 def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path) -> None:
     sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "budget.flops=1k"]
-    assert run(*sweep).returncode == 1
+    assert run(*sweep, "hydra/launcher=basic").returncode == 1
     (folder,) = (tmp_path / "runs" / ".sweep").iterdir()
     with exclusive(folder / ".lock"):
         second = run(*sweep)

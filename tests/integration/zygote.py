@@ -107,6 +107,7 @@ def _behave_as(
     sys.path.insert(0, str(REPOSITORY))
     multiprocessing.set_start_method(None, force=True)  # its data workers start as in any other process
     sys.argv = arguments
+    mock.patch("hydra._internal.hydra.Hydra.get_mode", return_value=None).start()  # composes all to read hydra.mode
     if before is not None:
         before()
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import SHORT, Fit
 
 from budgetnet.building import Parts, build
-from budgetnet.command import CONF, plain
+from budgetnet.reports.paper_tables import composed
 
 
 @pytest.fixture
@@ -19,10 +18,8 @@ def fit(tmp_path: Path) -> Iterator[Fit]:
     threads = torch.get_num_threads()
 
     def fitted(*overrides: str) -> Parts:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = plain(compose("config", overrides=[*SHORT, *overrides]))
         directory = Path(tempfile.mkdtemp(dir=tmp_path))
-        parts = build(config, directory)
+        parts = build(composed([*SHORT, *overrides]), directory)
         parts.trainer.fit(parts.module, datamodule=parts.data)
         return parts
 

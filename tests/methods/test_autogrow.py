@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import metrics, weights
 
 from budgetnet import backbones
 from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import change_depth, depths
-from budgetnet.command import CONF, plain
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.methods.autogrow import AutoGrow, block_costs
+from budgetnet.reports.paper_tables import composed
 
 TINY = (
     "method=autogrow", "backbone=own", "backbone._target_=test_autogrow.narrow", "dataset=digits",
@@ -39,8 +38,7 @@ def narrow(num_classes: int, in_channels: int) -> torch.nn.Module:
 
 
 def built(*overrides: str, directory: Path = Path("nowhere")) -> Parts:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build(plain(compose("config", overrides=[*TINY, *overrides])), directory)
+    return build(composed([*TINY, *overrides]), directory)
 
 
 @pytest.fixture

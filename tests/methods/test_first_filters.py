@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import SHORT, Fit
 
 from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
-from budgetnet.command import CONF, plain
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.grow_prune import GrowPrune
 from budgetnet.methods.prune import Prune
 from budgetnet.methods.resizing import ResizingModule
+from budgetnet.reports.paper_tables import composed
 
 TINY = ("dataset.limit_train=60", "finetune.epochs=1", "budget.flops=40%", "prune.epochs=3")
 
@@ -73,8 +72,7 @@ def test_the_framed_filters_of_a_sampled_network_are_those_that_go_on(fit: Fit, 
     "overrides", [("method=autogrow",), ("method=l1", "prune.scope=inner", "prune.epochs=2")], ids=["autogrow", "inner"]
 )
 def test_no_filter_is_framed_where_none_is_chosen(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        module = build(plain(compose("config", overrides=[*SHORT, "backbone=resnet20", *overrides])), tmp_path).module
+    module = build(composed([*SHORT, "backbone=resnet20", *overrides]), tmp_path).module
     assert isinstance(module, ResizingModule)
     widths = ChannelGraph.of(module.net).widths
     keep = {"layer1.0.conv1": [0, 1]} if isinstance(module, Prune) else {}

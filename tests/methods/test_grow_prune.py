@@ -10,25 +10,23 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import SHORT, Fit, metrics, weights
 
 from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
-from budgetnet.command import CONF, plain
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.experiment import _fit
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.grow_prune import GrowPrune
 from budgetnet.pruning import pools
+from budgetnet.reports.paper_tables import composed
 
 GROWN = ("method=grow_prune", "budget.flops=50%", "prune.epochs=4", "finetune.epochs=2", "epochs=6")
 
 
 def configuration(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", overrides=[*SHORT, *GROWN, *overrides]))
+    return composed([*SHORT, *GROWN, *overrides])
 
 
 def built(directory: Path, *overrides: str) -> Parts:

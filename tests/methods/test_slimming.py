@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import SHORT
 
 from budgetnet.building import build
-from budgetnet.command import CONF, plain
+from budgetnet.reports.paper_tables import composed
 
 SLIMMED = ("method=slimming", "backbone=resnet20", "prune.epochs=2", "finetune.epochs=2", "prune.sparsity=0.001")
 
@@ -20,8 +19,7 @@ SLIMMED = ("method=slimming", "backbone=resnet20", "prune.epochs=2", "finetune.e
 def test_the_penalty_is_the_sign_of_every_scale_times_sparsity_however_the_loss_is_scaled(
     scale: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        parts = build(plain(compose("config", overrides=[*SHORT, *SLIMMED])), tmp_path)
+    parts = build(composed([*SHORT, *SLIMMED]), tmp_path)
     module, net = parts.module, parts.module.net
     module.trainer = parts.trainer
     if scale is not None:

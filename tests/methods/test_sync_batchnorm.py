@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from budgetnet import ChannelGraph, CostModel, backbones, resize
 from budgetnet.building import build
-from budgetnet.command import CONF, plain
+from budgetnet.reports.paper_tables import composed
 
 OVERRIDES = (
     "dataset=digits", "backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%",
@@ -60,10 +59,8 @@ def test_a_converted_network_is_proven() -> None:
 
 def test_with_one_process_a_run_has_the_same_bits_with_it(tmp_path: Path) -> None:
     def learned(directory: Path, overrides: Sequence[str]) -> dict[str, torch.Tensor]:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = plain(compose("config", overrides=[*OVERRIDES, *overrides]))
         directory.mkdir()
-        parts = build(config, directory)
+        parts = build(composed([*OVERRIDES, *overrides]), directory)
         parts.trainer.fit(parts.module, datamodule=parts.data)
         assert parts.module.round >= 3
         return parts.module.net.state_dict()

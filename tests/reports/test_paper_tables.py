@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from budgetnet import backbones
 from budgetnet.backbones.resnet_cifar import DEPTHS, CifarResNet, full_widths
 from budgetnet.channels import ChannelGraph
+from budgetnet.command import CONF, plain
 from budgetnet.configuration import checked
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
@@ -76,6 +79,25 @@ def matched(table: PaperTable, folder: Path) -> set[tuple[str, str, str]]:
 
 def overrides_of(table: PaperTable, row: str, length: str = FULL) -> list[str]:
     return [f"experiment={table.experiment}", *table.rows[row].all_overrides(length)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=1", "experiment=table1", "backbone=vgg16", "budget.flops=42M", "run.name=a-${seed}"],
+        ["method=l1", "recipe=modern", "trainer=ddp", "+growth.new=[1,{a: b}]", "~lbi.coupling", "optim.lr=1e-3"],
+        ["backbone=own", "backbone._target_=nets.Small", "+callbacks.mine._target_=m.M", "hydra.sweeper.params=null"],
+    ],
+)
+def test_a_configuration_is_the_one_that_hydra_composes(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        expected = plain(compose("config", overrides=overrides))
+    assert composed(overrides) == expected
+
+
+def test_an_option_that_does_not_exist_is_hydras_error() -> None:
+    with pytest.raises(ConfigCompositionException, match="sed_width"):
+        composed(["backbone=vgg16", "growth.sed_width=3"])
 
 
 @pytest.mark.parametrize("name", [*NAMES, *BSN])

@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetnet.command import CONF, plain
 from budgetnet.configuration import checked
@@ -24,6 +24,9 @@ from budgetnet.records import write_text
 from budgetnet.reports.paper_markdown import alone, beside
 from budgetnet.reports.run_directory import RunDirectory, is_run_directory
 from budgetnet.reports.tables import listed, settings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 BEGIN, END = "<!-- the table, by python -m src.report -->", "<!-- end of the table -->"
@@ -247,16 +250,31 @@ def find_table(name: str) -> PaperTable:
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration that python -m src.run makes of these overrides."""
-    return deepcopy(_composed(tuple(overrides)))
+    """The resolved configuration that python -m src.run makes of these overrides.
+
+    Hydra composes each choice of files once; single values are put into a copy, as it does last of all.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    files = [override for override in overrides if _chooses_a_file(override)]
+    values = [override for override in overrides if override not in files]
+    config = deepcopy(_composed(tuple(files)))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), config)
+    return plain(config)
+
+
+def _chooses_a_file(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0]
+    return "/" in key or "@" in key or key.startswith("hydra.") or (CONF / key).is_dir()
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+def _composed(files: tuple[str, ...]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", overrides=list(overrides)))
+        return compose("config", overrides=list(files))
 
 
 def as_csv(results: Iterable[Result], columns: Sequence[str]) -> str:

@@ -1,0 +1,77 @@
+"""Commands as a user starts them, and what keeps their runs small: LeNet-5 on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+from killed import InTurn, Replaced
+from zygote import REPOSITORY, Forked
+
+TINY = (
+    "dataset=digits", "backbone=lenet5", "budget.flops=90%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
+    "growth.policy=saturation", "growth.readout=support", "growth.threshold=0.0",
+    "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
+    "epochs=16", "optim.lr=0.02", "export=false", "logger=csv",
+)  # fmt: skip
+SHORT = (*TINY, "dataset.limit_train=160", "dataset.batch_size=16")
+"""Five growing epochs and three of fine-tuning, ten steps each."""
+FORGETFUL = ("backbone=own", "backbone._target_=tests.nets.Forgetful")
+"""A network with dropout, which depends on the random state."""
+
+
+def environment() -> dict[str, str]:
+    hidden = ("WANDB_MODE", "WANDB_API_KEY")
+    return {key: value for key, value in os.environ.items() if key not in hidden} | {"OMP_NUM_THREADS": "1"}
+
+
+def start(
+    *overrides: str,
+    module: str = "src.run",
+    before: Callable[[], object] | None = None,
+    variables: Mapping[str, str] | None = None,
+    figures: bool = False,
+) -> Forked:
+    """Start a command in a fork of a process that has imported everything. before: called there first.
+
+    figures: draw those of the report, which take half the time of a short run.
+    """
+    first = [] if figures or module != "src.run" else [Replaced("budgetnet.reports.report._FIGURES", {})]
+    before = InTurn((*first, *([before] if before else [])))
+    return Forked(overrides, {**environment(), **(variables or {})}, module, before)
+
+
+def run(
+    *overrides: str,
+    module: str = "src.run",
+    before: Callable[[], object] | None = None,
+    variables: Mapping[str, str] | None = None,
+    figures: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """The same, waiting for its end."""
+    process = start(*overrides, module=module, before=before, variables=variables, figures=figures)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def arguments(*overrides: str, module: str = "src.run") -> list[str]:
+    return [sys.executable, "-m", module, *overrides]
+
+
+def start_command(*overrides: str, module: str = "src.run") -> subprocess.Popen[str]:
+    """Start a command as a user does, which takes the seconds of its imports."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        arguments(*overrides, module=module), cwd=REPOSITORY, env=environment(), stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def run_command(*overrides: str, module: str = "src.run") -> subprocess.CompletedProcess[str]:
+    """The same, waiting for its end."""
+    return subprocess.run(
+        arguments(*overrides, module=module),
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
