@@ -43,7 +43,9 @@ class Normalise:
     def __call__(self, pixels: Tensor) -> Tensor:
         rows = pixels.flatten(2).float().sub_(self.mean).div_(self.std)
         images = rows.view(pixels.shape).permute(0, 3, 1, 2)
-        return images if self.channels_last else images.contiguous()
+        if self.channels_last:
+            return images
+        return images.clone(memory_format=torch.contiguous_format)  # of one channel, strides would tell either format
 
 
 class DeviceLoader(ShardedLoader):
