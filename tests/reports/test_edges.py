@@ -10,10 +10,12 @@ from pathlib import Path
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 
+from budgetnet.reports.comparison import accuracy_against_cost
 from budgetnet.reports.drawing import BLUE, PALE
 from budgetnet.reports.edges import architecture, probabilities
 from budgetnet.reports.report import write_report
 from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.reports.tables import as_csv, cells, final_row, header
 
 EDGES = [
     ["b_block", "a", "b", 0.99, True],
@@ -61,3 +63,19 @@ def test_the_report_has_sampled_pruned_and_full_costs_side_by_side(make_run: Cal
     text = write_report(run).read_text()
     assert "| flops | 3.00M | 2.00M | 9.00M |" in text and "75 % of the edges are decided" in text
     assert (run / "figures" / "architecture.png").exists() and (run / "figures" / "edges.png").exists()
+
+
+def test_what_was_limited_is_a_column_and_a_panel(make_run: Callable[..., Path]) -> None:
+    rows = []
+    for name, operations in (("a", 18), ("b", 31), ("c", None)):
+        run = make_run(name, seed=len(rows))
+        summary = json.loads((run / "summary.json").read_text())
+        if operations is not None:
+            budget = {"sequential_ops": {"limit": 40, "used": operations, "percent": 2.5 * operations}}
+            (run / "summary.json").write_text(json.dumps(summary | {"sequential_ops": operations, "budget": budget}))
+        rows.append(final_row(RunDirectory(run)))
+    column = header(rows).index("Operations")
+    assert [line[column] for line in cells(rows)][:3] == ["18", "31", ""]
+    assert "Operations" not in header(rows[2:]) and "sequential_ops" not in as_csv(rows[2:])
+    assert [axes.get_xlabel() for axes in accuracy_against_cost(rows).axes][3:] == ["sequential operations"]
+    assert len(accuracy_against_cost(rows[2:]).axes) == 3

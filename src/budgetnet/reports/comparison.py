@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
+LIMITED = {"sequential_ops": "sequential operations", "latency": "latency (µs)"}
+"""Costs that are drawn where some run has a budget of them."""
 MARKERS = "osD^vP"
 
 
@@ -41,7 +43,7 @@ def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[in
 
 
 def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
-    """Test accuracy (validation-selected) of the finished runs against FLOPs, params and train cost.
+    """Test accuracy (validation-selected) of the finished runs against FLOPs, params, train cost, and other budgets.
 
     A row of panels per dataset. A point is a configuration: mean over its seeds, bars of one sample standard
     deviation. A colour is a backbone and method. The grey line is the Pareto front of validation accuracy, drawn at the
@@ -50,12 +52,14 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
     groups = [group for group in repetitions(rows) if group.spread("test_top1") is not None]
     series = list(dict.fromkeys(series_of(group) for group in groups))
     datasets = list(dict.fromkeys(group.rows[0].dataset for group in groups)) or [""]
+    costs = costs_of(rows)
     with styled():
-        figure = new_figure(width=10, height=0.9 + 3.4 * len(datasets) + 0.2 * (len(series) // 3))
-        panels = figure.subplots(len(datasets), len(COSTS), squeeze=False, sharey="row")
+        height = 0.9 + 3.4 * len(datasets) + 0.2 * (len(series) // 3)
+        figure = new_figure(width=10 * len(costs) / len(COSTS), height=height)
+        panels = figure.subplots(len(datasets), len(costs), squeeze=False, sharey="row")
         for dataset, line in zip(datasets, panels, strict=True):
             here = [group for group in groups if group.rows[0].dataset == dataset]
-            for axes, (cost, label) in zip(line, COSTS.items(), strict=True):
+            for axes, (cost, label) in zip(line, costs.items(), strict=True):
                 _panel(axes, here, cost, series)
                 axes.set_xlabel(label)
             line[0].set_ylabel(f"test top-1 (%), {dataset}" if dataset else "test top-1 (%)")
@@ -71,13 +75,18 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
         return figure
 
 
+def costs_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The kinds of cost to draw, and what they are called."""
+    return COSTS | {kind: label for kind, label in LIMITED.items() if any(kind in row.budget for row in rows)}
+
+
 def series_of(group: Repetitions) -> str:
     """What a colour stands for."""
     return f"{group.rows[0].backbone}, {group.rows[0].method}"
 
 
 def points(groups: Sequence[Repetitions], cost: str) -> tuple[list[Point], list[Point]]:
-    """Every configuration whose `cost` (a key of COSTS) and test accuracy are known, and those on the Pareto front."""
+    """Every configuration whose `cost` (of `costs_of`) and test accuracy are known, and those on the Pareto front."""
     measured = [(group, group.spread(cost), group.spread("test_top1"), group.spread("val_top1")) for group in groups]
     known = [Point(group, x, y, val or y) for group, x, y, val in measured if x is not None and y is not None]
     front = pareto_front([point.cost.mean for point in known], [point.selects.mean for point in known])

@@ -21,7 +21,7 @@ from typing import Any
 from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
-from budgetnet.reports.comparison import COSTS, MARKERS, Point, points, series_of
+from budgetnet.reports.comparison import MARKERS, Point, costs_of, points, series_of
 from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import NUMBERS, Repetitions, Row, cells, final_row, header, repetitions
 
@@ -136,9 +136,10 @@ def _panels(groups: Sequence[Repetitions], number: Mapping[int, int]) -> list[Js
     finished = [group for group in groups if group.spread("test_top1") is not None]
     series = list(dict.fromkeys(series_of(group) for group in finished))
     panels = []
+    costs = costs_of([row for group in finished for row in group.rows])
     for dataset in dict.fromkeys(group.rows[0].dataset for group in finished):
         here = [group for group in finished if group.rows[0].dataset == dataset]
-        for cost, label in COSTS.items():
+        for cost, label in costs.items():
             known, front = points(here, cost)
             panels.append({
                 "dataset": dataset,

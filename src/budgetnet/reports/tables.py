@@ -43,6 +43,8 @@ class Row:
     test_top1_best: float | None = None
     val_top1: float | None = None
     test_miou: float | None = None
+    sequential_ops: int | None = None
+    latency: int | None = None
     params: int | None = None
     flops: int | None = None
     macs: int | None = None
@@ -137,6 +139,10 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.5g}" if value % 1 else f"{value:,.0f}"
+
+
 def _quantity(value: float | None) -> str:
     return "" if value is None else format_quantity(value)
 
@@ -149,7 +155,8 @@ _IDENTITY: dict[str, Callable[[Row], str]] = {
     "Seed": lambda row: "" if row.seed is None else str(row.seed),
 }
 _BEST = "best test epoch %"
-_MIOU = "Test mIoU %"
+_SOMETIMES = {"Test mIoU %": "Params", "Operations": "Budget used", "Latency (µs)": "Budget used"}
+"""Columns of tables in which some run has such a number, and what they stand before."""
 NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "Test top-1 %": ("test_top1", _percent),
     "last epoch %": ("test_top1_last", _percent),
@@ -158,7 +165,9 @@ NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "FLOPs": ("flops", _quantity),
     "Train cost (a) %": ("train_cost_baseline_percent", _percent),
     "(b) %": ("train_cost_final_percent", _percent),
-    _MIOU: ("test_miou", _percent),
+    "Test mIoU %": ("test_miou", _percent),
+    "Operations": ("sequential_ops", _count),
+    "Latency (µs)": ("latency", _count),
 }
 
 
@@ -173,15 +182,16 @@ def _budget_used(row: Row) -> str:
 
 
 HEADER = (*_IDENTITY, *list(NUMBERS)[:5], "Budget used", *list(NUMBERS)[5:7], "Stop reason")
-"""Every column that a table may have, but that of segmentations alone."""
+"""Every column that a table may have, but those of _SOMETIMES."""
 
 
 def header(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The columns of the table of `rows`: the best test epoch and mean IoU only where some run has measured them."""
+    """The columns of the table of `rows`: the best test epoch and _SOMETIMES only where some run has such numbers."""
     measured = any(row.test_top1_best is not None for row in rows)
     names = [name for name in HEADER if measured or name != _BEST]
-    if any(row.test_miou is not None for row in rows):
-        names.insert(names.index("Params"), _MIOU)
+    for name, place in _SOMETIMES.items():
+        if any(getattr(row, NUMBERS[name][0]) is not None for row in rows):
+            names.insert(names.index(place), name)
     return tuple(names)
 
 
@@ -225,10 +235,10 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def as_csv(rows: Sequence[Row]) -> str:
     """Every number of `rows` in full, a line per run; a column per kind of budget holds its used percent.
 
-    Mean IoU is a column only where some run has it.
+    What only some tables have (_SOMETIMES) is a column only where some run has it.
     """
-    lines = []
-    left_out = {"budget", "settings"} | ({"test_miou"} if all(row.test_miou is None for row in rows) else set())
+    lines, sometimes = [], [NUMBERS[name][0] for name in _SOMETIMES]
+    left_out = {name for name in sometimes if all(getattr(row, name) is None for row in rows)} | {"budget", "settings"}
     for row in rows:
         line = {name: value for name, value in asdict(row).items() if name not in left_out}
         lines.append(line | {f"budget_{kind}_percent": percent for kind, percent in row.budget.items()})
