@@ -129,6 +129,11 @@ class BSN(ResizingModule):
                 self._losses_of_parts, rank, self.trainer.world_size, total, self.current_epoch, self._batch
             )
 
+    def settle(self) -> None:
+        super().settle()
+        if self.phase == "sample":
+            self.search.settle(Processes(self.trainer).sum)
+
     # -- what would be kept -----------------------------------------------------------------------------------------
 
     def limits(self) -> dict[str, int]:
@@ -166,12 +171,9 @@ class BSN(ResizingModule):
 
     def edge_record(self) -> dict[str, float | int]:
         """Of the epoch that ended: costs sampled (a mean), pruned (what would be kept) and full, and every γ."""
-        search = self.search
-        sampled = Processes(self.trainer).sum(search.sampled)
-        search.sampled = torch.zeros_like(sampled)
-        now, record = self.costs(), {"decided": search.decided()}
-        for place, kind in enumerate(search.shown, start=1):
-            mean = float(sampled[place] / sampled[0]) if sampled[0] else float(self.full[kind])
+        search, now = self.search, self.costs()
+        record: dict[str, float | int] = {"decided": search.decided()}
+        for kind, mean in search.means(self.full).items():
             record |= {f"sampled_{kind}": mean, f"pruned_{kind}": now[kind], f"full_{kind}": self.full[kind]}
         names = (edge.name for edge in search.layout.edges)
         return record | dict(zip(names, search.probabilities.tolist(), strict=True))

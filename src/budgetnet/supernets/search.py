@@ -69,7 +69,8 @@ class EdgeSearch:
         self.average: float | None = None
         """Of what choices cost, for the baseline "ema"."""
         self.sampled = torch.zeros(1 + len(self.shown), dtype=torch.float64)
-        """Choices of this process since the epoch began, and the sums of their costs."""
+        """Choices of all processes since the epoch began, and the sums of their costs, as of the last `settle`."""
+        self._own_sampled = torch.zeros_like(self.sampled)
         self.choices = self.alive = torch.ones(1, count, dtype=torch.bool)
 
     @property
@@ -130,9 +131,9 @@ class EdgeSearch:
         choices = self.choices[self.own(rank, world)]
         key = keyed_generator("latency", self.seed, *step, rank)
         costs = self.costs.of(choices, {*self.shown, *self.limits}, key)
-        self.sampled[0] += len(choices)
+        self._own_sampled[0] += len(choices)
         for place, kind in enumerate(self.shown, start=1):
-            self.sampled[place] += costs[kind].sum()
+            self._own_sampled[place] += costs[kind].sum()
         if self.options.choice == "random":
             return
         shared = self.options.samples is not None
@@ -148,6 +149,17 @@ class EdgeSearch:
                 return
         gradient = score_gradient(self.logits, choices, advantages(spent, baseline))
         self.logits -= self.options.lr * total(gradient) / world
+
+    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Add what this process has sampled since the last call to that of all. All must call. Sums are exact."""
+        self.sampled += total(self._own_sampled)
+        self._own_sampled = torch.zeros_like(self.sampled)
+
+    def means(self, full: Mapping[str, int]) -> dict[str, float]:
+        """Of the epoch that ends, by kind, the mean cost of a choice; of a warm-up that of every edge, `full`."""
+        count, *sums = self.sampled.tolist()
+        self.sampled = torch.zeros_like(self.sampled)
+        return {kind: s / count if count else float(full[kind]) for kind, s in zip(self.shown, sums, strict=True)}
 
     def check(self, images: int, world: int) -> None:
         """Raises UsageError where choices for `images` of a process cannot be shared out, or are too few to compare."""
