@@ -101,6 +101,29 @@ class EdgeGraph:
             return on.clone()
         return torch.stack(forwards, -1) & torch.stack(backwards[::-1], -1)
 
+    def path(self, weights: Sequence[float], among: Tensor | None = None, through: int | None = None) -> Tensor | None:
+        """bool (edges,): the path from first to last whose weights, one for each edge, add up to least.
+
+        among: the edges that it may take. through: the number of one that it must. None: there is no such path.
+        """
+        allowed = [True] * len(self.edges) if among is None else among.tolist()
+        ahead: dict[str, tuple[float, tuple[int, ...]]] = {self.first: (0, ())}
+        behind: dict[str, tuple[float, tuple[int, ...]]] = {self.last: (0, ())}
+        for number in range(len(self.edges)):
+            _extend(ahead, self.edges[number].source, self.edges[number].target, number, weights, allowed)
+        if through is None:
+            found = ahead.get(self.last)
+        else:
+            for number in reversed(range(len(self.edges))):
+                _extend(behind, self.edges[number].target, self.edges[number].source, number, weights, allowed)
+            before, after = ahead.get(self.edges[through].source), behind.get(self.edges[through].target)
+            found = None if before is None or after is None else (0, (*before[1], through, *after[1]))
+        if found is None:
+            return None
+        chosen = torch.zeros(len(self.edges), dtype=torch.bool)
+        chosen[list(found[1])] = True
+        return chosen
+
     def choice(self, names: Iterable[str]) -> Tensor:
         """bool (edges,): those of these names. Raises KeyError for a name that no edge has."""
         place = {edge.name: number for number, edge in enumerate(self.edges)}
@@ -128,6 +151,21 @@ class EdgeGraph:
             sources = ", ".join(f"{self.edges[i].source} by {self.edges[i].name}" for i in self.into[node.name])
             lines.append(f"{node.name} {'x'.join(map(str, node.shape))} <- {sources or 'images, by the stem'}")
         return "\n".join([*lines, f"head <- {self.last}"])
+
+
+def _extend(
+    best: dict[str, tuple[float, tuple[int, ...]]],
+    start: str,
+    end: str,
+    number: int,
+    weights: Sequence[float],
+    allowed: Sequence[bool],
+) -> None:
+    """Take an edge from `start` to `end` if the best path to `end` gets shorter by it."""
+    if allowed[number] and start in best:
+        weight = best[start][0] + weights[number]
+        if end not in best or weight < best[end][0]:
+            best[end] = (weight, (*best[start][1], number))
 
 
 def scaled(width: int, multiplier: float | None) -> int:

@@ -58,26 +58,20 @@ class EdgeCosts:
         """By kind, what the network with all its edges costs."""
         return self.price(torch.ones(len(self.names), dtype=torch.bool))
 
+    def weights(self, kind: str) -> list[int]:
+        """By edge, what each adds to the cost of a path, of one kind."""
+        if kind == "sequential_ops":
+            return [edge.steps + 1 for edge in self.layout.edges]  # and the sum at its end
+        if kind == "latency":
+            assert self.latency is not None
+            return _medians(self.latency)[1:].tolist()
+        return self.edges[kind].tolist()
+
     def cheapest_path(self, kind: str) -> Tensor:
         """bool (edges,): the path from end to end that costs least of one kind."""
-        layout = self.layout
-        if kind == "sequential_ops":
-            weights = [edge.steps + 1 for edge in layout.edges]
-        elif kind == "latency":
-            assert self.latency is not None
-            weights = _medians(self.latency)[1:].tolist()
-        else:
-            weights = self.edges[kind].tolist()
-        best: dict[str, tuple[int, tuple[int, ...]]] = {layout.first: (0, ())}
-        for number, edge in enumerate(layout.edges):
-            if edge.source in best:
-                cost, path = best[edge.source]
-                here = (cost + weights[number], (*path, number))
-                if edge.target not in best or here[0] < best[edge.target][0]:
-                    best[edge.target] = here
-        choice = torch.zeros(len(layout.edges), dtype=torch.bool)
-        choice[list(best[layout.last][1])] = True
-        return choice
+        path = self.layout.path(self.weights(kind))
+        assert path is not None
+        return path
 
     def _latency(self, choice: Tensor, generator: torch.Generator | None) -> Tensor:
         assert self.latency is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgetnet.backbones.fabric import EdgeGraph, Fabric
+from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.growth import GrowthPlan
@@ -28,14 +28,17 @@ def within(costs: EdgeCosts, limits: Mapping[str, int]) -> Fits:
     return fits
 
 
-def choose(graph: EdgeGraph, probabilities: Tensor, fits: Fits, fallback: Tensor, threshold: float = 0.5) -> Tensor:
-    """bool (edges,): the edges that are kept, all of them on paths from end to end.
+def choose(
+    costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, fallback: Tensor, threshold: float = 0.5
+) -> Tensor:
+    """bool (edges,): the edges that are kept, all of them on paths from end to end, within the limits.
 
     probabilities: (edges,), in any order that likelier edges stand higher in. Edges above the threshold are on; if
     there is no path, the likeliest of the others follow until there is. While that does not fit, the least likely edge
-    goes without which there is still a path; of those that went, the likeliest come back that still fit. `fallback` is
-    a path that fits, for where a path of likely edges does not.
+    goes without which there is still a path; of those that went, the likeliest come back that still fit, each with the
+    cheapest path through it. `fallback` is a path that fits, for where a path of likely edges does not.
     """
+    graph, fits = costs.layout, within(costs, limits)
     falling = probabilities.argsort(descending=True, stable=True).tolist()
     on = probabilities > threshold
     for edge in falling:
@@ -43,7 +46,7 @@ def choose(graph: EdgeGraph, probabilities: Tensor, fits: Fits, fallback: Tensor
             break
         on[edge] = True
     kept = graph.alive(on)
-    gone = []
+    gone = torch.zeros_like(kept)
     for edge in reversed(falling):
         if fits(kept):
             break
@@ -52,18 +55,18 @@ def choose(graph: EdgeGraph, probabilities: Tensor, fits: Fits, fallback: Tensor
         without = kept.clone()
         without[edge] = False
         if (alive := graph.alive(without)).any():
-            gone += (kept & ~alive).nonzero().flatten().tolist()
+            gone |= kept & ~alive
             kept = alive
     if not fits(kept):
         return fallback.clone()
-    missing = set(gone)
+    parts = [[weight / most for weight in costs.weights(kind)] for kind, most in limits.items()]
+    shares = [sum(part) for part in zip(*parts, strict=True)]
     for edge in falling:
-        if edge not in missing:
-            continue
-        again = kept.clone()
-        again[edge] = True
-        if graph.alive(again)[edge] and fits(again):
-            kept = again
+        if gone[edge] and not kept[edge]:
+            weights = [0.0 if here else share for here, share in zip(kept.tolist(), shares, strict=True)]
+            path = graph.path(weights, kept | gone, through=edge)
+            if path is not None and fits(kept | path):
+                kept = kept | path
     return kept
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError, nearest
-from budgetnet.supernets.choice import choose, within
+from budgetnet.supernets.choice import choose
 from budgetnet.supernets.estimator import advantages, drawn, penalties, score_gradient
 
 CHOICES = ("learned", "random")
@@ -85,11 +85,10 @@ class EdgeSearch:
 
     def chosen(self, limits: Mapping[str, int], fallback: Tensor) -> Tensor:
         """bool (edges,): what would be kept within these limits; see `choose`."""
-        fits = within(self.costs, limits)
         if self.options.choice == "random":
             draws = torch.rand(len(self.logits), generator=keyed_generator("choice", self.seed))
-            return choose(self.layout, draws, fits, fallback, threshold=-1.0)
-        return choose(self.layout, self.probabilities, fits, fallback)
+            return choose(self.costs, limits, draws, fallback, threshold=-1.0)
+        return choose(self.costs, limits, self.probabilities, fallback)
 
     # -- a step -----------------------------------------------------------------------------------------------------
 
