@@ -77,6 +77,7 @@ def build(config: Config, directory: Path, signals: Signals | None = None) -> Pa
     if config["trainer"]["channels_last"]:
         _channels_last(module.net, data, trainer.strategy.root_device)
     data.check(trainer.world_size)
+    module.check(trainer, data, continued=(directory / "last.ckpt").exists())
     return Parts(data, module, trainer, full)
 
 

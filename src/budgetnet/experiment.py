@@ -160,15 +160,18 @@ def _evaluate(
     results |= {name: module.results[name] for name in tested}
     if best_epoch is not None:
         trained = best_top1 if data.splits.validation is not None else None
-    elif data.splits.validation is not None:  # of a network that was changed after the last validation
+    changed = best_epoch is None and data.splits.validation is not None  # after the last validation
+    if changed:
         trainer.validate(module, datamodule=data, verbose=False)
         trained = module.results["val_top1"]
+    validated = {f"val_{name}": module.results[f"val_{name}"] for name in module.task.measures} if changed else None
     chosen = {"epochs": epochs, "best_epoch": best_epoch or epochs, "val_top1": trained}
     first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
 
     def written() -> dict[str, Any]:
         metrics = RunDirectory(directory).metrics
-        return {**validation_of(metrics, best_epoch or epochs, module.task), **best_test_epoch(metrics, first)}
+        beside = validation_of(metrics, best_epoch or epochs, module.task, validated)
+        return {**beside, **best_test_epoch(metrics, first)}
 
     return {**chosen, **results, **processes.decide(written)}
 

@@ -61,9 +61,15 @@ def best_test_epoch(metrics: Sequence[Mapping[str, Any]], first: int) -> dict[st
     return {"test_top1_best": best, "test_top1_best_epoch": epoch}
 
 
-def validation_of(metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task) -> dict[str, Any]:
-    """What an evaluation gives beside top-1 and top-5, at an epoch of metrics.csv; None: it was not validated."""
+def validation_of(
+    metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task, validated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What an evaluation gives beside top-1 and top-5, at an epoch of metrics.csv; None: it was not validated.
+
+    validated: of a validation after the last epoch, which counts instead.
+    """
     found: Mapping[str, Any] = next((row for row in metrics if row["epoch"] == epoch), {})
+    found = found if validated is None else validated
     return {f"val_{name}": found.get(f"val_{name}") for name in task.measures if name not in ("top1", "top5")}
 
 

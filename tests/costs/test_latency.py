@@ -37,6 +37,7 @@ def slow_and_fast() -> Fabric:
 def test_a_slow_edge_is_found_and_its_absence_is_felt() -> None:
     net = slow_and_fast()
     table = edge_latencies(net, (1, 4, 4))
+    assert edge_latencies(net.to(torch.bfloat16), (1, 4, 4)).shape == table.shape and net.float().training
     ends, slow, fast = table.median(0).values.tolist()
     assert table.shape == (9, 3) and slow >= 20_000 and fast < 10_000 and ends < 10_000
     costs = EdgeCosts(net, latency=table)

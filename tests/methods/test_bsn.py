@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from short_run import Fit, metrics
+from short_run import SHORT, Fit, metrics
 
 from budgetnet.building import build
+from budgetnet.callbacks.checkpoint import load_checkpoint
 from budgetnet.command import CONF, plain
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.sharding import keyed_generator
-from budgetnet.errors import UsageError
+from budgetnet.errors import RunError, UsageError
 from budgetnet.methods.bsn import BSN
+from budgetnet.reports.paper_tables import composed
 
 SEARCH = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
@@ -118,7 +120,7 @@ def test_without_fine_tuning_the_network_is_left_as_it_was_chosen_with_statistic
         (("budget.flops=1k",), "of the shortest path from end to end: raise it"),
         (("budget.params=1%",), "of the shortest path from end to end: raise it"),
         (("budget.flops=50%", "budget.train_cost=1M"), "prune.epochs=3 of the whole network and finetune.epochs=1"),
-        (("budget.latency=1us",), "budget.latency=1 is below the"),
+        (("budget.latency=1us",), "budget.latency=1us is below the"),
         (("budget.latency=50%",), "budget.latency=50%: expected a positive time such as"),
         (("budget.flops=50%", "budget.machines=0"), "budget.machines=0: expected a whole number"),
         ((), "no budget: state at least one of"),
@@ -148,6 +150,8 @@ def test_what_cannot_run_is_said_in_one_line(options: tuple[str, ...], text: str
     [
         (("method.samples=3",), "method.samples=3: expected a number that 1 processes can share"),
         (("method.samples=1",), "method.baseline=mean takes the mean of a step's other choices"),
+        (("method.samples=20",), "parts of one image, of 20 in 20 parts"),
+        (("trainer.micro_batches=20",), "parts of one image, of 20 in 20 parts"),
     ],
 )
 def test_choices_that_cannot_be_shared_out_are_refused(fit: Fit, options: tuple[str, ...], text: str) -> None:
@@ -159,3 +163,45 @@ def test_a_moving_average_takes_one_choice_and_learns_too(fit: Fit) -> None:
     module = fit(*SEARCH, "budget.flops=40%", "method.samples=1", "method.baseline=ema").module
     assert isinstance(module, BSN) and module.search.average is not None
     assert not torch.equal(module.search.logits, torch.full_like(module.search.logits, 3.0))
+
+
+def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_measures_nothing_anew(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every edge takes 100 microseconds by itself, and in a network twice as long."""
+    module = "budgetnet.methods.bsn"
+    monkeypatch.setattr(f"{module}.edge_latencies", lambda net, shape: torch.full((9, 1 + len(net.edges)), 100))
+    monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: 200 * (1 + int(alive.sum())))
+    parts = fit(*SEARCH, "budget.flops=null", "budget.latency=2.5ms")
+    bsn = parts.module
+    assert isinstance(bsn, BSN) and bsn.costs()["latency"] == bsn.latency == 200 * (1 + int(bsn.kept.sum())) <= 2500
+    assert bsn.full["latency"] == 2700 and bsn.phase == "finetune"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(f"{module}.edge_latencies", refuse)
+    directory = Path(parts.trainer.default_root_dir)
+    again = build(composed([*SHORT, *SEARCH, "budget.flops=null", "budget.latency=2.5ms"]), directory).module
+    state = load_checkpoint(directory / "last.ckpt")
+    again.on_load_checkpoint(state)
+    again.load_state_dict(state["state_dict"])
+    assert again.costs() == bsn.costs() and again.facts() == bsn.facts()
+
+
+def test_a_limit_that_even_the_shortest_path_turns_out_to_exceed_ends_the_run(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "budgetnet.methods.bsn"
+    monkeypatch.setattr(f"{module}.edge_latencies", lambda net, shape: torch.full((9, 1 + len(net.edges)), 100))
+    times = iter([2000, *[3000] * 100])
+    monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: next(times))
+    with pytest.raises(RunError, match="was measured to take 3,000us now, above budget"):
+        fit(*SEARCH, "budget.flops=null", "budget.latency=2.5ms")
+
+
+def test_a_frozen_module_of_an_edge_may_go_with_it(fit: Fit) -> None:
+    frozen = "+backbone.frozen=[edges.c1s0_from_c0s0.0,stem.0]"
+    module = fit(*SEARCH, "budget.flops=40%", "method.choice=random", frozen).module
+    assert "edges.c1s0_from_c0s0.0" not in dict(module.net.named_modules())
+    assert module.graph.frozen == {"stem.0"}

@@ -43,9 +43,9 @@ def test_a_budget_is_kept_and_no_likely_edge_that_fits_is_left_out(
         if torch.equal(kept, path):
             continue
         for edge in ((gamma > 0.5) & ~kept).nonzero().flatten().tolist():
-            again = kept.clone()
-            again[edge] = True
-            assert not graph.alive(again)[edge] or costs.price(again)[kind] > limit
+            weights = [0.0 if here else share for here, share in zip(kept.tolist(), costs.shares({kind: limit}))]
+            again = graph.path(weights, kept | (gamma > 0.5), through=edge)
+            assert again is None or costs.price(kept | again)[kind] > limit
 
 
 def test_without_a_budget_the_likely_edges_stay_and_no_others(fabrics: dict[str, EdgeCosts]) -> None:

@@ -12,7 +12,6 @@ from pytorch_lightning.loggers import Logger
 from budgetnet.loggers import Wandb
 from budgetnet.methods.adenel import AdeNeL
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.methods.bsn import BSN
 from budgetnet.records import Records
 
 
@@ -65,7 +64,7 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, BudgetedModule)
         row = self.row(trainer, pl_module)
         self._start = None
-        edges = pl_module.edge_record() if isinstance(pl_module, BSN) and pl_module.resizes else {}
+        edges = pl_module.edge_record()
         saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
         if not trainer.is_global_zero:
             return

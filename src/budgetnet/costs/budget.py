@@ -159,7 +159,7 @@ class Budget:
 
     def __repr__(self) -> str:
         limits = (
-            f"{kind}<={value if isinstance(value, str) else format_quantity(value)}"
+            f"{kind}<={value if isinstance(value, str) else _short(kind, value)}"
             for kind, value in self._stated.items()
         )
         return f"Budget({', '.join(limits)})"
@@ -171,6 +171,15 @@ def _microseconds(value: Quantity) -> int:
     if match is None or match[2] not in _TIMES or Fraction(match[1]) <= 0:
         raise UsageError(f"budget.latency={value}: {_EXPECTED_TIME}")
     return _whole(Fraction(match[1]) * _TIMES[match[2]], value, "budget.latency")
+
+
+def _short(kind: str, value: int | float) -> str:
+    return amount(kind, value) if kind == "latency" else format_quantity(value)
+
+
+def amount(kind: str, value: int | float) -> str:
+    """A cost or a limit in full, for messages: "1,164,556", or "2,500us" of latency."""
+    return f"{value:,}{'us' if kind == 'latency' else ''}"
 
 
 def _limit(value: Quantity, option: str) -> int | str:

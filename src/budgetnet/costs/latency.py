@@ -28,37 +28,38 @@ def measured(compute: Callable[[], object], device: torch.device, samples: int =
     return found
 
 
-def edge_latencies(net: Fabric, image_shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def edge_latencies(net: Fabric, image_shape: Sequence[int]) -> Tensor:
     """Microseconds for one image in eval mode, int64 (samples, 1 + edges): of stem and head together, of every edge.
 
-    image_shape: (channels, height, width). The network is left where and as it was.
+    image_shape: (channels, height, width). On the device and in the precision of the network, which stays as it is.
     """
-    device = torch.device(device)
-    home, training = next(net.parameters()).device, net.training
-    net.to(device).eval()
+    shapes = {node.name: node.shape for node in net.layout.nodes}
+    device, training = next(net.parameters()).device, net.training
+    image, last = _one(net, image_shape), _one(net, net.layout.nodes[-1].shape)
+    net.eval()
     try:
-        shapes = {node.name: node.shape for node in net.layout.nodes}
-        image = torch.zeros(1, *image_shape, device=device)
-        last = torch.zeros(1, *net.layout.nodes[-1].shape, device=device)
-        ends = measured(lambda: (net.stem(image), net.head(last)), device)
-        columns = [ends]
+        columns = [measured(lambda: (net.stem(image), net.head(last)), device)]
         for edge in net.layout.edges:
-            module, value = net.edges[edge.name], torch.zeros(1, *shapes[edge.source], device=device)
+            module, value = net.edges[edge.name], _one(net, shapes[edge.source])
             columns.append(measured(lambda module=module, value=value: module(value), device))  # type: ignore[misc]
     finally:
-        net.to(home).train(training)
+        net.train(training)
     return torch.tensor(columns).T.contiguous()
 
 
 def latency_of(net: Fabric, alive: Tensor, image_shape: Sequence[int]) -> int:
     """Median microseconds for one image, in eval mode, of the network of the edges `alive`, bool (edges,)."""
-    device, training = next(net.parameters()).device, net.training
-    image = torch.zeros(1, *image_shape, device=device)
+    training, image, choice = net.training, _one(net, image_shape), alive[None]
     net.eval()
     try:
-        return sorted(measured(lambda: net.masked(image, alive[None]), device))[SAMPLES // 2]
+        return sorted(measured(lambda: net.masked(image, choice), image.device))[SAMPLES // 2]
     finally:
         net.train(training)
+
+
+def _one(net: Fabric, shape: Sequence[int]) -> Tensor:
+    like = next(net.parameters())
+    return torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
 
 
 def _now(device: torch.device) -> float:

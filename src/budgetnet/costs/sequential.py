@@ -20,8 +20,8 @@ class SequentialOperations:
     """Prices choices of edges of one graph on `machines` machines.
 
     A step takes operations that are ready, nothing that they wait for being left, until it has as many as machines;
-    of those that are ready the first have the most operations behind them, on the longest path of the whole graph, and
-    then come in the graph's order. Operations that cost nothing take no step.
+    of those that are ready the first have the most operations behind them, on the longest path of the network that is
+    left, and then come in the graph's order. Operations that cost nothing take no step.
     """
 
     def __init__(self, graph: EdgeGraph, machines: int = 1) -> None:
@@ -31,14 +31,6 @@ class SequentialOperations:
         self._source = [place[edge.source] for edge in edges]
         self._target = [place[edge.target] for edge in edges]
         self._steps = [edge.steps for edge in edges] + [1] * len(nodes) + [1]  # the last is the head
-        behind = [0] * (len(edges) + len(nodes) + 1)
-        behind[-1] = 1
-        behind[len(edges) + len(nodes) - 1] = 2
-        for number in range(len(edges) - 1, -1, -1):
-            target, source = self._target[number], self._source[number]
-            behind[number] = self._steps[number] + behind[target]
-            behind[source] = max(behind[source], 1 + behind[number])
-        self._priority = [(-length, number) for number, length in enumerate(behind)]
         self._known: dict[bytes, int] = {}
 
     def __call__(self, alive: Tensor) -> list[int]:
@@ -73,7 +65,12 @@ class SequentialOperations:
             after.setdefault(source, []).append(i)
             after.setdefault(i, []).append(target)
             waits[target] = waits.get(target, 0) + 1
-        ready = [self._priority[operation] for operation, count in waits.items() if not count]
+        behind = {head: 1, last: 2}
+        for i in reversed(edges):
+            source, target = self._source[i], self._target[i]
+            behind[i] = self._steps[i] + behind[target]
+            behind[source] = max(behind.get(source, 0), 1 + behind[i])
+        ready = [(-behind.get(operation, 0), operation) for operation, count in waits.items() if not count]
         heapq.heapify(ready)
         steps = 0
         while ready:
@@ -87,5 +84,5 @@ class SequentialOperations:
                 for follower in after.get(operation, ()):
                     waits[follower] -= 1
                     if not waits[follower]:
-                        heapq.heappush(ready, self._priority[follower])
+                        heapq.heappush(ready, (-behind[follower], follower))
         return steps

@@ -294,6 +294,13 @@ class BudgetedModule(pl.LightningModule):
             costs["sequential_ops"] = SequentialOperations(self.net.layout, self.budget.machines or 1).full()
         return costs
 
+    def check(self, trainer: pl.Trainer, data: DataModule, continued: bool) -> None:
+        """Raises UsageError where the method cannot run so. Before anything is written; continued: a run goes on."""
+
+    def edge_record(self) -> dict[str, float | int]:
+        """A row of edges.csv for the epoch that ended; empty where no edges are chosen."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """What summary.json says of a method's own besides."""
         return {}

@@ -7,30 +7,33 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from budgetnet.backbones.fabric import Fabric
-from budgetnet.channels import ChannelGraph
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
+from budgetnet.costs.budget import amount
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.costs.latency import edge_latencies, latency_of
-from budgetnet.errors import UsageError
+from budgetnet.data.datamodule import DataModule
+from budgetnet.errors import RunError, UsageError
 from budgetnet.growth import GrowthPlan
 from budgetnet.methods.options import FineTuning, Optimization, Pruning, must_fit, options
 from budgetnet.methods.resizing import Images, ResizingModule
 from budgetnet.methods.schedule import learning_rate
 from budgetnet.methods.train import sgd
 from budgetnet.processes import Processes
+from budgetnet.started import started
 from budgetnet.supernets import EdgePlan, EdgeSearch, SuperNetwork, keep_edges, reestimate, within
 
 
 class BSN(ResizingModule):
     """Trains `net` with edges drawn at random, learns their probabilities, keeps the likely ones, and fine-tunes them.
 
-    net: a traced Fabric. budget: resolved. search: over its edges. fallback: a path that meets the budget. In the phase
-    "warmup" every edge is on; in "sample" every image, or each of `method.samples` parts of a batch, has a choice of
-    edges of its own. An edge is computed for parts in which some image has it on, and the ledger counts it so.
+    net: a traced Fabric. budget: resolved. search: over its edges. In the phase "warmup" every edge is on; in "sample"
+    every image, or each of `method.samples` parts of a batch, has a choice of edges of its own. An edge is computed for
+    parts in which some image has it on, and the ledger counts it so.
     """
 
     def __init__(
@@ -43,11 +46,12 @@ class BSN(ResizingModule):
         pruning: Pruning,
         finetune: FineTuning,
         search: EdgeSearch,
-        fallback: Tensor,
     ) -> None:
         super().__init__(net, num_classes, ledger, budget, optim.label_smoothing)
         self.optim, self.pruning, self.finetune = optim, pruning, finetune
-        self.search, self.fallback, self.full = search, fallback, search.costs.full()
+        self.search = search
+        self.fallback = torch.empty(0)
+        """bool (edges,): a path that meets the budget."""
         self.phase = "warmup" if search.options.warmup_epochs else "sample"
         self.images_wanted = pruning.images
         self.kept = torch.ones(len(search.logits), dtype=torch.bool)
@@ -63,6 +67,11 @@ class BSN(ResizingModule):
         assert isinstance(self.net, Fabric)
         return self.net
 
+    @property
+    def full(self) -> dict[str, int]:
+        """By kind, what all edges cost."""
+        return self.search.costs.full()
+
     # -- a step -----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -75,13 +84,37 @@ class BSN(ResizingModule):
             return self.tuning_rate(epoch, batch, spe)
         return learning_rate(o.schedule, o.lr, epoch * spe + batch, self.pruning.epochs * spe, o.warmup_epochs * spe)
 
+    def check(self, trainer: pl.Trainer, data: DataModule, continued: bool) -> None:
+        """Raises UsageError for choices that cannot be shared out, and a budget that no path from end to end meets.
+
+        Times are measured here, by the first process; a continued run has its own.
+        """
+        world = trainer.world_size
+        images = data.images_per_epoch(world) // data.steps_per_epoch(world)
+        self.search.check(images // world, world, self.micro_batches)
+        if world > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in self.net.modules()):
+            raise UsageError(
+                "trainer.sync_batchnorm=true waits for all processes at every edge, and with method=bsn each leaves "
+                "out others: leave it out"
+            )
+        if "latency" in self.budget.limits and (continued or started().rank):
+            return
+        net, shape = self.supernet, self.graph.input_shape[1:]
+        if "latency" in self.budget.limits:
+            dtype = torch.bfloat16 if trainer.precision == "bf16-true" else torch.float32
+            net = copy.deepcopy(net).to(trainer.strategy.root_device, dtype)
+            self.search.costs.latency = edge_latencies(net, shape)
+        self.fallback = affordable_path(self.budget, self.search.costs, self.pruning.epochs, self.finetune, self.ledger)
+        if (most := self.budget.limits.get("latency")) and most < (time := latency_of(net, self.fallback, shape)):
+            raise UsageError(
+                f"budget.latency={amount('latency', most)} is below the {amount('latency', time)} that were measured "
+                "of the shortest path from end to end: raise it"
+            )
+
     def on_fit_start(self) -> None:
-        """Raises UsageError where the choices of a step cannot be shared out, or are too few."""
-        world = self.trainer.world_size
-        if self.search.costs.latency is not None:
-            Processes(self.trainer).share([self.search.costs.latency])
-        images = self.data.images_per_epoch(world) // self.data.steps_per_epoch(world)
-        self.search.check(images // world, world)
+        """Every process has the first one's times and path."""
+        found = (self.search.costs.latency, self.fallback)
+        self.search.costs.latency, self.fallback = self.trainer.strategy.broadcast(found)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._batch = batch_idx
@@ -171,6 +204,8 @@ class BSN(ResizingModule):
 
     def edge_record(self) -> dict[str, float | int]:
         """Of the epoch that ended: costs sampled (a mean), pruned (what would be kept) and full, and every γ."""
+        if not self.resizes:
+            return {}
         search, now = self.search, self.costs()
         record: dict[str, float | int] = {"decided": search.decided()}
         for kind, mean in search.means(self.full).items():
@@ -229,8 +264,13 @@ class BSN(ResizingModule):
         while True:
             kept = self.search.chosen({**limits, "latency": aim}, self.fallback)
             latency = latency_of(self.supernet, kept, self.graph.input_shape[1:])
-            if latency <= limits["latency"] or torch.equal(kept, self.fallback):
+            if latency <= limits["latency"]:
                 return kept, latency
+            if torch.equal(kept, self.fallback):
+                raise RunError(
+                    f"the shortest path was measured to take {amount('latency', latency)} now, above budget.latency="
+                    f"{amount('latency', limits['latency'])}: the same command tries again, on a quieter machine"
+                )
             aim = int(0.95 * min(aim, self.search.costs.price(kept)["latency"]))
 
     def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
@@ -257,7 +297,8 @@ class BSN(ResizingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["budgetnet"] |= {"kept": self.kept, "latency": self.latency, "search": self.search.state_dict()}
+        own = {"kept": self.kept, "latency": self.latency, "fallback": self.fallback}
+        checkpoint["budgetnet"] |= {**own, "search": self.search.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the network the checkpoint's edges before its weights are loaded."""
@@ -265,7 +306,7 @@ class BSN(ResizingModule):
         if state["phase"] == "finetune" and self.phase != "finetune":
             self._extract(self.search.layout.names(state["kept"]))
         super().on_load_checkpoint(checkpoint)
-        self.kept, self.latency = state["kept"], state["latency"]
+        self.kept, self.latency, self.fallback = state["kept"], state["latency"], state["fallback"]
         self.search.load_state_dict(state["search"])
 
 
@@ -292,14 +333,8 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
         )
     budget = Budget(**config["budget"])
     budget.require()
-    latency = None
-    if budget.latency is not None:
-        wanted = config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
-        device = "cuda" if wanted and torch.cuda.is_available() else "cpu"
-        latency = edge_latencies(net, ChannelGraph.of(net).input_shape[1:], device)
-    costs = EdgeCosts(net, budget.machines or 1, latency)
+    costs = EdgeCosts(net, budget.machines or 1)
     budget = budget.resolve({**costs.full(), "train_cost": ledger.baseline_cost})
-    fallback = _check_budget(budget, costs, pruning.epochs, finetune.epochs, ledger)
     return BSN(
         net,
         num_classes,
@@ -309,31 +344,38 @@ def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: T
         pruning,
         finetune,
         EdgeSearch(costs, budget.limits, method, config["seed"]),
-        fallback,
     )
 
 
-def _check_budget(budget: Budget, costs: EdgeCosts, search: int, tune: int, ledger: TrainCostLedger) -> Tensor:
-    """A path that meets the budget. Raises UsageError, with the numbers, where there is none."""
-    limits = dict(budget.limits)
+def affordable_path(
+    budget: Budget, costs: EdgeCosts, search: int, finetune: FineTuning, ledger: TrainCostLedger
+) -> Tensor:
+    """bool (edges,): a path that meets the budget. search: epochs of the whole network, at most.
+
+    Raises UsageError, with the numbers, where there is none.
+    """
+    limits, images, tune = dict(budget.limits), ledger.images_per_epoch, finetune.epochs
     if (most := limits.pop("train_cost", None)) is not None:
-        spent = search * ledger.images_per_epoch * costs.full()["flops"]
-        shortest = costs.price(costs.cheapest_path("flops"))["flops"]
-        if most < (least := spent + tune * ledger.images_per_epoch * shortest):
+        spent = search * images * costs.full()["flops"]
+        least = spent + tune * images * costs.price(costs.cheapest_path("flops"))["flops"]
+        if most < least:
             raise UsageError(
                 f"budget.train_cost={most:,} is below the {least:,} that prune.epochs={search} of the whole network "
                 f"and finetune.epochs={tune} of the shortest path may cost: raise it or shorten them"
             )
         if tune:
-            limits["flops"] = min((most - spent) // (tune * ledger.images_per_epoch), limits.get("flops", most))
+            limits["flops"] = min((most - spent) // (tune * images), limits.get("flops", most))
     paths = {kind: costs.cheapest_path(kind) for kind in limits}
     for kind, path in paths.items():
         if limits[kind] < (cost := costs.price(path)[kind]):
             raise UsageError(
-                f"budget.{kind}={limits[kind]:,} is below the {cost:,} of the shortest path from end to end: raise it"
+                f"budget.{kind}={amount(kind, limits[kind])} is below the {amount(kind, cost)} of the shortest path "
+                "from end to end: raise it"
             )
+    balanced = costs.layout.path(costs.shares(limits))
+    assert balanced is not None
     fits = within(costs, limits)
-    for path in (*paths.values(), costs.cheapest_path("flops")):
+    for path in (*paths.values(), balanced):
         if fits(path):
             return path
-    raise UsageError(f"{budget}: no path from end to end is within all of it; raise one of the limits")
+    raise UsageError(f"{budget}: no path from end to end was found within all of it; raise one of the limits")

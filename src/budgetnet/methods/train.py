@@ -55,32 +55,36 @@ def sgd(net: nn.Module, optim: Optimization) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
+def widths_of_run(path: str) -> Mapping[str, int]:
+    """The final widths of another run: `path` is its directory or its summary.json."""
+    widths: dict[str, int] = _summary_of(path)["widths"]
+    return widths
+
+
 def edges_of_run(path: str, net: Fabric) -> list[str]:
-    """The edges that another run has kept of this fabric: `path` is its directory or its summary.json."""
-    file = Path(path) / "summary.json" if Path(path).is_dir() else Path(path)
-    try:
-        edges: list[str] = json.loads(file.read_text()).get("edges", list(net.edges))
-        net.layout.choice(edges)
-    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"method.widths_from={path}: no finished run's summary.json there, with edges of this backbone ({error})"
-        ) from error
+    """The edges that another run has kept of this fabric, all that there are if it has not chosen any."""
+    edges: list[str] = _summary_of(path).get("edges", list(net.edges))
+    if unknown := set(edges) - set(net.edges):
+        raise UsageError(f"method.widths_from={path}: this backbone has no edge {min(unknown)!r}, which it has kept")
     return edges
 
 
-def widths_of_run(path: str) -> Mapping[str, int]:
-    """The final widths of another run: `path` is its directory or its summary.json."""
+def _summary_of(path: str) -> dict[str, Any]:
+    """Raises UsageError where there is no finished run."""
     try:
         file = Path(path)
         file = file / "summary.json" if file.is_dir() else file
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not a file")
-        widths: dict[str, int] = dict(json.loads(file.read_text())["widths"])
+        summary: dict[str, Any] = dict(json.loads(file.read_text()))
+        widths = dict(summary["widths"])
         if not all(type(width) is int and 0 < width <= UNBOUNDED for width in widths.values()):
             raise ValueError("its widths are not numbers of channels")
+        if not all(isinstance(edge, str) for edge in summary.get("edges", [])):
+            raise ValueError("its edges are not names")
     except (OSError, TypeError, ValueError, KeyError) as error:
         raise UsageError(f"method.widths_from={path}: no finished run's summary.json there ({error})") from error
-    return widths
+    return summary
 
 
 def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> Train:

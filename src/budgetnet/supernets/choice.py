@@ -59,8 +59,7 @@ def choose(
             kept = alive
     if not fits(kept):
         return fallback.clone()
-    parts = [[weight / most for weight in costs.weights(kind)] for kind, most in limits.items()]
-    shares = [sum(part) for part in zip(*parts, strict=True)]
+    shares = costs.shares(limits)
     for edge in falling:
         if gone[edge] and not kept[edge]:
             weights = [0.0 if here else share for here, share in zip(kept.tolist(), shares, strict=True)]
@@ -73,8 +72,10 @@ def choose(
 def keep_edges(net: Fabric, names: Collection[str]) -> ChannelGraph:
     """Remove all other edges of a live, traced fabric, and trace what is left as it was traced before."""
     graph = ChannelGraph.of(net)
+    gone = tuple(f"edges.{name}" for name in net.edges.keys() - set(names))
     net.keep(names)
-    return ChannelGraph.trace(net, torch.empty(graph.input_shape), graph.frozen)
+    frozen = [name for name in graph.frozen if not f"{name}.".startswith(tuple(f"{path}." for path in gone))]
+    return ChannelGraph.trace(net, torch.empty(graph.input_shape), frozen)
 
 
 @dataclass(frozen=True)

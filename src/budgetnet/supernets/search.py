@@ -61,7 +61,7 @@ class EdgeSearch:
     def __init__(self, costs: EdgeCosts, limits: Mapping[str, int], options: SuperNetwork, seed: int) -> None:
         self.costs, self.options, self.seed = costs, options, seed
         self.layout = costs.layout
-        self.limits = {kind: most for kind, most in limits.items() if kind in costs.kinds}
+        self.limits = {kind: most for kind, most in limits.items() if kind != "train_cost"}
         self.shown = ("flops", "params", *(kind for kind in self.limits if kind not in ("flops", "params")))
         """Kinds of cost that are recorded."""
         count = len(self.layout.edges)
@@ -160,8 +160,11 @@ class EdgeSearch:
         self.sampled = torch.zeros_like(self.sampled)
         return {kind: s / count if count else float(full[kind]) for kind, s in zip(self.shown, sums, strict=True)}
 
-    def check(self, images: int, world: int) -> None:
-        """Raises UsageError where choices for `images` of a process cannot be shared out, or are too few to compare."""
+    def check(self, images: int, world: int, pieces: int) -> None:
+        """Raises UsageError where choices for `images` of a process cannot be shared out, or are too few to compare.
+
+        pieces: that a process's images are passed in where each has its own choice.
+        """
         samples, options = self.options.samples, self.options
         if samples is not None and (samples % world or images % (samples // world)):
             raise UsageError(
@@ -169,6 +172,12 @@ class EdgeSearch:
                 f"to divide its {images} images of a step"
             )
         choices = images if samples is None else samples // world
+        parts = pieces if samples is None else choices
+        if images < 2 * parts and any(node.shape[1:] == (1, 1) for node in self.layout.nodes):
+            raise UsageError(
+                f"parts of one image, of {images} in {parts} parts: batch norms of maps of a single position need two; "
+                "lower method.samples or trainer.micro_batches, or raise dataset.batch_size"
+            )
         if choices < 2 and options.baseline == "mean" and options.choice == "learned":
             raise UsageError(
                 f"method.baseline=mean takes the mean of a step's other choices, and a process has {choices} in all: "
