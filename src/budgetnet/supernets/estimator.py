@@ -4,6 +4,10 @@ Equations 11 to 18 of Veniat and Denoyer, CVPR 2018.
 
 Every edge u is on with probability γ_u = σ(a_u). For one drawn choice h and what it cost, D(h),
 ∂E[D]/∂a_u = E[(D - b)(h_u - γ_u)], whatever the baseline b, as long as it does not depend on h.
+
+That is exact where D depends on one choice. Where images of a batch with choices of their own pass through one batch
+norm, an image's choice also moves the statistics of the others; what that does to their losses is left out, as in the
+paper. Parts of a batch that share a choice (`method.samples`) have statistics of their own, and nothing is left out.
 """
 
 from __future__ import annotations
