@@ -35,8 +35,8 @@ def choose(
 
     probabilities: (edges,), in any order that likelier edges stand higher in. Edges above the threshold are on; if
     there is no path, the likeliest of the others follow until there is. While that does not fit, the least likely edge
-    goes without which there is still a path; of those that went, the likeliest come back that still fit, each with the
-    cheapest path through it. `fallback` is a path that fits, for where a path of likely edges does not.
+    goes without which there is still a path. If the path that is left at last does not fit, `fallback`, which does,
+    takes its place. Of those that were on, the likeliest come back that fit, each with the cheapest path through it.
     """
     graph, fits = costs.layout, within(costs, limits)
     falling = probabilities.argsort(descending=True, stable=True).tolist()
@@ -46,7 +46,6 @@ def choose(
             break
         on[edge] = True
     kept = graph.alive(on)
-    gone = torch.zeros_like(kept)
     for edge in reversed(falling):
         if fits(kept):
             break
@@ -55,15 +54,14 @@ def choose(
         without = kept.clone()
         without[edge] = False
         if (alive := graph.alive(without)).any():
-            gone |= kept & ~alive
             kept = alive
     if not fits(kept):
-        return fallback.clone()
+        kept = fallback.clone()
     shares = costs.shares(limits)
     for edge in falling:
-        if gone[edge] and not kept[edge]:
+        if on[edge] and not kept[edge]:
             weights = [0.0 if here else share for here, share in zip(kept.tolist(), shares, strict=True)]
-            path = graph.path(weights, kept | gone, through=edge)
+            path = graph.path(weights, kept | on, through=edge)
             if path is not None and fits(kept | path):
                 kept = kept | path
     return kept
