@@ -50,14 +50,9 @@ def architecture(run: RunDirectory) -> Figure:
             alive = name in touched
             axes.plot(x, y, marker="o", markersize=6, color=INK if alive else PALE, zorder=3)
             axes.annotate(
-                name,
-                (x, y),
-                (0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6.5,
-                color=INK if alive else GREY,
-            )
+                name, (x, y), (7, 6), textcoords="offset points", fontsize=6.5, color=INK if alive else GREY, zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+            )  # fmt: skip
         axes.margins(0.08)
         axes.set_axis_off()
         return figure
