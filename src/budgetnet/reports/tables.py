@@ -120,7 +120,7 @@ def settings(config: object) -> str:
 
     def strip(value: object, outermost: bool = False) -> object:
         if isinstance(value, dict):
-            dropped = told_apart if outermost else {"seed", "test_every_epoch"}
+            dropped = told_apart if outermost else {"seed", "test_every_epoch", "root"}
             return {str(key): strip(item) for key, item in value.items() if key not in dropped}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
@@ -140,7 +140,7 @@ def _percent(value: float | None) -> str:
 
 
 def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.5g}" if value % 1 else f"{value:,.0f}"
+    return "" if value is None else f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
 
 
 def _quantity(value: float | None) -> str:
