@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from short_run import SHORT, Fit, metrics
 
 from budgetnet.building import build
 from budgetnet.callbacks.checkpoint import load_checkpoint
-from budgetnet.command import CONF, plain
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
@@ -138,8 +136,7 @@ def test_what_cannot_run_is_said_in_one_line(options: tuple[str, ...], text: str
     gone = tuple(group for option, group in replaced.items() if option in options)
     chosen = [option for option in SEARCH if not option.startswith(gone)] if gone else SEARCH
     short = ("logger=csv", "threads=1", "trainer.progress=false")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = plain(compose("config", overrides=[*chosen, *short, *options]))
+    config = composed([*chosen, *short, *options])
     with pytest.raises(UsageError) as refused:
         build(config, tmp_path)
     assert text in str(refused.value) and "\n" not in str(refused.value)
