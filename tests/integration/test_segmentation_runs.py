@@ -71,6 +71,27 @@ def test_the_exported_network_has_the_scores_of_the_summary(segmented: Path) -> 
     assert torch.allclose(torch.export.load(segmented / "model.pt2").module()(images), logits, atol=1e-3)
 
 
+def test_a_network_that_is_left_as_its_search_ends_has_the_validation_scores_of_the_summary(tmp_path: Path) -> None:
+    """They are measured anew: the last epoch's are of other batch-norm statistics."""
+    options = (
+        *SMALL, "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "budget.flops=50%",
+        "method.warmup_epochs=1", "method.lr=20", "prune.epochs=2", "prune.images=64", "finetune.epochs=0", "epochs=2",
+        "threads=1",
+    )  # fmt: skip
+    finished = run(*options, f"run.dir={tmp_path}/run")
+    assert finished.returncode == 0, finished.stderr
+    directory = RunDirectory(tmp_path / "run")
+    summary, data = directory.summary, build(composed(options), tmp_path / "again").data
+    assert summary is not None and data.splits.validation is not None
+    images = (data.splits.validation.images.float() / 255 - 0.5) / 0.5
+    session = onnxruntime.InferenceSession(directory.path / "model.onnx", providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    task = Segmentation()
+    scores = task.scores(task.confusion(logits, data.splits.validation.labels.long()))
+    assert scores == {name: pytest.approx(summary[f"val_{name}"], abs=0.02) for name in scores}
+    assert scores["miou"] != pytest.approx(directory.metrics[-1]["val_miou"], abs=0.02)
+
+
 def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_path: Path) -> None:
     command = [*TINY, f"run.dir={tmp_path}/run"]
     killed = run(*command, "export=false", before=At("budgetnet.methods.base.BudgetedModule.training_step", 34))

@@ -16,7 +16,7 @@ MOST_MACHINES = 1024
 _SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)\s*([a-zA-Z%]*)", re.ASCII)
 _TIMES = {"us": 1, "ms": 10**3, "s": 10**6}
-_EXPECTED_TIME = "expected a positive time such as 800us, 2.5ms or 0.1s"
+_EXPECTED_TIME = "expected a positive time such as 800us, 2.5ms or 0.1s, or whole microseconds"
 _EXPECTED = "expected a positive number such as 580k, 42M, 0.5G or 1e6, or a percentage such as 50%"
 
 Quantity = int | float | str
@@ -58,7 +58,7 @@ class Budget:
     flops: FLOPs (multiply-accumulates) of one image.
     params: number of parameters.
     train_cost: FLOPs summed over every image trained on.
-    latency: measured time for one image, text with a unit ("2.5ms"); kept in whole microseconds.
+    latency: measured time for one image, text with a unit ("2.5ms"), or a whole number of microseconds.
     sequential_ops: steps of a network of edges on `machines` machines that work side by side; None means 1.
 
     Each is None (no limit), a number, or text for `parse_quantity`, and is rounded down to a whole number.

@@ -206,10 +206,10 @@ class BSN(ResizingModule):
         """Of the epoch that ended: costs sampled (a mean), pruned (what would be kept) and full, and every γ."""
         if not self.resizes:
             return {}
-        search, now = self.search, self.costs()
+        search, now, full = self.search, self.costs(), self.full
         record: dict[str, float | int] = {"decided": search.decided()}
-        for kind, mean in search.means(self.full).items():
-            record |= {f"sampled_{kind}": mean, f"pruned_{kind}": now[kind], f"full_{kind}": self.full[kind]}
+        for kind, mean in search.means(full).items():
+            record |= {f"sampled_{kind}": mean, f"pruned_{kind}": now[kind], f"full_{kind}": full[kind]}
         names = (edge.name for edge in search.layout.edges)
         return record | dict(zip(names, search.probabilities.tolist(), strict=True))
 
