@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from budgetnet.errors import UsageError
-from budgetnet.reports.run_directory import RunDirectory, find_run_directories
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
+from budgetnet.runs.directory import RunDirectory, find_run_directories
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def paper_table(options: argparse.Namespace) -> None:
     """Print the commands of one of the paper's tables, or make its README anew, with the runs that are given."""
-    from budgetnet.reports.paper_tables import FULL, SHORT, find_table
+    from experiments.paper.tables import FULL, SHORT, find_table
 
     table = find_table(options.table)
     if options.out or options.html or (options.short and not options.commands) or (options.commands and options.paths):

@@ -24,7 +24,9 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> float | None:
     """One job of the command: returns its objective for sweepers, None if it is one of a sweep and failed."""
-    from budgetnet.command import explain, plain, run_job
+    from budgetnet.command.compose import plain
+    from budgetnet.command.explain import explain
+    from budgetnet.command.job import run_job
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)))
@@ -33,7 +35,7 @@ def job(config: DictConfig) -> float | None:
     except Exception as error:
         if not multirun:
             sys.exit(explain(error))
-        from budgetnet.sweeps import job_failed
+        from budgetnet.command.sweeps import job_failed
 
         return job_failed(overrides, error)
 
@@ -45,10 +47,10 @@ def main() -> int:
     try:
         job()
     except BaseException as error:
-        from budgetnet.command import explain
+        from budgetnet.command.explain import explain
 
         code = explain(error)
-    from budgetnet.sweeps import SweepStart
+    from budgetnet.command.sweeps import SweepStart
 
     return max(code, SweepStart.sweep.end()) if SweepStart.sweep else code
 

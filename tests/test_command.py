@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.command import known_options, objective, run_directory, run_name, sweep_name
+from budgetnet.command.explain import known_options
+from budgetnet.command.job import objective
+from budgetnet.command.names import run_directory, run_name, sweep_name
 from src.run import main
 
 QUICK = ["dataset=digits", "logger=csv", "backbone=lenet5", "trainer.progress=false", "growth.seed_shape=equal"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.configuration import checked
-from budgetnet.reports.paper_tables import composed
+from budgetnet.command.compose import composed
+from budgetnet.command.configuration import checked
 from budgetnet.reports.tables import Row, as_csv
-from experiments.run_queue import Entry
+from experiments.paper.queue import Entry
 
 FOLDERS = Path(__file__).parents[1] / "experiments"
 READMES = sorted(FOLDERS.glob("*/README.md"))

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from budgetnet import building, command, experiment
-from budgetnet.command import CONF, known_options
+from budgetnet.command.compose import CONF
+from budgetnet.command.explain import known_options
 from budgetnet.data.official import OfficialFiles
 from src.run import main
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from budgetnet import launcher
+from budgetnet.command.launcher import Job, gpus_needed, run_jobs, visible_gpus
+from budgetnet.command.sweeps import SWEEP, Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
-from budgetnet.launcher import Job, gpus_needed, run_jobs, visible_gpus
-from budgetnet.sweeps import SWEEP, Sweep
 
 COMMAND = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -102,8 +102,8 @@ def test_without_a_gpu_one_job_runs_at_a_time_unless_more_are_asked_for() -> Non
 def test_two_jobs_never_work_in_one_directory_and_a_finished_one_is_not_started(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("budgetnet.configuration.checked", lambda config: config)
-    monkeypatch.setattr("budgetnet.workspace.check_same", lambda config, directory: None)
+    monkeypatch.setattr("budgetnet.command.configuration.checked", lambda config: config)
+    monkeypatch.setattr("budgetnet.runs.adoption.check_same", lambda config, directory: None)
     assert run_jobs([make_job(0, directory="x"), make_job(1, directory="x")], [], n_jobs=2) == [70.0, 70.0]
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split(": ")[0] for line in lines] == ["#1 job0 starts", "#1 job0 done", "#2 job1 skipped, done"]

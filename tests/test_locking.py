@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.locking import exclusive
+from budgetnet.runs.locking import exclusive
 
 
 def test_a_lock_is_held_against_other_processes_and_let_go_of_when_its_holder_is_killed(tmp_path: Path) -> None:

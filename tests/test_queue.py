@@ -12,11 +12,12 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from budgetnet.configuration import checked
+from budgetnet.command.compose import composed
+from budgetnet.command.configuration import checked
 from budgetnet.errors import Interrupted
-from budgetnet.reports.paper_tables import composed, find_table
-from experiments import run_queue
-from experiments.run_queue import Entry, most_flops, read, write
+from experiments.paper import queue as run_queue
+from experiments.paper.queue import Entry, most_flops, read, write
+from experiments.paper.tables import find_table
 
 TINY = (
     "dataset=digits backbone=lenet5 epochs=3 finetune.epochs=1 growth.epochs_per_round=1 growth.seed_shape=equal "

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from budgetnet.command import CONF, known_options
-from budgetnet.configuration import checked
-from budgetnet.reports.paper_tables import composed
+from budgetnet.command.compose import CONF, composed
+from budgetnet.command.configuration import checked
+from budgetnet.command.explain import known_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

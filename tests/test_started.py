@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from budgetnet.started import Started, started, without_others
+from budgetnet.processes.environment import Started, started, without_others
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
 BATCH = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}

@@ -12,7 +12,7 @@ import torch
 from budgetnet import ChannelGraph, CostModel
 from budgetnet.channels.fresh import reshape_fresh
 from budgetnet.data.arrays import ImageArrays
-from budgetnet.growth import GrowthRule, Limit, Planner
+from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from experiments.study_capacity import __main__ as study
 from experiments.study_capacity import summary
 from experiments.study_capacity.small import VGG8, halved, resnet8

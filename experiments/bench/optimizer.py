@@ -9,7 +9,7 @@ from torch import nn
 
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
-from budgetnet.growth import sparse_sets
+from budgetnet.methods.growth import sparse_sets
 from budgetnet.optim import LBI
 
 from .timing import Action

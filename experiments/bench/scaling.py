@@ -15,7 +15,7 @@ from budgetnet import backbones
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.channels.fresh import max_widths, seed_widths
 from budgetnet.costs import CostModel
-from budgetnet.growth import GrowthRule, Limit, Planner
+from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from budgetnet.reports.tables import markdown_table
 
 IMAGES, EPOCHS, ROUND = 1_271_167, 90, 6

@@ -17,9 +17,9 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from budgetnet import backbones
-from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
-from budgetnet.command import CONF, plain
+from budgetnet.command.build import Parts, build
+from budgetnet.command.compose import CONF, plain
 from budgetnet.costs import CostModel
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.optim import LBI

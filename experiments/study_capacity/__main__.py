@@ -7,8 +7,8 @@ import csv
 import io
 from pathlib import Path
 
-from budgetnet.records import write_text
-from budgetnet.reports.run_directory import find_run_directories
+from budgetnet.runs.directory import find_run_directories
+from budgetnet.runs.records import write_text
 
 from . import summary
 

@@ -15,8 +15,8 @@ import torch
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.drawing import BLUE, COLOURS, GREY, VERMILION, new_figure, save, styled
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import markdown_table
+from budgetnet.runs.directory import RunDirectory
 
 Line = Mapping[str, Any]
 

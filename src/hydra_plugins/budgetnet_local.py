@@ -1,4 +1,4 @@
-"""hydra/launcher=local: Hydra's name for `budgetnet.launcher` (Hydra takes launchers from this package alone)."""
+"""hydra/launcher=local: Hydra's name for budgetnet.command.launcher (Hydra takes launchers from here alone)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; the value of each is its validation accuracy, or None if it failed."""
-        from budgetnet.command import plain
-        from budgetnet.launcher import Job, run_jobs, visible_gpus
+        from budgetnet.command.compose import plain
+        from budgetnet.command.launcher import Job, run_jobs, visible_gpus
 
         gpus = visible_gpus(self.gpus)
         composed = [self.context.config_loader.load_sweep_config(self.config, list(job)) for job in job_overrides]

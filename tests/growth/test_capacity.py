@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from budgetnet import LBI, ChannelGraph, backbones
-from budgetnet.growth import (
+from budgetnet.methods.growth import (
     best_scored,
     initial_norms,
     path_norms,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from budgetnet import backbones, resize
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.costs import CostModel
-from budgetnet.growth import GrowthRule, Limit, Planner, firefly_candidates, load
+from budgetnet.methods.growth import GrowthRule, Limit, Planner, firefly_candidates, load
 
 SHAPES = {"lenet5": (1, 28, 28), "vgg11": (3, 32, 32), "resnet20": (3, 16, 16)}
 

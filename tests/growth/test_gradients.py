@@ -9,7 +9,7 @@ from torch import nn
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.costs import CostModel
-from budgetnet.growth import GrowthRule, Limit, Planner, growth_gradients
+from budgetnet.methods.growth import GrowthRule, Limit, Planner, growth_gradients
 
 BATCH = (torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
-from budgetnet.growth import GrowthPlan, GrowthRule, Limit, Planner
-from budgetnet.growth.policy import POLICIES
+from budgetnet.methods.growth import GrowthPlan, GrowthRule, Limit, Planner
+from budgetnet.methods.growth.policy import POLICIES
 
 SHAPES = {"lenet5": (1, 28, 28)}
 

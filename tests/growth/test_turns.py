@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from budgetnet import UsageError
-from budgetnet.growth import Limit
-from budgetnet.growth.turns import DepthRule, NextBlock, Turns, next_block
+from budgetnet.methods.depth.turns import DepthRule, NextBlock, Turns, next_block
+from budgetnet.methods.growth import Limit
 
 ORDER = ("a", "b", "c")
 BLOCKS = {"a": {"flops": 10, "params": 1}, "b": {"flops": 10, "params": 4}, "c": {"flops": 10, "params": 16}}

@@ -22,10 +22,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import RunError
-from budgetnet.growth import GrowthPlan
-from budgetnet.methods.adenel import AdeNeL
-from budgetnet.methods.bsn import BSN
-from budgetnet.methods.grow_prune import GrowPrune
+from budgetnet.methods.edges.bsn import BSN
+from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.methods.pruning.grow_prune import GrowPrune
 
 FOLDER = "RANKS_FOLDER"
 TROUBLE = "RANKS_TROUBLE"

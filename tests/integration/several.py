@@ -19,7 +19,7 @@ from commands import start
 from ranks import FOLDER, TROUBLE, notes
 from zygote import REPOSITORY
 
-from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.runs.checkpoints import load_checkpoint
 
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 WATCHED = ("+callbacks.witness._target_=ranks.Witness", "+callbacks.trouble._target_=ranks.Trouble")

@@ -8,7 +8,7 @@ import pytest
 from killed import learned, rounds
 from several import DDP, forked, launched
 
-from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.runs.checkpoints import load_checkpoint
 
 COMMAND = (
     "method=autogrow", "method.threshold=-100", "backbone=own", "backbone._target_=nets.Stages", "dataset=digits",

@@ -59,8 +59,8 @@ def test_the_best_is_of_the_final_networks_epochs(measured: Path) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        At("budgetnet.records.Records.metrics", 7, after=True),
-        At("budgetnet.experiment._evaluate"),
+        At("budgetnet.runs.records.Records.metrics", 7, after=True),
+        At("budgetnet.command.experiment._evaluate"),
     ],
     ids=["after a row of metrics.csv", "after the last epoch"],
 )

@@ -18,7 +18,7 @@ from commands import FORGETFUL, SHORT, run, start
 from killed import learned
 from zygote import Forked
 
-from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.runs.checkpoints import load_checkpoint
 
 RUNS = 100
 KINDS = {

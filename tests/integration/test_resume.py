@@ -16,13 +16,13 @@ import torch
 from commands import FORGETFUL, SHORT, run, start
 from killed import At, Replaced, SmallFiles, Steps, digest, learned
 
-from budgetnet.callbacks.checkpoint import load_checkpoint
-from budgetnet.records import Records
+from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.records import Records
 
 STEP = "budgetnet.methods.base.BudgetedModule.training_step"
-SAVE = "budgetnet.callbacks.checkpoint.DurableFiles.save_checkpoint"
+SAVE = "budgetnet.training.callbacks.checkpoint.DurableFiles.save_checkpoint"
 DRAW = "matplotlib.figure.Figure.savefig"
-GROW = "budgetnet.methods.adenel.AdeNeL.carry_out"
+GROW = "budgetnet.methods.growth.adenel.AdeNeL.carry_out"
 LAST, BEST = "last.ckpt.tmp", "best.ckpt.tmp"
 SLURM = {
     "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
@@ -37,13 +37,13 @@ PLACES: dict[str, Callable[[], object]] = {
     "before a resize": At(GROW, 3),
     "after a resize": At("budgetnet.methods.base.BudgetedModule.resize", 3, after=True),
     "after a growth round": At(GROW, 3, after=True),
-    "after a row of metrics.csv": At("budgetnet.records.Records.metrics", 4, after=True),
+    "after a row of metrics.csv": At("budgetnet.runs.records.Records.metrics", 4, after=True),
     "with half a checkpoint written": SmallFiles(SAVE, 5, size=165_000, deadly=True),
     "before a checkpoint is renamed": At("os.replace", 5, file=LAST),
     "before best.ckpt is renamed": At("os.replace", 3, file=BEST),
     "between best.ckpt and last.ckpt": At("os.replace", 3, after=True, file=BEST),
     "in the middle of a fine-tuning epoch": At(STEP, 66),
-    "after the last epoch": At("budgetnet.experiment._evaluate"),
+    "after the last epoch": At("budgetnet.command.experiment._evaluate"),
     "in the report": At(DRAW, 2),
     "before done.json": At("os.replace", file="done.json.tmp"),
 }
@@ -142,7 +142,7 @@ def test_ctrl_c_while_it_is_evaluated_ends_a_run_that_goes_on(short_run: Path, t
 
 
 def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    place = At("budgetnet.building.make_module", number=signal.SIGUSR1)
+    place = At("budgetnet.command.build.make_module", number=signal.SIGUSR1)
     line = the_line(run(*SHORT, f"run.dir={tmp_path}/run", before=place), 143)
     assert line.startswith("stopped by SIGUSR1: start again with: python -m src.run")
     assert not (tmp_path / "run").exists()
@@ -186,7 +186,7 @@ def test_slurm_is_asked_to_run_a_preempted_job_again_but_not_a_cancelled_one(
     ("place", "call", "size", "epochs"),
     [
         (SAVE, 5, 100_000, 4),
-        ("budgetnet.records.Records.metrics", 6, 1000, 5),
+        ("budgetnet.runs.records.Records.metrics", 6, 1000, 5),
         ("budgetnet.reports.report.write_report", 1, 2000, 8),
     ],
 )
@@ -284,7 +284,7 @@ def test_a_second_process_in_a_run_directory_is_refused(short_run: Path, tmp_pat
     command = [*SHORT, f"run.dir={tmp_path}/run"]
     first = start(*command, before=At(STEP, 15, number=signal.SIGSTOP))
     wait_until(lambda: state_of(first.pid) == "T")
-    second = run(*command, before=Replaced("budgetnet.workspace._PATIENCE", 0.2))
+    second = run(*command, before=Replaced("budgetnet.runs.adoption._PATIENCE", 0.2))
     assert f"{tmp_path}/run is in use" in the_line(second, 2)
     first.send_signal(signal.SIGCONT)
     first.communicate(timeout=60)

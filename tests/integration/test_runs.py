@@ -18,12 +18,12 @@ from killed import Facts, learned, rows
 from zygote import IMPORTED, Forked
 
 from budgetnet import building, experiment, loggers
-from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.command.compose import composed
+from budgetnet.command.experiment import command_line
 from budgetnet.errors import RunError
-from budgetnet.experiment import command_line
 from budgetnet.methods.base import BudgetedModule
-from budgetnet.reports.paper_tables import composed
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.directory import RunDirectory
 
 FEW = ("dataset.limit_train=320", "dataset.batch_size=32")
 ENOUGH = ("dataset.limit_train=640", "dataset.batch_size=32")

@@ -12,14 +12,14 @@ import torch
 from commands import run
 from killed import At, learned, rows
 
-from budgetnet.building import build
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
 from budgetnet.data import shapes
 from budgetnet.errors import UsageError
-from budgetnet.records import METRICS
 from budgetnet.reports.page import page
-from budgetnet.reports.paper_tables import composed
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import as_csv, final_row, header
+from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.records import METRICS
 from budgetnet.tasks import Segmentation
 
 SMALL = (

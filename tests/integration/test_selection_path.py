@@ -10,7 +10,11 @@ import pytest
 from commands import TINY, run
 from killed import At, rounds
 
-PATH = (*TINY, "+callbacks.path._target_=budgetnet.callbacks.selection_path.SelectionPath", "+callbacks.path.every=2")
+PATH = (
+    *TINY,
+    "+callbacks.path._target_=budgetnet.training.callbacks.selection_path.SelectionPath",
+    "+callbacks.path.every=2",
+)
 SHORTER = ("dataset.limit_train=160", "dataset.batch_size=16")
 
 

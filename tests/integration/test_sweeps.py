@@ -14,8 +14,8 @@ import pytest
 from commands import SHORT, run, run_command, start
 from killed import rows
 
-from budgetnet.locking import exclusive
-from budgetnet.sweeps import SWEEP, SweepStart
+from budgetnet.command.sweeps import SWEEP, SweepStart
+from budgetnet.runs.locking import exclusive
 from src.run import main
 
 JOB = [*(o for o in SHORT if not o.startswith("epochs")), "epochs=6", "growth.max_rounds=1", "trainer.progress=false"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from short_run import SHORT, Fit
 
-from budgetnet.building import Parts, build
-from budgetnet.reports.paper_tables import composed
+from budgetnet.command.build import Parts, build
+from budgetnet.command.compose import composed
 
 
 @pytest.fixture

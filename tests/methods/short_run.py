@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from budgetnet.building import Parts
+from budgetnet.command.build import Parts
 
 SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",

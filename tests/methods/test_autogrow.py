@@ -13,13 +13,13 @@ import torch
 from short_run import metrics, weights
 
 from budgetnet import backbones
-from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import change_depth, depths
+from budgetnet.command.build import Parts, build
+from budgetnet.command.compose import composed
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.methods.autogrow import AutoGrow, block_costs
-from budgetnet.reports.paper_tables import composed
+from budgetnet.methods.depth.autogrow import AutoGrow, block_costs
 
 TINY = (
     "method=autogrow", "backbone=own", "backbone._target_=test_autogrow.narrow", "dataset=digits",

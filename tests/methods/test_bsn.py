@@ -10,13 +10,13 @@ import pytest
 import torch
 from short_run import SHORT, Fit, metrics
 
-from budgetnet.building import build
-from budgetnet.callbacks.checkpoint import load_checkpoint
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
 from budgetnet.costs.edges import EdgeCosts
-from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
-from budgetnet.methods.bsn import BSN
-from budgetnet.reports.paper_tables import composed
+from budgetnet.methods.edges.bsn import BSN
+from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.seeding import keyed_generator
 
 SEARCH = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
@@ -166,7 +166,7 @@ def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_mea
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every edge takes 100 microseconds by itself, and in a network twice as long."""
-    module = "budgetnet.methods.bsn"
+    module = "budgetnet.methods.edges.bsn"
     monkeypatch.setattr(f"{module}.edge_latencies", lambda net, shape: torch.full((9, 1 + len(net.edges)), 100))
     monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: 200 * (1 + int(alive.sum())))
     parts = fit(*SEARCH, "budget.flops=null", "budget.latency=2.5ms")
@@ -189,7 +189,7 @@ def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_mea
 def test_a_limit_that_even_the_shortest_path_turns_out_to_exceed_ends_the_run(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = "budgetnet.methods.bsn"
+    module = "budgetnet.methods.edges.bsn"
     monkeypatch.setattr(f"{module}.edge_latencies", lambda net, shape: torch.full((9, 1 + len(net.edges)), 100))
     times = iter([2000, *[3000] * 100])
     monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: next(times))

@@ -11,13 +11,13 @@ import pytest
 import torch
 from short_run import SHORT, Fit
 
-from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
-from budgetnet.growth import GrowthPlan
-from budgetnet.methods.grow_prune import GrowPrune
-from budgetnet.methods.prune import Prune
+from budgetnet.command.build import Parts, build
+from budgetnet.command.compose import composed
+from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.pruning.grow_prune import GrowPrune
+from budgetnet.methods.pruning.prune import Prune
 from budgetnet.methods.resizing import ResizingModule
-from budgetnet.reports.paper_tables import composed
 
 TINY = ("dataset.limit_train=60", "finetune.epochs=1", "budget.flops=40%", "prune.epochs=3")
 

@@ -12,15 +12,15 @@ import pytorch_lightning as pl
 import torch
 from short_run import SHORT, Fit, metrics, weights
 
-from budgetnet.building import Parts, build
 from budgetnet.channels import ChannelGraph
+from budgetnet.command.build import Parts, build
+from budgetnet.command.compose import composed
+from budgetnet.command.experiment import _fit
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.experiment import _fit
-from budgetnet.growth import GrowthPlan
-from budgetnet.methods.grow_prune import GrowPrune
-from budgetnet.pruning import pools
-from budgetnet.reports.paper_tables import composed
+from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.pruning import pools
+from budgetnet.methods.pruning.grow_prune import GrowPrune
 
 GROWN = ("method=grow_prune", "budget.flops=50%", "prune.epochs=4", "finetune.epochs=2", "epochs=6")
 

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from short_run import Fit, metrics
 
-from budgetnet.methods.adenel import AdeNeL
+from budgetnet.methods.growth.adenel import AdeNeL
 
 NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from budgetnet import UsageError
-from budgetnet.methods.schedule import learning_rate
+from budgetnet.methods.phases import learning_rate
 
 
 def rates(schedule: str, steps: int, warmup: int = 0) -> list[float]:

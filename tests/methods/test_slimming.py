@@ -9,8 +9,8 @@ import pytest
 import torch
 from short_run import SHORT
 
-from budgetnet.building import build
-from budgetnet.reports.paper_tables import composed
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
 
 SLIMMED = ("method=slimming", "backbone=resnet20", "prune.epochs=2", "finetune.epochs=2", "prune.sparsity=0.001")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from budgetnet import ChannelGraph, backbones
-from budgetnet.pruning import criteria, kept, pools
+from budgetnet.methods.pruning import criteria, kept, pools
 
 
 def gradients_of_zeroed(net: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequence[int]]) -> dict[str, float]:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from budgetnet import ChannelGraph, CostModel, backbones, resize
-from budgetnet.building import build
-from budgetnet.reports.paper_tables import composed
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
 
 OVERRIDES = (
     "dataset=digits", "backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%",

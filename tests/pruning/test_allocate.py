@@ -6,8 +6,8 @@ from nets import Odd
 
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.costs import CostModel
-from budgetnet.pruning import Pool, criteria, kept, pools
-from budgetnet.pruning.allocate import ALLOCATIONS, Fits, by_error, fits, ranked, uniform, widths
+from budgetnet.methods.pruning import Pool, criteria, kept, pools
+from budgetnet.methods.pruning.allocate import ALLOCATIONS, Fits, by_error, fits, ranked, uniform, widths
 
 
 @pytest.fixture(scope="module", params=["resnet20", "vgg16"])

@@ -10,9 +10,9 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import ChannelGraph, UsageError, backbones
-from budgetnet.pruning.consumers import measured, observe, rows, scale_columns, units, windows
-from budgetnet.pruning.pfp import pfp
-from budgetnet.pruning.thinet import rescale, thinet
+from budgetnet.methods.pruning.consumers import measured, observe, rows, scale_columns, units, windows
+from budgetnet.methods.pruning.pfp import pfp
+from budgetnet.methods.pruning.thinet import rescale, thinet
 
 Criterion = Callable[[ChannelGraph, torch.Tensor], object]
 

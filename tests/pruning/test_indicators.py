@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.costs import CostModel
-from budgetnet.pruning import allocate, pools
-from budgetnet.pruning.indicators import (
+from budgetnet.methods.pruning import allocate, pools
+from budgetnet.methods.pruning.indicators import (
     Indicators,
     active_of,
     by_channel,

@@ -9,10 +9,10 @@ from torch import nn
 
 from budgetnet import ChannelGraph, backbones
 from budgetnet.costs import CostModel
-from budgetnet.pruning import allocate, kept, pools
-from budgetnet.pruning import pfp as module
-from budgetnet.pruning.consumers import observe
-from budgetnet.pruning.pfp import pfp
+from budgetnet.methods.pruning import allocate, kept, pools
+from budgetnet.methods.pruning import pfp as module
+from budgetnet.methods.pruning.consumers import observe
+from budgetnet.methods.pruning.pfp import pfp
 
 
 def listed(activations: list[float], weights: list[list[float]]) -> torch.Tensor:

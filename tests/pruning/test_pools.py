@@ -11,7 +11,7 @@ from torch import nn
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.channels import GraphError
 from budgetnet.costs import CostModel
-from budgetnet.pruning import Pool, allocate, criteria, kept, pools
+from budgetnet.methods.pruning import Pool, allocate, criteria, kept, pools
 
 SHAPES = {"lenet5": (1, 28, 28)}
 

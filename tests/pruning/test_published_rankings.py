@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from budgetnet import ChannelGraph, backbones
-from budgetnet.pruning import Scores, criteria
+from budgetnet.methods.pruning import Scores, criteria
 
 GROUPS = {
     "vgg11": [f"conv{i}" for i in range(1, 9)],

@@ -8,7 +8,7 @@ import torch
 from nets import Odd
 
 from budgetnet import ChannelGraph, backbones, resize
-from budgetnet.pruning.subnetwork import FullNetwork
+from budgetnet.methods.pruning.subnetwork import FullNetwork
 
 
 def traced(name: str) -> ChannelGraph:

@@ -9,8 +9,8 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import ChannelGraph, backbones, resize
-from budgetnet.pruning import kept, pools
-from budgetnet.pruning.thinet import removal_order, rescale, thinet
+from budgetnet.methods.pruning import kept, pools
+from budgetnet.methods.pruning.thinet import removal_order, rescale, thinet
 
 
 def calibrated() -> tuple[nn.Module, torch.Tensor]:

@@ -12,7 +12,7 @@ import pytest
 from budgetnet.reports import figures
 from budgetnet.reports.page import page
 from budgetnet.reports.report import write_report
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.directory import RunDirectory
 
 NAMES = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.1.conv1")
 SEED = {"conv1": 16, "layer1.0.conv1": 16, "layer2.0.conv1": 64}

@@ -14,8 +14,8 @@ from budgetnet.reports.comparison import accuracy_against_cost
 from budgetnet.reports.drawing import BLUE, PALE
 from budgetnet.reports.edges import architecture, probabilities
 from budgetnet.reports.report import write_report
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import as_csv, cells, final_row, header
+from budgetnet.runs.directory import RunDirectory
 
 EDGES = [
     ["b_block", "a", "b", 0.99, True],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from budgetnet import backbones, export
 from budgetnet.backbones import match_channels
 from budgetnet.errors import RunError
-from budgetnet.export import export_model
+from budgetnet.runs.export import export_model
 
 
 class Residual(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from budgetnet.reports import comparison, drawing, figures
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import Row, final_row
+from budgetnet.runs.directory import RunDirectory
 
 MakeRun = Callable[..., Path]
 OF_ONE_RUN = (

@@ -17,8 +17,8 @@ import pytest
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import pareto_front
 from budgetnet.reports.page import page, write_page
-from budgetnet.reports.run_directory import RunDirectory, find_run_directories
 from budgetnet.reports.tables import HEADER, as_csv, cells, final_row
+from budgetnet.runs.directory import RunDirectory, find_run_directories
 from src.report import main
 
 MakeRun = Callable[..., Path]

@@ -18,13 +18,13 @@ from hydra.errors import ConfigCompositionException
 from budgetnet import backbones
 from budgetnet.backbones.resnet_cifar import DEPTHS, CifarResNet, full_widths
 from budgetnet.channels import ChannelGraph
-from budgetnet.command import CONF, plain
-from budgetnet.configuration import checked
+from budgetnet.command.compose import CONF, composed, plain
+from budgetnet.command.configuration import checked
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.reports import paper_tables as tables
-from budgetnet.reports.paper_tables import FULL, SHORT, PaperTable, composed, find_table
-from budgetnet.reports.run_directory import find_run_directories
+from budgetnet.runs.directory import find_run_directories
+from experiments.paper.tables import FULL, SHORT, PaperTable, find_table
 from src.report import main
 
 MakeRun = Callable[..., Path]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from budgetnet.errors import UsageError
-from budgetnet.reports.run_directory import RunDirectory, find_run_directories
+from budgetnet.runs.directory import RunDirectory, find_run_directories
 
 MakeRun = Callable[..., Path]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import HEADER, as_csv, as_markdown, cells, final_row, header, print_table, repetitions
+from budgetnet.runs.directory import RunDirectory
 
 MakeRun = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from budgetnet.backbones import cnf, resnet_fabric
 from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
-from budgetnet.supernets import choose, reestimate
+from budgetnet.methods.edges import choose, reestimate
 
 
 def traced(net: Fabric, size: int) -> Fabric:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
-from budgetnet.supernets import advantages, drawn, penalties, score_gradient
+from budgetnet.methods.edges import advantages, drawn, penalties, score_gradient
 
 LIMITS = {"flops": 500, "sequential_ops": 6}
 LOGITS = torch.tensor([0.7, -0.4, 1.2, 0.1, -0.9], dtype=torch.float64)

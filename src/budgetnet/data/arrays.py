@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError
+from budgetnet.seeding import keyed_generator
 
 NO_CLASS = 255
 """In a mask of bytes, a pixel without a class; in a batch, `tasks.IGNORED` stands for it."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from budgetnet.data.arrays import NO_CLASS, ImageArrays
-from budgetnet.data.sharding import Batch, ShardedLoader, keyed_generator
+from budgetnet.data.sharding import Batch, ShardedLoader
 from budgetnet.errors import UsageError
+from budgetnet.seeding import keyed_generator
 from budgetnet.tasks import IGNORED
 
 

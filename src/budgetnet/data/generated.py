@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from budgetnet.data.arrays import ImageArrays
-from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError
+from budgetnet.seeding import keyed_generator
 
 CLASS_NAMES = ("background", "circle", "square", "triangle")
 MOST_PIXELS, MOST_IMAGES = 1024, 1_000_000

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from budgetnet.errors import UsageError
-from budgetnet.locking import exclusive
+from budgetnet.runs.locking import exclusive
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -11,14 +10,9 @@ import torch
 from torch import Tensor
 
 from budgetnet.errors import UsageError
+from budgetnet.seeding import keyed_generator
 
 Batch = tuple[Tensor, Tensor]
-
-
-def keyed_generator(*key: object) -> torch.Generator:
-    """A random generator on the CPU whose numbers depend on `key` alone."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def plan_batches(size: int, batch_size: int, world_size: int = 1, drop_last: bool = False) -> tuple[int, int]:

@@ -15,20 +15,18 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.costs.sequential import SequentialOperations
 from budgetnet.data.datamodule import DataModule
-from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import RunError, UsageError
-from budgetnet.processes import Processes, order_buckets
-from budgetnet.tasks import Classification, Segmentation, Task
+from budgetnet.processes.group import Processes, order_buckets
+from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
+from budgetnet.seeding import keyed_generator
+from budgetnet.tasks import Classification, Task
 
-CHECKPOINT_FORMAT = 3
 _SETTLE_EVERY = 25  # steps between two looks at the losses; each look waits for the device
 
 
@@ -63,10 +61,6 @@ class BudgetedModule(pl.LightningModule):
         self.ledger = ledger
         self.budget = budget
         self.label_smoothing = label_smoothing
-        top5 = min(5, num_classes)
-        self.top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro", validate_args=False)
-        self.top5 = MulticlassAccuracy(num_classes, top_k=top5, average="micro", validate_args=False)
-        self.mean_loss = MeanMetric(nan_strategy="disable")  # a NaN must show
         self.results: dict[str, float] = {}
         """Accuracies in percent and losses of the last evaluation and the last training epoch."""
         self.task: Task = Classification()
@@ -80,10 +74,10 @@ class BudgetedModule(pl.LightningModule):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._compiling = False
         self._losses: list[Tensor] = []
-        self._correct: list[Tensor] = []
-        self._confusion: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._evaluated: list[Tensor] = []
         self._images = 0
-        self._totals = torch.zeros(4, dtype=torch.float64)
+        self._totals = torch.zeros(0, dtype=torch.float64)
         self._random_state: list[dict[str, Any]] | None = None
         self._flops = self.cost.flops()
 
@@ -132,12 +126,12 @@ class BudgetedModule(pl.LightningModule):
         lr = self.learning_rate(self.current_epoch, batch_idx, int(self.trainer.num_training_batches))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, correct = self._compile(images, labels) if self._compiling else self._backward(images, labels)
+        loss, sums = self._compile(images, labels) if self._compiling else self._backward(images, labels)
         self.regularise()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss)
-        self._correct.append(correct)
+        self._sums.append(sums)
         self._images += len(labels)
         self.batches_done = batch_idx + 1
         self.book(len(labels) * self.trainer.world_size)
@@ -149,21 +143,21 @@ class BudgetedModule(pl.LightningModule):
         self.ledger.add(images, self._flops)
 
     def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of the mean loss of a batch; returns that loss and how many were right."""
+        """Add up the gradients of the mean loss of a batch; returns that loss and the sums of its metrics."""
         parts = list(zip(images.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True))
         forward = self._compiled or self.forward
-        losses, correct = [], []
+        losses, sums = [], []
         for number, (some, targets) in enumerate(parts, start=1):
             with self._unreduced() if number < len(parts) else nullcontext():
                 logits = forward(some)
-                loss = self.task.loss(logits, targets, self.label_smoothing)
+                loss = self.task.loss(logits, targets)
                 loss = loss if len(parts) == 1 else loss * (len(targets) / len(labels))
                 self.manual_backward(loss)
             losses.append(loss.detach())
-            correct.append(self.task.hits(logits.detach(), targets).sum())
+            sums.append(self.task.sums(logits.detach(), targets))
         if len(parts) == 1:
-            return losses[0], correct[0]
-        return torch.stack(losses).sum(), torch.stack(correct).sum()
+            return losses[0], sums[0]
+        return torch.stack(losses).sum(), torch.stack(sums).sum(0)
 
     def _start_compiling(self) -> None:
         if self.compiler and self._compiled is None and not self.resizes:
@@ -190,8 +184,8 @@ class BudgetedModule(pl.LightningModule):
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def on_train_epoch_start(self) -> None:
-        self._losses, self._correct, self._images = [], [], 0
-        self._totals.zero_()
+        self._losses, self._sums, self._images = [], [], 0
+        self._totals = torch.zeros(0, dtype=torch.float64)
         self.results.clear()
         self._start_compiling()
         key = keyed_generator("network", self.data.seed, self.current_epoch, self.global_rank)
@@ -208,25 +202,28 @@ class BudgetedModule(pl.LightningModule):
         """
         if not self._losses:
             return
-        losses, correct = torch.stack(self._losses).cpu(), torch.stack(self._correct).cpu()
+        losses, sums = torch.stack(self._losses).cpu(), torch.stack(self._sums).cpu()
         steps = len(losses)
-        new = torch.stack(
-            [losses.double().sum(), correct.double().sum(), *torch.tensor([steps, self._images]).double()]
+        new = torch.cat(
+            [torch.stack([losses.double().sum(), torch.tensor(float(steps)).double()]), sums.double().sum(0)]
         )
         total = Processes(self.trainer).sum(new)
         if not total.isfinite().all():
             bad = (~torch.isfinite(losses)).nonzero()
             batch = self.batches_done - steps + (int(bad[0]) if len(bad) else steps - 1)
             self._not_finite("loss", self.current_epoch * int(self.trainer.num_training_batches) + batch)
-        self._totals += total
-        self._losses, self._correct, self._images = [], [], 0
+        self._totals = self._totals + total if len(self._totals) else total
+        self._losses, self._sums, self._images = [], [], 0
 
     def epoch_metrics(self) -> dict[str, float]:
         """Mean loss and accuracy (percent) of the training epoch, which this ends, over all processes."""
         self.settle()
         self.batches_done = 0
-        loss, correct, steps, images = self._totals.tolist()
-        return {"train_loss": loss / steps, "train_top1": 100 * correct / images} if steps else {}
+        if not len(self._totals):
+            return {}
+        loss, steps = self._totals[:2].tolist()
+        values = self.task.compute(self._totals[2:])
+        return {"train_loss": loss / steps, **{f"train_{name}": value for name, value in values.items()}}
 
     def _not_finite(self, what: str, step: int) -> NoReturn:
         raise RunError(
@@ -242,13 +239,12 @@ class BudgetedModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.evaluated(images)
-        self.mean_loss.update(self.task.loss(logits, labels), weight=len(labels))
-        if isinstance(self.task, Segmentation):
-            self._confusion.append(self.task.confusion(logits, labels))
-            return
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
+        output = self.evaluated(images)
+        losses = self.task.losses(output, labels)
+        count = torch.tensor(float(len(labels)), dtype=torch.float64, device=losses.device)
+        self._evaluated.append(
+            torch.cat([torch.stack([losses.double().sum(), count]), self.task.sums(output, labels).double()])
+        )
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -266,19 +262,14 @@ class BudgetedModule(pl.LightningModule):
         self._collect("test")
 
     def _collect(self, name: str) -> None:
-        self.results[f"{name}_loss"] = loss = self.mean_loss.compute().item()
+        total = Processes(self.trainer).sum(torch.stack(self._evaluated).sum(0).cpu())
+        self._evaluated.clear()
+        loss = float(total[0] / total[1])
         if not math.isfinite(loss):
             self.settle()  # names the step, if it was one of training
             self._not_finite(f"{name} loss", self.trainer.global_step)
-        if isinstance(self.task, Segmentation):
-            confusion = Processes(self.trainer).sum(torch.stack(self._confusion).sum(0))
-            self._confusion.clear()
-            self.results |= {f"{name}_{measure}": score for measure, score in self.task.scores(confusion).items()}
-        else:
-            self.results[f"{name}_top1"] = 100 * self.top1.compute().item()
-            self.results[f"{name}_top5"] = 100 * self.top5.compute().item()
-        for metric in (self.mean_loss, self.top1, self.top5):
-            metric.reset()
+        self.results[f"{name}_loss"] = loss
+        self.results |= {f"{name}_{metric}": value for metric, value in self.task.compute(total[2:]).items()}
 
     # -- widths -----------------------------------------------------------------------------------------------------
 

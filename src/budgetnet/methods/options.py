@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from budgetnet.errors import UsageError, nearest
-from budgetnet.methods.schedule import SCHEDULES
-from budgetnet.tasks import TASKS
+from budgetnet.methods.phases import SCHEDULES
 
 MOST_THREADS = 1024
 
@@ -41,7 +40,6 @@ class WholeRun:
     epochs: int
     threads: int | None = None
     export: bool = True
-    task: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -50,8 +48,6 @@ class WholeRun:
             raise UsageError(f"epochs={self.epochs}: expected 1 or more")
         if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
             raise UsageError(f"threads={self.threads}: expected 1 to {MOST_THREADS}, or null")
-        if self.task is not None and self.task not in TASKS:
-            raise UsageError(f"task={self.task!r}: expected {' or '.join(TASKS)}, or null for what the labels are")
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ class Rounds:
 
     def __post_init__(self) -> None:
         from budgetnet.channels.initialise import INITIALISATIONS
-        from budgetnet.growth.capacity import READOUTS, REDUCTIONS
+        from budgetnet.methods.growth.capacity import READOUTS, REDUCTIONS
 
         _positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
         _one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
@@ -168,7 +164,7 @@ class Pruning:
     sparsity: float = 1e-4
 
     def __post_init__(self) -> None:
-        from budgetnet.pruning.pools import SCOPES
+        from budgetnet.methods.pruning.pools import SCOPES
 
         _positive(
             "prune", epochs=self.epochs, steps=self.steps, epochs_per_step=self.epochs_per_step, images=self.images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from budgetnet.channels import rescale_filters
-from budgetnet.growth import Candidates, GrowthPlan, Limit, load
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.growth import Candidates, GrowthPlan, Limit, load
 from budgetnet.methods.options import FineTuning, Optimization, Rounds
-from budgetnet.methods.schedule import learning_rate
+from budgetnet.methods.phases import learning_rate
 
 Images = tuple[Tensor, Tensor]
 """(images, labels) on the module's device."""
@@ -159,8 +158,3 @@ class ResizingModule(BudgetedModule):
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["budgetnet"]
         self.growing_epochs, self.stop_reason = state["growing_epochs"], state["stop_reason"]
-
-
-def round_seed(seed: int, round: int) -> int:
-    """Seed of what is new in a round: a function of (seed, round), so that ranks agree and a resumed run repeats it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{round}".encode()).digest()[:7], "big")

@@ -16,9 +16,9 @@ from budgetnet.channels.fresh import UNBOUNDED, reshape_fresh
 from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
 from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.edges import keep_edges
 from budgetnet.methods.options import Optimization, options
-from budgetnet.methods.schedule import learning_rate
-from budgetnet.supernets import keep_edges
+from budgetnet.methods.phases import learning_rate
 
 _WIDEST = 64.0  # times the full widths
 

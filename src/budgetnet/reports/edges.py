@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from budgetnet.reports.drawing import BLUE, GREY, INK, PALE, every, new_figure, note, styled
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from budgetnet.reports.drawing import (
     spread_out,
     styled,
 )
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from budgetnet.reports.drawing import GREY, SIZE, VERMILION, new_figure, note, styled
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,8 +22,8 @@ from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import MARKERS, Point, costs_of, points, series_of
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import NUMBERS, Repetitions, Row, cells, final_row, header, repetitions
+from budgetnet.runs.directory import RunDirectory
 
 Json = dict[str, Any]
 

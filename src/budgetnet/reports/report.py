@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.records import write_text
 from budgetnet.reports import drawing, edges, figures
 from budgetnet.reports.filters import first_layer_filters
-from budgetnet.reports.run_directory import RunDirectory
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table
+from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.records import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

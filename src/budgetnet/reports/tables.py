@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.reports.run_directory import RunDirectory
+from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from rich.console import Console

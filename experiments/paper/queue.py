@@ -1,0 +1,221 @@
+"""The queue of runs that reproduce the papers, experiments/QUEUE.md: run it, continue it, keep its cells true.
+
+python -m experiments.run_queue                             every entry in order; the same command continues
+python -m experiments.run_queue --parallel 4 --minutes 9    four jobs on every GPU (or on the CPU), for so long
+python -m experiments.run_queue 1 3                         these entries alone
+python -m experiments.run_queue --list                      run nothing, count what is done
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from budgetnet.channels import ChannelGraph
+from budgetnet.command.build import new_network
+from budgetnet.command.compose import CONF, composed
+from budgetnet.command.explain import explain
+from budgetnet.command.launcher import Job, gpus_needed, run_jobs, source, visible_gpus
+from budgetnet.command.names import run_directory
+from budgetnet.command.sweeps import SWEEP, Sweep
+from budgetnet.costs import Budget, CostModel
+from budgetnet.errors import Interrupted, Preempted, UsageError
+from budgetnet.runs.records import write_text
+
+QUEUE = Path(__file__).parents[1] / "QUEUE.md"
+COLUMNS = ("#", "What it shows", "Cost", "Done", "Command")
+_TRAINING_SETS = {  # images, (channels, height, width), classes
+    "cifar10": (50_000, (3, 32, 32), 10),
+    "cifar100": (50_000, (3, 32, 32), 100),
+    "mnist": (60_000, (1, 28, 28), 10),
+    "digits": (1_437, (1, 28, 28), 10),
+    "imagenet": (1_281_167, (3, 224, 224), 1000),
+}
+_PASSES = 3
+"""A training step costs about three forward passes: the backward pass takes two."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the queue: a command, most of them sweeps. done: "2/3", runs that are finished, of all."""
+
+    number: int
+    shows: str
+    cost: str
+    done: str
+    command: str
+
+    @classmethod
+    def parse(cls, line: str) -> Entry:
+        """Of a line of the table. Raises UsageError for a command that is not `python -m src.run ...`."""
+        number, shows, cost, done, command = (cell.strip() for cell in line.strip().strip("|").split("|"))
+        if not command.startswith("`python -m src.run ") or not command.endswith("`"):
+            raise UsageError(f"{QUEUE.name}, entry {number}: expected `python -m src.run ...` as the command")
+        return cls(int(number), shows, cost, done, command.strip("`"))
+
+    def __str__(self) -> str:
+        return f"| {self.number} | {self.shows} | {self.cost} | {self.done} | `{self.command}` |"
+
+    @cached_property
+    def runs(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """(resolved configuration, overrides) of each of its runs."""
+        return [(composed(job), job) for job in self.jobs]
+
+    @cached_property
+    def jobs(self) -> list[list[str]]:
+        """The overrides of each of its runs, in the order in which Hydra's own sweeper has them."""
+        words = shlex.split(self.command)[3:]
+        given = [word for word in words if word != "-m"]
+        if len(given) == len(words):
+            return [given]
+        swept = _swept(tuple(word for word in given if word.startswith("experiment=")))
+        values: dict[str, list[str]] = {}
+        for override in OverridesParser.create().parse_overrides([*swept, *given]):
+            key, several = override.get_key_element(), override.is_sweep_override()
+            values[key] = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
+        return [
+            [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]
+            for chosen in itertools.product(*values.values())
+        ]
+
+    @property
+    def directories(self) -> list[Path]:
+        """Of its runs."""
+        return [run_directory(config, overrides) for config, overrides in self.runs]
+
+    def counted(self, queue: Sequence[Entry]) -> Entry:
+        """With its cost, and with how many runs are done here, or were done when the queue was last counted."""
+        known = {run_directory(config, overrides): config for entry in queue for config, overrides in entry.runs}
+        here = sum((directory / "done.json").exists() for directory in self.directories)
+        before = int(self.done.partition("/")[0] or 0)
+        flops = sum(most_flops(config, known.get(source(config) or Path())) for config, _ in self.runs)
+        return replace(
+            self,
+            cost=f"{flops / 1e15:{'.1f' if flops < 1e16 else '.0f'}}",
+            done=f"{max(here, before)}/{len(self.runs)}",
+        )
+
+
+@cache
+def _swept(experiment: tuple[str, ...]) -> list[str]:
+    """What a file of conf/experiment sweeps over, as overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(experiment), return_hydra_config=True)
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+
+
+def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = None) -> int:
+    """FLOPs that a run takes at most, with its backward passes: all epochs at the budget, or at the full network.
+
+    source: the configuration of the run that it takes its widths from, whose budget is its own then.
+    """
+    backbone, dataset, budget = config["backbone"], config["dataset"], Budget(**(source or config)["budget"])
+    images, _, _ = _TRAINING_SETS[dataset["name"]]
+    images = min(images - dataset["validation"], dataset["limit_train"] or images)
+    full = _full_costs(json.dumps(backbone), dataset["name"])
+    limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
+    limit = limits.get("flops", full["flops"])
+    of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(config["prune"]["epochs"], config["epochs"])
+    flops = images * (of_full * full["flops"] + (config["epochs"] - of_full) * limit)
+    return _PASSES * int(min(flops, limits.get("train_cost", flops)))
+
+
+@cache
+def _full_costs(backbone: str, dataset: str) -> dict[str, int]:
+    """Of one image through the full network. backbone: its section as JSON."""
+    _, shape, classes = _TRAINING_SETS[dataset]
+    net = new_network(json.loads(backbone), classes, shape)
+    return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
+
+
+_NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow")
+"""Methods that do not begin with training the full backbone for `prune.epochs`."""
+
+
+def read() -> list[Entry]:
+    """The entries of QUEUE.md in order."""
+    return [Entry.parse(line) for line in QUEUE.read_text().splitlines() if re.match(r"\| *\d", line)]
+
+
+def write(entries: Sequence[Entry]) -> None:
+    """Put the cells of these entries into QUEUE.md."""
+    lines = {f"| {entry.number} |": str(entry) for entry in entries}
+    text = QUEUE.read_text().splitlines()
+    text = [next((new for start, new in lines.items() if line.startswith(start)), line) for line in text]
+    write_text(QUEUE, "\n".join(text) + "\n")
+
+
+def jobs(entries: Sequence[Entry], gpus: int) -> list[Job]:
+    """The runs of these entries in order, each directory once."""
+    found: dict[Path, Job] = {}
+    for entry in entries:
+        for config, overrides in entry.runs:
+            directory = run_directory(config, overrides)
+            name = f"{entry.number:02d}.{directory.name}"
+            needed = gpus_needed(config["trainer"], gpus)
+            found.setdefault(directory, Job(len(found), name, config, directory, overrides, needed))
+    return list(found.values())
+
+
+def run(entries: Sequence[Entry], queue: Sequence[Entry], parallel: int, minutes: float | None) -> int:
+    """Run these entries; the exit code: 0, also when the time is over, or 1 if a run failed."""
+    root = entries[0].runs[0][0]["run"]["root"]
+    os.environ[SWEEP] = str(Path(root, ".sweep", "queue"))
+    sweep = Sweep.current()
+    sweep.begin([])
+    gpus = visible_gpus() * parallel
+    timer = threading.Timer(60 * (minutes or 0), os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    if minutes is not None:
+        timer.start()
+    try:
+        run_jobs(jobs(entries, len(gpus)), gpus, len(gpus) or parallel)
+    except Interrupted:
+        if not timer.finished.is_set():
+            raise
+        print(f"{minutes:g} minutes are over; the same command continues")
+    finally:
+        timer.cancel()
+        write([entry.counted(queue) for entry in entries])
+    return sweep.end()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 if a run failed, 2 if the queue cannot be run, 130 and 143 after SIGINT and SIGTERM."""
+    parser = argparse.ArgumentParser("python -m experiments.run_queue", description=__doc__.splitlines()[0])
+    parser.add_argument("entries", nargs="*", type=int, help="numbers of entries (default: all)")
+    parser.add_argument("--parallel", type=int, default=1, help="jobs at a time on each GPU, or on the CPU")
+    parser.add_argument("--minutes", type=float, help="stop after so long; what runs writes a checkpoint")
+    parser.add_argument("--list", action="store_true", help="run nothing; count what is done")
+    options = parser.parse_args(arguments)
+    try:
+        queue = {entry.number: entry for entry in read()}
+        if unknown := sorted(set(options.entries) - queue.keys()):
+            raise UsageError(f"{QUEUE.name} has no entry {', '.join(map(str, unknown))}; it has 1 to {max(queue)}")
+        if options.parallel < 1 or (options.minutes is not None and options.minutes <= 0):
+            raise UsageError("--parallel and --minutes: expected a number above 0")
+        chosen = [queue[number] for number in options.entries or queue]
+        if options.list:
+            counted = [entry.counted(list(queue.values())) for entry in chosen]
+            write(counted)
+            for entry in counted:
+                print(f"{entry.number:3d}  {entry.done:>6}  {entry.cost:>8}  {entry.shows}")
+            return 0
+        return run(chosen, list(queue.values()), options.parallel, options.minutes)
+    except (Exception, KeyboardInterrupt, Preempted) as error:
+        return explain(error)

@@ -1,0 +1,217 @@
+"""One run, from a resolved configuration to a finished run directory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from budgetnet.command.build import Parts, build
+from budgetnet.data.datamodule import DataModule
+from budgetnet.data.folder import worker_death
+from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.processes.environment import requeue
+from budgetnet.processes.group import Processes, after_rank_0
+from budgetnet.runs.adoption import check_same, occupied
+from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.records import write_json
+from budgetnet.training.callbacks.preemption import Signals
+from budgetnet.training.loggers import close_loggers, log_images
+from budgetnet.training.summary import best_test_epoch, describe, validation_at
+
+Config = Mapping[str, Any]
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+
+
+def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
+    """Train one configuration (plain, resolved) in `directory` and return its summary.
+
+    A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
+    anything is written for a configuration that cannot run.
+    """
+    signals = Signals()
+    with ExitStack() as stack, signals.handled():
+        processes = None
+        try:
+            if (directory / "done.json").exists():
+                return _summary(config, directory)
+            parts = build(config, directory, signals)
+            processes = Processes(parts.trainer)
+            processes.join()
+            checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
+            if checkpoint is not None and checkpoint.name == "done.json":
+                return _summary(config, directory)
+            return _train(config, directory, command, parts, processes, checkpoint)
+        except BaseException as raised:
+            error = _explained(worker_death(raised) or raised, directory, command)
+            told = signals.received is not None
+            error = after_rank_0(error) if processes is None else processes.fail(error, told)
+            if isinstance(error, Preempted):
+                name = f"by {signals.received.name}: " if signals.received else ""
+                requeued = "requeued, " if requeue() else ""
+                error = Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}")
+            if error is raised:
+                raise
+            raise error from raised
+
+
+def _explained(error: BaseException, directory: Path, command: str) -> BaseException:
+    """What the user can do about an error, where that is known."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(_how_to_continue(directory, command))
+    if isinstance(error, torch.OutOfMemoryError):
+        return RunError(
+            f"the device is out of memory ({' '.join(str(error).split())[:120]}): cut batches into parts with "
+            f"trainer.micro_batches, or make dataset.batch_size smaller; {_how_to_continue(directory, command)}"
+        )
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return RunError(
+            f"{error.filename or directory} cannot be written ({error.strerror}): the last checkpoint is kept; "
+            f"make room and {_how_to_continue(directory, command)}"
+        )
+    return error
+
+
+def _summary(config: Config, directory: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
+    check_same(config, directory)
+    path = directory / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}): remove {directory / 'done.json'} to have it made again"
+        ) from error
+    return summary
+
+
+def _train(
+    config: Config, directory: Path, command: str, parts: Parts, processes: Processes, checkpoint: Path | None
+) -> dict[str, Any]:
+    """From here to the finished directory, on every process."""
+    trainer, module, data = parts.trainer, parts.module, parts.data
+    try:
+        start = time.perf_counter() - _seconds_before(directory, checkpoint)
+        _fit(trainer, module, data, checkpoint)
+        summary = _evaluate(trainer, module, data, directory, processes)
+        seconds = round(time.perf_counter() - start, 2)
+        summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
+        if trainer.is_global_zero:
+            _finish(config, directory, module, data, summary, trainer.loggers)
+        return summary
+    except SystemExit as error:  # the trainer's own end after Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        close_loggers(trainer.loggers)
+
+
+def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint)
+        epochs = state["budgetnet"]["epochs"]
+        module.on_load_checkpoint(state)
+        module.load_state_dict(state["state_dict"])
+        if not state["budgetnet"]["batches"] and (module.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
+            return
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _how_to_continue(directory: Path, command: str) -> str:
+    try:
+        state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
+    except RunError:
+        return f"start again with: {command}"
+    reached = f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
+    return f"{directory} is complete up to {reached}; continue with the same command: {command}"
+
+
+def _evaluate(
+    trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path, processes: Processes
+) -> dict[str, Any]:
+    """The test metrics of the last epoch, then of the validation-selected one, whose weights the module keeps.
+
+    And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
+    """
+    task, held_out = module.task, data.splits.validation is not None
+    epochs, best_epoch = processes.decide(lambda: _selected(directory))
+    tested = [f"test_{metric.name}" for metric in task.metrics]
+    trainer.test(module, datamodule=data, verbose=False)
+    results = {f"{name}_last": module.results[name] for name in tested}
+    if best_epoch not in (None, epochs):
+        if trainer.is_global_zero:  # the others are given its weights
+            module.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
+        trainer.test(module, datamodule=data, verbose=False)
+    results |= {name: module.results[name] for name in tested}
+    validated: dict[str, Any] = {}
+    if best_epoch is None and held_out:  # the network changed after the last validation
+        trainer.validate(module, datamodule=data, verbose=False)
+        validated = {f"val_{metric.name}": module.results[f"val_{metric.name}"] for metric in task.metrics}
+    first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
+
+    def written() -> dict[str, Any]:
+        metrics = RunDirectory(directory).metrics
+        at_best = validation_at(metrics, best_epoch or epochs, task)
+        return {**(validated or at_best), **best_test_epoch(metrics, first, task.metric)}
+
+    return {"epochs": epochs, "best_epoch": best_epoch or epochs, **results, **processes.decide(written)}
+
+
+def _selected(directory: Path) -> tuple[int, int | None]:
+    """Epochs of the run, and the epoch of best.ckpt, if there is one."""
+    epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
+    if not (directory / "best.ckpt").exists():
+        return epochs, None
+    return epochs, load_checkpoint(directory / "best.ckpt")["callbacks"]["Checkpoint"]["best_epoch"]
+
+
+def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
+    """Seconds that training took before an interruption, as far as it was kept."""
+    if checkpoint is None:
+        return 0.0
+    state = load_checkpoint(checkpoint)
+    epochs, finished = state["budgetnet"]["epochs"], 0.0
+    if epochs:  # in the first there is no metrics.csv yet
+        finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
+    return finished + float(state["callbacks"]["Recorder"]["elapsed"])
+
+
+def _finish(
+    config: Config,
+    directory: Path,
+    module: BudgetedModule,
+    data: DataModule,
+    summary: dict[str, Any],
+    loggers: list[Any],
+) -> None:
+    from budgetnet.reports.report import write_report
+
+    if config["export"]:
+        from budgetnet.runs.export import export_model
+
+        export_model(module.net, data.input_shape, directory)
+    write_json(directory / "summary.json", summary)
+    write_report(directory)
+    log_images(loggers, directory / "figures", summary)
+    tested = f"test_{module.task.metric.name}"
+    write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
+
+
+def command_line(overrides: Sequence[str] | None = None) -> str:
+    """The command that runs this again: the one that started this process, or that of one job of a sweep."""
+    return shlex.join(["python", "-m", "src.run", *(sys.argv[1:] if overrides is None else overrides)])

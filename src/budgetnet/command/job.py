@@ -1,0 +1,56 @@
+"""One job of the command line: a run, its table, and its value for a sweeper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budgetnet.command.names import run_directory
+from budgetnet.errors import UsageError
+from budgetnet.processes.environment import end_with_parent, started
+
+
+def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
+    """A job on several devices needs processes of its own, as Slurm or hydra/launcher=local make them.
+
+    Raises UsageError with the command to use.
+    """
+    several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
+    if several and started().by != "srun":
+        raise UsageError(
+            f"-m with trainer.devices={trainer['devices']}: with this launcher a job is a single process and cannot "
+            f"have several devices; use: {command}"
+        )
+
+
+def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> float:
+    """Run one resolved configuration; prints the final table and where the report is, returns its `objective`."""
+    from budgetnet.command import experiment
+
+    end_with_parent()
+    from budgetnet.command.configuration import checked
+
+    if multirun:
+        refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
+    config = checked(config)
+    directory = run_directory(config, overrides)
+    summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
+    if started().rank == 0:  # once for all processes of a run
+        show(directory)
+    return objective(summary)
+
+
+def objective(summary: Mapping[str, Any]) -> float:
+    """What a sweeper maximises: validation accuracy (%). The test accuracy only where nothing is held out."""
+    validation = summary.get("val_top1")
+    return float(summary["test_top1"] if validation is None else validation)
+
+
+def show(directory: Path) -> None:
+    """Print the final table and where the report is."""
+    from budgetnet.reports.tables import final_row, print_table
+    from budgetnet.runs.directory import RunDirectory
+
+    print_table([final_row(RunDirectory(directory))])
+    print(f"report: {directory / 'report.md'}")

@@ -1,0 +1,284 @@
+"""The jobs of a sweep on this machine: each a process of its own, a few at a time, with GPUs of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from budgetnet.command.job import objective
+from budgetnet.command.names import run_directory
+from budgetnet.command.sweeps import Sweep
+from budgetnet.errors import Interrupted, Preempted, UsageError
+from budgetnet.processes.environment import requeue, without_others
+
+GRACE = 30.0
+"""Seconds that jobs have to write a checkpoint when the sweep is stopped; then they are killed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. gpus: how many it takes. arguments: of `python -m src.run`."""
+
+    number: int
+    name: str
+    config: Mapping[str, Any]
+    directory: Path
+    arguments: Sequence[str]
+    gpus: int
+
+    @classmethod
+    def of(
+        cls, number: int, config: Mapping[str, Any], overrides: Sequence[str], arguments: Sequence[str], gpus: int
+    ) -> Job:
+        """The job of a resolved configuration, where `gpus` are there. Raises UsageError if it needs more."""
+        name = Sweep.current().job_name(overrides)
+        needed = gpus_needed(config["trainer"], gpus)
+        return cls(number, name, config, run_directory(config, overrides), arguments, needed)
+
+
+def visible_gpus(given: Any = None) -> list[str]:
+    """The ids to deal out: `launcher.gpus`, else CUDA_VISIBLE_DEVICES, else all that torch finds.
+
+    An id is a number, a UUID or a MIG name; one that is given twice takes two jobs at a time.
+    """
+    if given is not None:
+        if isinstance(given, (str, int)) or not all(isinstance(gpu, (str, int)) for gpu in given):
+            raise UsageError(f"launcher.gpus={given}: expected a list of ids, such as [0,1]")
+        return [str(gpu) for gpu in given]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        ids = [gpu.strip() for gpu in visible.split(",")]
+        hidden = [place for place, gpu in enumerate(ids) if gpu in ("", "-1")]
+        return ids[: hidden[0]] if hidden else ids
+    import torch
+
+    return [str(gpu) for gpu in range(torch.cuda.device_count())]
+
+
+def gpus_needed(trainer: Mapping[str, Any], there: int) -> int:
+    """How many of the GPUs that are there a job takes: `trainer.devices`, all for "auto", none to run on the CPU."""
+    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    if nodes != 1:
+        raise UsageError(
+            f"trainer.num_nodes={nodes}: hydra/launcher=local starts jobs on this machine alone; use "
+            f"hydra/launcher=submitit_slurm hydra.launcher.nodes={nodes} hydra.launcher.tasks_per_node={devices}"
+        )
+    if there == 0 or trainer["accelerator"] not in ("auto", "gpu", "cuda"):
+        return 0
+    if devices in ("auto", -1, "-1"):
+        return there
+    if not str(devices).isdigit():
+        raise UsageError(
+            f"trainer.devices={devices}: a job of a sweep states how many devices it takes, such as 2; launcher.gpus "
+            "says which there are"
+        )
+    if int(devices) > there:
+        raise UsageError(f"trainer.devices={devices}: the sweep has {there} GPUs; see launcher.gpus")
+    return int(devices)
+
+
+def source(config: Mapping[str, Any]) -> Path | None:
+    """The directory of the run that a run of this configuration takes its widths from, if any."""
+    method = config.get("method", {})
+    path = next((Path(method[key]) for key in ("widths_from", "schedule_from") if method.get(key)), None)
+    return path.parent if path is not None and path.name == "summary.json" else path
+
+
+def run_jobs(jobs: Sequence[Job], gpus: Sequence[str], n_jobs: Any = None) -> list[float | None]:
+    """Run the jobs, at most n_jobs at a time and no GPU twice at a time; the `objective` of each, None if it failed.
+
+    A job whose run is done is not started. What a job prints goes to the sweep's log of it. SIGINT, SIGTERM, SIGHUP
+    and SIGUSR1 are passed on to the jobs, which write a checkpoint, and end this in Interrupted or Preempted.
+    """
+    if n_jobs is None:
+        n_jobs = len(gpus) if gpus and all(job.gpus for job in jobs) else 1
+    if not isinstance(n_jobs, int) or n_jobs < 1:
+        raise UsageError(f"launcher.n_jobs={n_jobs}: expected 1 or more, or null")
+    if jobs and jobs[0].number == 0:
+        print(f"at most {n_jobs} at a time; logs in {Sweep.current().folder}", flush=True)
+    return _Jobs(jobs, gpus, n_jobs).run()
+
+
+@dataclass
+class _Process:
+    """A job that runs, in a process group of its own."""
+
+    job: Job
+    gpus: list[str]
+    process: subprocess.Popen[bytes]
+    log_start: int
+
+    def kill(self) -> None:
+        """End whatever is left of it and of the processes that it started; at once when it has ended itself."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+class _Jobs:
+    """The jobs of one batch, waiting and running."""
+
+    def __init__(self, jobs: Sequence[Job], gpus: Sequence[str], n_jobs: int) -> None:
+        self.sweep = Sweep.current()
+        self.jobs, self.free, self.n_jobs = jobs, list(gpus), n_jobs
+        self.waiting = list(jobs)
+        self.running: list[_Process] = []
+        self.values: dict[int, float | None] = {}
+
+    def run(self) -> list[float | None]:
+        with _signals() as received:
+            try:
+                while self.waiting or self.running:
+                    if received():
+                        raise self._stopped(received()[0])
+                    while (job := self._next()) is not None:
+                        self._begin(job)
+                    for process in list(self.running):
+                        if process.process.poll() is not None:
+                            self._end(process)
+                    time.sleep(0.05)
+            finally:
+                self._stop_all(received)
+                if received() and received()[0] in (signal.SIGTERM, signal.SIGUSR1):
+                    requeue()  # the jobs do not know that they are Slurm's
+        return [self.values[job.number] for job in self.jobs]
+
+    def _next(self) -> Job | None:
+        """The first job that can begin now.
+
+        There is room, nobody else works in its directory, and the run that it takes its widths from is over.
+        """
+        if len(self.running) >= self.n_jobs:
+            return None
+        busy = {each.job.directory for each in self.running}
+        unfinished = busy | {job.directory for job in self.waiting}
+        for job in self.waiting:
+            waits = source(job.config) in unfinished - {job.directory}
+            if job.gpus <= len(self.free) and job.directory not in busy and not waits:
+                return job
+        return None
+
+    def _begin(self, job: Job) -> None:
+        self.waiting.remove(job)
+        if (job.directory / "done.json").exists():
+            self._skip(job)
+            return
+        gpus, self.free = self.free[: job.gpus], self.free[job.gpus :]
+        command = [sys.executable, "-m", "src.run", *job.arguments]
+        environment = without_others()
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        with open(self.sweep.log(job.name), "a") as log:
+            print("$", shlex.join(["python", *command[1:]]), file=log, flush=True)
+            start = log.tell()
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        self.running.append(_Process(job, gpus, process, start))
+        how = "continues" if (job.directory / "last.ckpt").exists() else "starts"
+        self._say(job, how, f"on GPU {','.join(gpus)}" if gpus else "")
+
+    def _skip(self, job: Job) -> None:
+        """Take a finished run's value, if it is a run of the same configuration."""
+        from budgetnet.command.configuration import checked
+        from budgetnet.runs.adoption import check_same
+
+        try:
+            check_same(checked(job.config), job.directory)
+        except UsageError as error:
+            with open(self.sweep.log(job.name), "a") as log:
+                print(f"error: {error}", file=log)
+            self._fail(job, str(error))
+        else:
+            self._succeed(job, "skipped, done:")
+
+    def _end(self, ended: _Process) -> None:
+        ended.kill()
+        self.running.remove(ended)
+        self.free += ended.gpus
+        code = ended.process.returncode
+        if code == 0 and (ended.job.directory / "done.json").exists():
+            self._succeed(ended.job, "done:")
+        else:
+            self._fail(ended.job, _why(self.sweep.log(ended.job.name), ended.log_start, code))
+
+    def _succeed(self, job: Job, how: str) -> None:
+        summary = json.loads((job.directory / "summary.json").read_text())
+        self.values[job.number] = objective(summary)
+        kind = "test" if summary.get("val_top1") is None else "validation"
+        self._say(job, how, f"{kind} accuracy {objective(summary):.2f} %, {summary['seconds']:.0f} s")
+
+    def _fail(self, job: Job, error: str) -> None:
+        self.values[job.number] = None
+        self.sweep.failed(job.name, error)
+        self._say(job, "failed:", error)
+
+    def _say(self, job: Job, *words: str) -> None:
+        print(f"#{job.number + 1} {job.name}", *filter(None, words), flush=True)
+
+    def _stopped(self, number: signal.Signals) -> BaseException:
+        done = sum(value is not None for value in self.values.values())
+        unfinished = len(self.waiting) + len(self.running)
+        text = f"jobs done: {done}, not done: {unfinished}; continue with the same command: "
+        text += shlex.join(["python", "-m", "src.run", *sys.argv[1:]])
+        return Interrupted(text) if number == signal.SIGINT else Preempted(f"by {number.name}: {text}")
+
+    def _stop_all(self, received: Callable[[], list[signal.Signals]]) -> None:
+        """End the jobs that still run: politely, with time for a checkpoint; a second signal ends them at once."""
+        for each in self.running:
+            if each.process.poll() is None:
+                each.process.send_signal(signal.SIGINT if received()[:1] == [signal.SIGINT] else signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while self.running and time.monotonic() < deadline and len(received()) < 2:
+            for each in [each for each in self.running if each.process.poll() is not None]:
+                each.kill()
+                self.running.remove(each)
+            time.sleep(0.05)
+        for each in self.running:
+            each.kill()
+            each.process.wait()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], list[signal.Signals]]]:
+    """Collect the signals that ask to stop, but those that this process ignores (nohup)."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in asked}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, receive)
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _why(log: Path, start: int, code: int) -> str:
+    """In one line, why a job failed: its own error message, or the last thing that it said."""
+    with open(log, errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1]
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return lines[-1] if lines else f"it ended with exit code {code} and said nothing"

@@ -1,0 +1,119 @@
+"""Which stage gets a block next, within the budget: pure functions behind AutoGrow (Wen et al., KDD 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from budgetnet.errors import UsageError
+from budgetnet.methods.growth.policy import GrowthPlan, Limit
+
+Costs = Mapping[str, int]
+"""Params, macs and flops."""
+
+
+@dataclass(frozen=True)
+class DepthRule:
+    """What a block must bring, and how deep a stage may become: see conf/method/autogrow.yaml."""
+
+    threshold: float = 0.05
+    max_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if not -100 <= self.threshold <= 100:
+            raise UsageError(f"method.threshold={self.threshold}: expected percentage points, -100 to 100")
+        if self.max_depth is not None and self.max_depth < 2:
+            raise UsageError(f"method.max_depth={self.max_depth}: expected 2 blocks or more, or null")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Whose turn it is to grow.
+
+    order: all stages. ended: those that do not grow any more. last: the one that grew last, with `accuracy` (percent)
+    before it did.
+    """
+
+    order: tuple[str, ...]
+    ended: tuple[str, ...] = ()
+    last: str | None = None
+    accuracy: float = 0.0
+
+    def judged(self, accuracy: float, threshold: float) -> Turns:
+        """The stage that grew last has ended unless accuracy is up by `threshold` since."""
+        if self.last is None or self.last in self.ended or accuracy - self.accuracy >= threshold:
+            return self
+        return replace(self, ended=(*self.ended, self.last))
+
+    def waiting(self) -> tuple[str, ...]:
+        """The stages that have not ended, the next in turn first."""
+        start = 0 if self.last is None else self.order.index(self.last) + 1
+        return tuple(name for name in (*self.order[start:], *self.order[:start]) if name not in self.ended)
+
+
+@dataclass(frozen=True, repr=False)
+class DepthPlan(GrowthPlan):
+    """A round of AutoGrow: (blocks before, blocks after) by stage, and whose turn it is from then on."""
+
+    depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    turns: Turns = Turns(())
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"depths": dict(self.depths)}
+
+
+@dataclass(frozen=True)
+class NextBlock:
+    """stage: that gets it, or None. turns: from then on. stop: why growth ends here, if it does."""
+
+    stage: str | None
+    turns: Turns
+    stop: str | None
+
+
+def next_block(
+    turns: Turns,
+    accuracy: float,
+    rule: DepthRule,
+    depths: Mapping[str, int],
+    costs: Costs,
+    blocks: Mapping[str, Costs],
+    limits: Sequence[Limit],
+) -> NextBlock:
+    """Judge the last block, and give one to the next stage in turn that may have it.
+
+    accuracy: percent, now. depths: of the stages now. costs: of the network now. blocks: what one block more adds, by
+    stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the limit that holds back
+    the next that has not, or that no round more fits into. The last block is not waited for: where no stage can have
+    another, nothing would follow from what it brings.
+    """
+    turns = turns.judged(accuracy, rule.threshold)
+    refused = _refusals(rule, depths, costs, blocks, limits)
+    stage = next((name for name in turns.waiting() if refused[name] is None), None)
+    if stage is None:
+        return NextBlock(None, turns, next((refused[name] for name in turns.waiting()), "accuracy"))
+    turns = replace(turns, last=stage, accuracy=accuracy)
+    costs = {kind: cost + blocks[stage][kind] for kind, cost in costs.items()}
+    refused = _refusals(rule, {**depths, stage: depths[stage] + 1}, costs, blocks, limits)
+    if all(refused[name] for name in turns.waiting()):
+        return NextBlock(stage, turns, refused[turns.waiting()[0]])
+    last = (limit.kind for limit in limits if limit.next_most is not None and costs[limit.form] > limit.next_most)
+    return NextBlock(stage, turns, next(last, None))
+
+
+def _refusals(
+    rule: DepthRule,
+    depths: Mapping[str, int],
+    costs: Costs,
+    blocks: Mapping[str, Costs],
+    limits: Sequence[Limit],
+) -> dict[str, str | None]:
+    """Why each stage cannot have a block more: "max_depth" or the kind of a limit; None for those that can."""
+    refused: dict[str, str | None] = {}
+    for name, block in blocks.items():
+        exceeded = (limit.kind for limit in limits if costs[limit.form] + block[limit.form] > limit.most)
+        deepest = rule.max_depth is not None and depths[name] >= rule.max_depth
+        refused[name] = "max_depth" if deepest else next(exceeded, None)
+    return refused

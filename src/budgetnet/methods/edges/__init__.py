@@ -1,0 +1,11 @@
+"""Learning which edges of a network to keep, under a budget: pure functions behind `budgetnet.methods.edges.bsn`."""
+
+from budgetnet.methods.edges.choice import EdgePlan, Fits, choose, keep_edges, within
+from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
+from budgetnet.methods.edges.search import EdgeSearch, SuperNetwork
+from budgetnet.methods.edges.statistics import reestimate
+
+__all__ = [
+    "EdgePlan", "EdgeSearch", "Fits", "SuperNetwork", "advantages", "choose", "drawn", "keep_edges", "penalties",
+    "reestimate", "score_gradient", "within",
+]  # fmt: skip

@@ -1,0 +1,21 @@
+"""When and where a network grows."""
+
+from budgetnet.methods.growth.capacity import (
+    best_scored,
+    initial_norms,
+    path_norms,
+    saturation,
+    selection_threshold,
+    shares,
+    sparse_sets,
+    supports,
+)
+from budgetnet.methods.growth.firefly import Candidates, firefly_candidates, load
+from budgetnet.methods.growth.gradients import growth_gradients
+from budgetnet.methods.growth.policy import GrowthPlan, GrowthRule, Limit, Planner
+
+__all__ = [
+    "Candidates", "GrowthPlan", "GrowthRule", "Limit", "Planner",
+    "best_scored", "firefly_candidates", "growth_gradients", "initial_norms", "load",
+    "path_norms", "saturation", "selection_threshold", "shares", "sparse_sets", "supports",
+]  # fmt: skip

@@ -1,0 +1,230 @@
+"""The processes of one run: they start together, decide together, and end together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from budgetnet.errors import Preempted, RunError, UsageError
+from budgetnet.processes.environment import PARENT, started
+
+Value = TypeVar("Value")
+
+_CONTINUES = "the last checkpoint is kept, the same command continues"
+_AGREED = (130, 143)
+"""Exit codes of processes that all end together, when they are told to."""
+_GRACE = 3.0
+"""Seconds that a process which lost the others waits, so that the one with the cause can say it first."""
+
+
+def after_rank_0(error: BaseException) -> BaseException:
+    """The error for this process to raise, some time later on ranks above 0.
+
+    Rank 0 may have the same to say; then it has said it by now, and whoever started the processes ends this one.
+    """
+    rank = started().rank
+    if rank == 0:
+        return error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_GRACE)
+    return type(error)(f"rank {rank}: {error}") if isinstance(error, (RunError, UsageError)) else error
+
+
+class Processes:
+    """The processes of a trainer. With one device it is this one, and nothing here costs anything.
+
+    Raises UsageError for a process that was started beside others, with a trainer that is for it alone.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.strategy = trainer.strategy
+        self.several = trainer.world_size > 1
+        self.rank = trainer.global_rank
+        self.children: list[subprocess.Popen[bytes]] = []
+        """The other processes, by rank from 1, where this one has started them."""
+        others = started()
+        if others.by in ("torchrun", "srun") and others.processes > 1 and not self.several:
+            raise UsageError(
+                f"{others.by} has started {others.processes} processes for trainer.devices={trainer.num_devices}: give "
+                "trainer=ddp and trainer.devices, their number on a machine"
+            )
+
+    def join(self) -> None:
+        """Start the other processes, unless torchrun or Slurm have, and connect them all.
+
+        Lightning would do so when training begins; here it comes first, so that what happens before, such as adopting
+        the run directory, is decided once. Raises UsageError if there are not as many processes as devices.
+        """
+        if not self.several:
+            return
+        os.environ.setdefault(PARENT, str(os.getpid()))
+        try:
+            if self.strategy.launcher is not None:
+                self.strategy.launcher.launch(lambda: None)
+                children = getattr(self.strategy.launcher, "procs", [])
+                self.children = list(children)
+                children.clear()  # Lightning would kill this process without a word when one of them has failed
+                _end_with_children(self.children)
+        except ValueError as error:  # of cluster environments
+            raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
+        assert isinstance(self.strategy, DDPStrategy)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            self._meet_again(self.strategy)
+        self.strategy.setup_environment()
+
+    def _meet_again(self, strategy: DDPStrategy) -> None:
+        """Connect after torchrun has started all processes anew: its store still holds what the first ones wrote."""
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False)
+        attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        assert strategy.accelerator is not None
+        strategy.accelerator.setup_device(strategy.root_device)
+        backend = strategy._get_process_group_backend()
+        torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=started().processes)
+
+    def decide(self, question: Callable[[], Value]) -> Value:
+        """What `question` answers on rank 0, on every process. If it raises, the others end quietly."""
+        if not self.several:
+            return question()
+        refusal, answer = None, None
+        if self.rank == 0:
+            try:
+                answer = question()
+            except Exception as error:  # whatever it is, the others must not wait
+                refusal = error
+        refused, answer = self.strategy.broadcast((refusal is not None, answer))
+        if refusal is not None:
+            raise refusal
+        if refused:
+            raise SystemExit(0)
+        return cast(Value, answer)
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any process. All must ask."""
+        if not self.several:
+            return here
+        return bool(self.sum(torch.tensor(float(here))).item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, on the CPU."""
+        if not self.several:
+            return values
+        moved = values.to(self.strategy.root_device, copy=True)
+        torch.distributed.all_reduce(moved)
+        return moved.cpu()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, by rank."""
+        if not self.several:
+            return [value]
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def share(self, values: Iterable[Tensor]) -> None:
+        """Give every process rank 0's values, in place."""
+        if self.several:
+            for value in values:
+                torch.distributed.broadcast(value, 0)
+
+    def fail(self, error: BaseException, told: bool) -> BaseException:
+        """End the others and return what this process is to raise. told: whether a signal has told this one to end.
+
+        The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
+        connection comes last, and those that end by agreement, or because torchrun ends them, say nothing.
+        """
+        if not self.several or isinstance(error, SystemExit):
+            return error
+        if _lost(error):
+            error = self._who_ended(error)
+            if self.rank != 0 and told:
+                return SystemExit(143)
+        elif self.rank != 0:
+            if isinstance(error, (Preempted, KeyboardInterrupt)):
+                return SystemExit(143 if isinstance(error, Preempted) else 130)
+            if isinstance(error, UsageError) and not torch.distributed.is_initialized():
+                return SystemExit(2)  # every process found the same before they joined
+            error = after_rank_0(error)
+        if not isinstance(error, Preempted):
+            _kill(self.children)
+        return error
+
+    def _who_ended(self, error: BaseException) -> RunError:
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            if ended := _failed(self.children):
+                return RunError(ended)
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines() or [type(error).__name__]
+        return RunError(
+            f"rank {self.rank} lost the connection to the others ({reason[0].split('. ')[0]}): one of them has ended; "
+            f"{_CONTINUES}"
+        )
+
+
+def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> None:
+    """One backward pass of zeros, which leaves nothing behind but the order in which gradients will be added up.
+
+    shape: (C, H, W) of an image. DistributedDataParallel sums gradients in buckets and, after its first backward pass,
+    fills them anew in that pass's order. Among more than two processes the last bit of a sum depends on the bucket, and
+    a continued run is to sum as the uninterrupted one does: so the first pass is always this one.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in wrapped.buffers()]
+    weight = next(wrapped.parameters())
+    images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
+    with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
+        wrapped(images).sum().mul(0).backward()
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    wrapped.zero_grad(set_to_none=True)
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether it says no more than that another process is gone."""
+    distributed = isinstance(error, torch.distributed.DistError)
+    return distributed or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _failed(children: list[subprocess.Popen[bytes]]) -> str | None:
+    """What became of the first that failed, for the user."""
+    for rank, child in enumerate(children, start=1):
+        if (code := child.poll()) and code not in _AGREED:
+            what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return f"the process of rank {rank} {what}; {_CONTINUES}"
+    return None
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+
+
+def _end_with_children(children: list[subprocess.Popen[bytes]]) -> None:
+    """End this process some time after one of those it started has failed: where it waits for them it cannot notice."""
+
+    def watch() -> None:
+        while any(child.poll() is None for child in children) and not _failed(children):
+            time.sleep(0.5)
+        if ended := _failed(children):
+            time.sleep(2 * _GRACE)
+            print(f"error: {ended}", file=sys.stderr, flush=True)
+            _kill(children)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-children").start()

@@ -1,0 +1,56 @@
+"""Checkpoint files: written so that at any instant the old one or the new one is there, read as plain values."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+from budgetnet.errors import RunError
+
+CHECKPOINT_FORMAT = 4
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU, plain values only. Raises RunError for a damaged, foreign or older one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["budgetnet"]["format"]
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not there: all nodes of a run must see its directory") from error
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, IndexError, ValueError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"{path} is damaged or not a checkpoint of this project ({reason}): remove it to start again"
+        ) from error
+    if found != CHECKPOINT_FORMAT:
+        raise RunError(
+            f"{path} is of checkpoint format {found}, and this version reads {CHECKPOINT_FORMAT}: continue it with the "
+            "version that wrote it, or start in a new directory (run.dir=)"
+        )
+    return state
+
+
+class DurableFiles(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it and renames it: at any instant the old one or the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        final = Path(path)
+        temporary = final.with_name(final.name + ".tmp")
+        contents = io.BytesIO()
+        torch.save(checkpoint, contents)
+        with open(temporary, "wb") as file:
+            file.write(contents.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+        directory = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,117 @@
+"""The text files of a run directory: appended while the run goes on, cut back when it is resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def metric_columns(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The columns of metrics.csv for a task's metrics, by name; the first is also measured in training."""
+    first = metrics[0]
+    return (
+        *("epoch", "phase", "round", "step", "lr", "train_loss", f"train_{first}", "val_loss"),
+        *(f"val_{name}" for name in metrics),
+        *(f"test_{first}", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds"),
+    )
+
+
+class Records:
+    """The CSV files and growth.jsonl of one run directory (`RunDirectory` reads them). columns: of metrics.csv."""
+
+    def __init__(self, directory: Path, columns: Sequence[str] = ()) -> None:
+        self.directory = Path(directory)
+        self.columns = columns
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """One row per epoch."""
+        self._append_csv("metrics.csv", {name: row.get(name, "") for name in self.columns})
+
+    def saturation(self, epoch: int, round: int, saturation: Mapping[str, float]) -> None:
+        """One row per epoch of the growing phase: s of every group that may grow."""
+        self._append_csv("saturation.csv", {"epoch": epoch, "round": round, **saturation})
+
+    def edges(self, row: Mapping[str, Any]) -> None:
+        """One row per epoch in which edges are learned: what they cost, and how likely each of them is."""
+        self._append_csv("edges.csv", row)
+
+    def growth(self, record: Mapping[str, Any]) -> None:
+        """One line per growth round."""
+        _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")
+
+    def filters(self, round: int, weights: np.ndarray, selected: np.ndarray) -> None:
+        """filters/round_NNN.npz: the first layer's filters (filters, channels, height, width) before a growth round.
+
+        selected: which of them the method selects, (filters,).
+        """
+        folder = self.directory / "filters"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / "round.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, weights=weights, selected=selected)
+        os.replace(temporary, folder / f"round_{round:03d}.npz")
+
+    def cut(self, epochs: int) -> None:
+        """Forget what was written after `epochs` epochs: a resumed run writes it again."""
+        for name in ("metrics.csv", "saturation.csv", "edges.csv", "growth.jsonl"):
+            path = self.directory / name
+            if not path.exists():
+                continue
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            if name == "growth.jsonl":
+                kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]
+            else:
+                kept = whole[:1] + [
+                    line
+                    for line in whole[1:]
+                    if (number := line.split(",", 1)[0]).isdecimal() and int(number) <= epochs
+                ]
+            if kept != lines:
+                write_text(path, "".join(kept))
+
+    def _append_csv(self, name: str, row: Mapping[str, Any]) -> None:
+        path = self.directory / name
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        if not path.exists() or path.stat().st_size == 0:  # begun, and killed before a line was written
+            writer.writeheader()
+        writer.writerow({key: repr(value) if isinstance(value, float) else value for key, value in row.items()})
+        _append(path, text.getvalue())
+
+
+def _epoch_of_json(line: str) -> int | None:
+    """The epoch of a line of growth.jsonl; None for one that is damaged."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint that counts on these lines comes next
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: readers see the old text or the new, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

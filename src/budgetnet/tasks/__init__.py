@@ -1,0 +1,7 @@
+"""What a network is trained for: one file a task, `task.py` says what a task gives."""
+
+from budgetnet.tasks.classification import Classification
+from budgetnet.tasks.segmentation import IGNORED, Segmentation
+from budgetnet.tasks.task import Metric, Output, Task
+
+__all__ = ["IGNORED", "Classification", "Metric", "Output", "Segmentation", "Task"]

@@ -1,0 +1,50 @@
+"""A class for each image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from budgetnet.tasks.task import Metric, Output, Task
+
+TOP1, TOP5 = Metric("top1", "top-1"), Metric("top5", "top-5")
+
+
+class Classification(Task):
+    """A class for each image: logits (N, K), targets (N,). label_smoothing: of the training loss alone."""
+
+    name = "classification"
+    metrics = (TOP1, TOP5)
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def losses(self, output: Output, targets: Tensor) -> Tensor:
+        assert isinstance(output, Tensor)
+        return functional.cross_entropy(output, targets, reduction="none")
+
+    def training_losses(self, output: Output, targets: Tensor) -> Tensor:
+        assert isinstance(output, Tensor)
+        return functional.cross_entropy(output, targets, reduction="none", label_smoothing=self.label_smoothing)
+
+    def loss(self, output: Output, targets: Tensor) -> Tensor:
+        """The same in one operation."""
+        assert isinstance(output, Tensor)
+        return functional.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
+
+    def sums(self, output: Output, targets: Tensor) -> Tensor:
+        """(3,): images whose class has the largest logit, whose class is among the five largest, all images.
+
+        Counted here, since torchmetrics' accuracies keep such sums in objects of their own, one for each metric.
+        """
+        assert isinstance(output, Tensor)
+        largest = output.topk(min(5, output.shape[1])).indices
+        right = largest == targets[:, None]
+        top1 = (output.argmax(1) == targets).sum()
+        return torch.stack([top1, right.sum(), torch.full_like(top1, len(targets))])
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """Accuracies in percent, divided in single precision as torchmetrics divides."""
+        top1, top5 = (sums[:2].float() / sums[2].float()).tolist()
+        return {"top1": 100 * top1, "top5": 100 * top5}

@@ -1,0 +1,66 @@
+"""last.ckpt after every epoch, or more often; best.ckpt at the best validation accuracy of the final network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from budgetnet.methods.base import BudgetedModule
+
+
+class Checkpoint(pl.callbacks.Checkpoint):
+    """Runs after the other callbacks, so a checkpoint taken at a growth round holds the grown network.
+
+    every_n_steps: also write last.ckpt after every so many steps, in the middle of an epoch.
+    best.ckpt is chosen by the first metric of the task on the validation set, among the epochs after growth (the widths
+    are the final ones there); without a validation set it is the last epoch.
+    """
+
+    def __init__(self, directory: Path, every_n_steps: int | None = None) -> None:
+        self.directory = Path(directory)
+        self.every_n_steps = every_n_steps
+        self.best_value: float | None = None
+        self.best_epoch = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_steps is None or trainer.global_step % self.every_n_steps:
+            return
+        if batch_idx + 1 < trainer.num_training_batches:  # else the epoch ends, which is the better place
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        epochs = trainer.current_epoch + 1
+        metric = pl_module.task.metric
+        value = pl_module.results.get(f"val_{metric.name}")
+        final = not pl_module.resizes and epochs > pl_module.growing_epochs  # growth ends at the end of an epoch
+        if pl_module.data.splits.validation is None:
+            better = final
+        else:  # of equals the last
+            worse = self.best_value is None or (value is not None and not metric.better(self.best_value, value))
+            better = final and value is not None and worse
+        if better:
+            self.best_value, self.best_epoch = value, epochs
+        if pl_module.finished(epochs):
+            trainer.should_stop = True
+        if better:  # before last.ckpt, which tells a continued run that this was the best
+            trainer.save_checkpoint(self.directory / "best.ckpt")
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt after a step in the middle of an epoch. Raises RunError if a loss was not finite till now."""
+        module = trainer.lightning_module
+        assert isinstance(module, BudgetedModule)
+        module.settle()
+        module.keep_random_state()
+        trainer.save_checkpoint(self.directory / "last.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_value": self.best_value, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]

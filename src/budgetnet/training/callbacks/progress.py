@@ -1,0 +1,75 @@
+"""A bar per epoch: phase, widths, FLOPs of the budget, accuracy."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from budgetnet.costs.budget import format_quantity
+from budgetnet.methods.base import BudgetedModule
+
+
+class Progress(pl.callbacks.ProgressBar):
+    """On a terminal one line that fills up during the epoch; elsewhere one line when the epoch has ended.
+
+    It looks at the clock every step and at nothing else, and draws at most `per_second` times.
+    """
+
+    def __init__(self, flops_limit: int | None = None, per_second: float = 4.0) -> None:
+        super().__init__()
+        self.flops_limit = flops_limit
+        self.interval = 1 / per_second
+        self._next = 0.0
+        self._terminal = sys.stderr.isatty()
+
+    def disable(self) -> None:
+        self._terminal = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()  # of an epoch that is continued
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.monotonic()
+        self._next = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._terminal and trainer.is_global_zero and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.interval
+            assert isinstance(pl_module, BudgetedModule)
+            sys.stderr.write("\r\x1b[2K" + self.line(trainer, pl_module, batch_idx + 1))
+            sys.stderr.flush()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, BudgetedModule)
+            start = "\r\x1b[2K" if self._terminal else ""
+            sys.stderr.write(start + self.line(trainer, pl_module, int(trainer.num_training_batches)) + "\n")
+            sys.stderr.flush()
+
+    def line(self, trainer: pl.Trainer, module: BudgetedModule, batches: int) -> str:
+        """The text of the bar after `batches` steps of the epoch."""
+        total = int(trainer.num_training_batches)
+        filled = 20 * batches // total
+        flops = module.costs()["flops"]
+        of = (
+            f" of {format_quantity(self.flops_limit)} ({100 * flops / self.flops_limit:.0f}%)"
+            if self.flops_limit
+            else ""
+        )
+        metric = module.task.metric
+        value = module.results.get(f"val_{metric.name}")
+        phase = f"{module.phase} round {module.round + 1}" if module.phase == "grow" else module.phase
+        parts = [
+            f"epoch {trainer.current_epoch + 1:3d} {phase}",
+            "█" * filled + "·" * (20 - filled) + f" {batches}/{total}",
+            f"{time.monotonic() - self._start:.1f} s",
+            f"widths {sum(module.graph.widths.values())}",
+            f"FLOPs {format_quantity(flops)}{of}",
+            *([f"val {metric.text(value)}"] if value is not None else []),
+        ]
+        return "  ".join(parts)

@@ -1,0 +1,104 @@
+"""One row per epoch, the same numbers in metrics.csv and in every logger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.runs.records import Records
+from budgetnet.training.loggers import Wandb
+
+
+def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Send scalars to the loggers at the trainer's step, without Lightning's per-step bookkeeping."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
+
+
+class Recorder(pl.Callback):
+    """Writes metrics.csv, saturation.csv and edges.csv, and logs them.
+
+    Comes before Growth: a row is of the epoch's network.
+
+    loggers: makes the trainer's loggers. They start once a step has been taken: training does not wait for them, and a
+    run that cannot train leaves nothing in them.
+    """
+
+    def __init__(self, records: Records, loggers: Callable[[], list[Logger]]) -> None:
+        self.records, self.make_loggers = records, loggers
+        self._logging = False
+        self._start: float | None = None
+        """When the running epoch began."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": 0.0 if self._start is None else time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = time.perf_counter() - state_dict["elapsed"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not trainer.loggers:
+            trainer.loggers = self.make_loggers()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._logging:
+            self._logging, begin = True, time.perf_counter()
+            for logger in trainer.loggers:
+                if isinstance(logger, Wandb):
+                    _ = logger.experiment  # which starts it
+            if self._start is not None:  # an epoch's seconds are without
+                self._start += time.perf_counter() - begin
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, BudgetedModule)
+        row = self.row(trainer, pl_module)
+        self._start = None
+        edges = pl_module.edge_record()
+        saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
+        if not trainer.is_global_zero:
+            return
+        self.records.metrics(row)
+        if saturation:
+            self.records.saturation(row["epoch"], row["round"], saturation)
+        if edges:
+            self.records.edges({"epoch": row["epoch"], **edges})
+        numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+        log(
+            trainer,
+            {
+                **numbers,
+                **{f"saturation/{name}": value for name, value in saturation.items()},
+                **{f"edges/{name}": float(value) for name, value in edges.items()},
+            },
+        )
+
+    def row(self, trainer: pl.Trainer, module: BudgetedModule) -> dict[str, Any]:
+        """The epoch that just ended (`budgetnet.runs.records.metric_columns` names the columns)."""
+        module.results.update(module.epoch_metrics())
+        return {
+            "epoch": trainer.current_epoch + 1,
+            "phase": module.phase,
+            "round": module.round,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **{
+                k: v
+                for k, v in module.results.items()
+                if k.startswith(("train_", "val_")) or k == f"test_{module.task.metric.name}"
+            },
+            **module.costs(),
+            "train_cost_flops": module.ledger.spent,
+            "train_cost_baseline_percent": module.ledger.percent_of_baseline(),
+            "seconds": time.perf_counter() - (self._start or 0.0),
+        }

@@ -1,0 +1,75 @@
+"""When each filter was selected: the inverse scale space path of every growth round, for looking at the measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.runs.records import write_text
+
+COLUMNS = ("layer", "filter", "step", "mean_norm", "norm")
+
+
+class SelectionPath(pl.Callback):
+    """Writes selection/round_NNN.csv: for every filter of every growing layer when it entered the support.
+
+    python -m src.run +callbacks.path._target_=budgetnet.training.callbacks.selection_path.SelectionPath
+
+    every: steps between two looks, each of which waits for the device. step: of the round, of the first look that
+    found it selected; empty if none did. At the round's end: mean_norm ‖Z‖ν/(lr·steps), which until it is selected
+    is the norm of its weights' mean over the steps; norm, of its weights. Methods without LBI have no path.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self.round, self.steps = 0, 0
+        self.entered: dict[str, Tensor] = {}
+        self.last: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"round": self.round, "steps": self.steps, "entered": self.entered, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not isinstance(pl_module, AdeNeL) or pl_module.phase != "grow":
+            return
+        self.steps += 1
+        if self.steps % self.every == 0 or trainer.is_last_batch:
+            self._look(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Comes after the growth round: what is written was seen before it."""
+        if not isinstance(pl_module, AdeNeL) or pl_module.round == self.round:
+            return
+        if trainer.is_global_zero:
+            self._write(Path(trainer.default_root_dir) / "selection" / f"round_{pl_module.round:03d}.csv")
+        self.round, self.steps, self.entered, self.last = pl_module.round, 0, {}, {}
+
+    @torch.no_grad()
+    def _look(self, module: AdeNeL) -> None:
+        optimizer, rate = module.optimizer, module.optim.lr
+        for group in module.graph.groups:
+            for path in group.producers if group.name in module.planner.max_widths else ():
+                weight = module.net.get_parameter(f"{path}.weight")
+                nu = next(g["nu"] for g in optimizer.param_groups if any(weight is p for p in g["params"]))
+                entered = self.entered.setdefault(path, torch.full((len(weight),), -1))
+                entered[optimizer.support(weight).cpu() & (entered < 0)] = self.steps
+                pulled, now = (x.detach().flatten(1).norm(dim=1).cpu() for x in (optimizer.state[weight]["z"], weight))
+                self.last[path] = pulled * nu / (rate * self.steps), now
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        lines = [",".join(COLUMNS)]
+        for layer, entered in self.entered.items():
+            for number, (step, *norms) in enumerate(zip(entered.tolist(), *(n.tolist() for n in self.last[layer]))):
+                lines.append(",".join([layer, str(number), "" if step < 0 else str(step), *map(repr, norms)]))
+        write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,75 @@
+"""What summary.json says of a run beside its metrics: what it was, what its network costs, where it ran."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from budgetnet.methods.base import BudgetedModule
+from budgetnet.tasks import Metric, Task
+
+
+def describe(
+    config: Mapping[str, Any], directory: Path, module: BudgetedModule, full: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """Everything of summary.json but the metrics; `full` holds the facts of the full backbone."""
+    costs, ledger = module.costs(), module.ledger
+    spent = {**costs, "train_cost": ledger.spent}
+    used = module.budget.used(spent)
+    return {
+        "format": 1,
+        "name": directory.name,
+        "experiment": config["run"]["experiment"],
+        "method": config["method"]["name"],
+        "backbone": config["backbone"].get("name", config["backbone"]["_target_"]),
+        "dataset": config["dataset"]["name"],
+        "seed": config["seed"],
+        **costs,
+        "budget": {
+            kind: {"limit": limit, "used": spent[kind], "percent": 100 * used[kind]}
+            for kind, limit in module.budget.limits.items()
+        },
+        "train_cost_flops": ledger.spent,
+        "train_cost_baseline_percent": ledger.percent_of_baseline(),
+        "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
+        "widths": module.graph.widths,
+        **full,
+        **module.facts(),
+        "stop_reason": module.stop_reason,
+        "rounds": module.round,
+        "growth_seconds": round(ledger.growth_seconds, 3),
+        "compile_seconds": round(ledger.compile_seconds, 3),
+        "versions": {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")}
+        | {"python": platform.python_version()},
+        "hardware": _hardware(module),
+        "command": command,
+    }
+
+
+def best_test_epoch(metrics: Sequence[Mapping[str, Any]], first: int, metric: Metric) -> dict[str, Any]:
+    """The best test value of an epoch and which epoch it was, among the rows of metrics.csv from epoch `first` on.
+
+    None: it was not measured. first: of the final network; those before may be larger than the budget. Of equal epochs
+    the last.
+    """
+    name = f"test_{metric.name}"
+    measured = [(row[name], row["epoch"]) for row in metrics if row["epoch"] >= first and row[name] is not None]
+    best, epoch = max(measured, key=lambda pair: (metric.gain(pair[0]), pair[1]), default=(None, None))
+    return {f"{name}_best": best, f"{name}_best_epoch": epoch}
+
+
+def validation_at(metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task) -> dict[str, Any]:
+    """What the validation at an epoch of metrics.csv gave, by metric; None: there was none."""
+    row: Mapping[str, Any] = next((row for row in metrics if row["epoch"] == epoch), {})
+    return {f"val_{metric.name}": row.get(f"val_{metric.name}") for metric in task.metrics}
+
+
+def _hardware(module: BudgetedModule) -> dict[str, Any]:
+    root = module.trainer.strategy.root_device
+    device = torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} {platform.machine()}"
+    return {"device": device, "threads": torch.get_num_threads(), "devices": module.trainer.world_size}
