@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from budgetnet.errors import UsageError, nearest
+from budgetnet.errors import UsageError
 from budgetnet.methods.phases import SCHEDULES
+from budgetnet.options import read as options
+from budgetnet.options import require_not_negative, require_one_of, require_positive
 
-MOST_THREADS = 1024
-
-
-def _positive(section: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise UsageError(f"{section}.{name}={value}: expected a number above 0")
-
-
-def _not_negative(section: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= 0:
-            raise UsageError(f"{section}.{name}={value}: expected 0 or more")
-
-
-def _one_of(section: str, name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UsageError(f"{section}.{name}={value!r} is unknown{nearest(value, options)}")
-
-
-@dataclass(frozen=True)
-class WholeRun:
-    """The options of conf/config.yaml itself."""
-
-    seed: int
-    epochs: int
-    threads: int | None = None
-    export: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
-        if self.epochs < 1:
-            raise UsageError(f"epochs={self.epochs}: expected 1 or more")
-        if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
-            raise UsageError(f"threads={self.threads}: expected 1 to {MOST_THREADS}, or null")
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """The section `checkpoint` of conf/config.yaml."""
-
-    every_n_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        _positive("checkpoint", every_n_steps=self.every_n_steps)
+__all__ = ["Bregman", "FineTuning", "Optimization", "Pruning", "Rounds", "SeedNetwork", "must_fit", "options"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +25,11 @@ class Optimization:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive("optim", lr=self.lr)
-        _not_negative("optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
-        _one_of("optim", "schedule", self.schedule, SCHEDULES)
+        require_positive("optim", lr=self.lr)
+        require_not_negative(
+            "optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs
+        )
+        require_one_of("optim", "schedule", self.schedule, SCHEDULES)
         if self.momentum >= 1:
             raise UsageError(f"optim.momentum={self.momentum}: expected 0 up to, not including, 1")
         if not 0 <= self.label_smoothing < 1:
@@ -93,9 +48,9 @@ class Bregman:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _positive("lbi", coupling=self.coupling, selection_norm=self.selection_norm, kappa=self.kappa)
-        _positive("lbi", nu=self.nu, threshold=self.threshold)
-        _not_negative("lbi", weight_decay=self.weight_decay)
+        require_positive("lbi", coupling=self.coupling, selection_norm=self.selection_norm, kappa=self.kappa)
+        require_positive("lbi", nu=self.nu, threshold=self.threshold)
+        require_not_negative("lbi", weight_decay=self.weight_decay)
 
     def nu_of(self, lr: float, steps: int) -> float:
         """ν for which the coupling pulls an unselected filter by `coupling` in a round: lr · steps / ν = coupling."""
@@ -113,12 +68,12 @@ class FineTuning:
     warmup_epochs: int = 0
 
     def __post_init__(self) -> None:
-        _positive("finetune", lr=self.lr)
-        _not_negative("finetune", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+        require_positive("finetune", lr=self.lr)
+        require_not_negative("finetune", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"finetune.warmup_epochs={self.warmup_epochs}: longer than finetune.epochs={self.epochs}")
-        _one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))
-        _one_of("finetune", "schedule", self.schedule, SCHEDULES)
+        require_one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))
+        require_one_of("finetune", "schedule", self.schedule, SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -138,11 +93,11 @@ class Rounds:
         from budgetnet.channels.initialise import INITIALISATIONS
         from budgetnet.methods.growth.capacity import READOUTS, REDUCTIONS
 
-        _positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
-        _one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
-        _one_of("growth", "state", self.state, ("reset", "carry"))
-        _one_of("growth", "reduction", self.reduction, REDUCTIONS)
-        _one_of("growth", "readout", self.readout, READOUTS)
+        require_positive("growth", epochs_per_round=self.epochs_per_round, max_rounds=self.max_rounds)
+        require_one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
+        require_one_of("growth", "state", self.state, ("reset", "carry"))
+        require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
+        require_one_of("growth", "readout", self.readout, READOUTS)
         if not 0 < self.quantile < 1:
             raise UsageError(f"growth.quantile={self.quantile}: expected a part of the filters, above 0 and below 1")
 
@@ -166,11 +121,11 @@ class Pruning:
     def __post_init__(self) -> None:
         from budgetnet.methods.pruning.pools import SCOPES
 
-        _positive(
+        require_positive(
             "prune", epochs=self.epochs, steps=self.steps, epochs_per_step=self.epochs_per_step, images=self.images
         )
-        _not_negative("prune", sparsity=self.sparsity)
-        _one_of("prune", "scope", self.scope, SCOPES)
+        require_not_negative("prune", sparsity=self.sparsity)
+        require_one_of("prune", "scope", self.scope, SCOPES)
 
 
 @dataclass(frozen=True)
@@ -190,27 +145,3 @@ def must_fit(epochs: int, needed: int, *parts: str) -> None:
             f"{', '.join(parts[:-1])} and {parts[-1]} do not fit into epochs={epochs}: "
             f"raise it to {needed} or shorten one of them"
         )
-
-
-Section = TypeVar("Section")
-
-
-def options(section: type[Section], name: str, values: Mapping[str, Any]) -> Section:
-    """Build one of the value objects above from its part of the configuration, with OmegaConf's type conversion.
-
-    Keys that belong to another object of the same section are left alone. Raises UsageError for a wrong type.
-    """
-    known = {field.name for field in fields(cast(Any, section))}
-    try:
-        schema = OmegaConf.structured(section)
-        OmegaConf.set_readonly(schema, False)
-        merged = OmegaConf.merge(schema, {key: value for key, value in values.items() if key in known})
-        built = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "key", None))
-        option = f"{name}.{key}".lstrip(".")
-        if isinstance(error, MissingMandatoryValue):
-            raise UsageError(f"{option} is missing: expected a value, as in conf/{name}") from error
-        raise UsageError(f"{option}={values.get(key)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(built, section)
-    return built
