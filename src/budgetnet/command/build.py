@@ -26,9 +26,11 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from budgetnet.channels import ChannelGraph, GraphError
-from budgetnet.command.configuration import Training, checked
+from budgetnet.command.configuration import Training, parse
+from budgetnet.command.methods import method_class
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes.environment import started
@@ -64,13 +66,14 @@ def build(config: Config, directory: Path, signals: Signals | None = None) -> Pa
     Raises UsageError for a configuration that cannot run. Nothing is written, but a missing dataset is downloaded.
     """
     quiet()
-    config = checked(config)
+    configuration = parse(config, method_class(config))
+    config = configuration.plain
     with _blamed_on("dataset"):
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         if config["threads"] is not None:
             torch.set_num_threads(config["threads"])
             os.environ["OMP_NUM_THREADS"] = str(config["threads"])  # Lightning's launcher asks for it
-        data = make("dataset", config["dataset"], DataModule)
+        data = make_data(configuration.dataset, config["dataset"])
         data.prepare_data()
     task = make_task(config.get("task"), data, config["optim"]["label_smoothing"])
     module, full = make_module(config, data, task)
@@ -84,11 +87,20 @@ def build(config: Config, directory: Path, signals: Signals | None = None) -> Pa
 
 def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
     """What the `_target_` of a section of conf/ makes; UsageError if that is not of this kind."""
-    made = instantiate(section, **arguments)
+    return _expect(name, section, kind, instantiate(section, **arguments))
+
+
+def _expect(name: str, section: Config, kind: type[Made], made: Any) -> Made:
     if not isinstance(made, kind):
         target, expected = section["_target_"], f"{kind.__module__}.{kind.__name__}"
         raise UsageError(f"{name}._target_={target} made a {type(made).__name__}: expected a {expected}")
     return made
+
+
+def make_data(options: DatasetOptions, section: Config) -> DataModule:
+    """The dataset of conf/dataset: its `_target_` is called with the options and the source."""
+    target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": section.get("source")})
+    return _expect("dataset", section, DataModule, target(options=options))
 
 
 def make_module(config: Config, data: DataModule, task: Task) -> tuple[BudgetedModule, dict[str, Any]]:
