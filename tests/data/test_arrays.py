@@ -64,7 +64,8 @@ def test_arrays_of_other_types_are_taken():
         (torch.zeros(0, 1, 2, 2, dtype=torch.uint8), [], r"\(0, 1, 2, 2\)"),
         (torch.zeros(3, 1, 2, 2, dtype=torch.int32), [0, 1, 2], "int32"),
         (torch.zeros(3, 1, 2, 2), [0, 1], r"\(2,\)"),
-        (torch.zeros(3, 1, 2, 2), [0.0, 1.0, 2.0], "float32"),
+        (torch.zeros(3, 1, 2, 2), [0.0, 1.0, 2.0], "float32 are numbers to be estimated"),
+        (torch.zeros(3, 1, 2, 2), [True, False, True], "bool"),
         (torch.zeros(3, 1, 2, 2), [0, 1, -1], "-1"),
         (torch.zeros(3, 1, 2, 2), [0, 1, 4], "4"),
     ],
@@ -73,3 +74,21 @@ def test_images_and_labels_that_do_not_fit_are_refused_in_one_line(images, label
     with pytest.raises(UsageError, match=names) as error:
         ImageArrays.of(images, labels, num_classes=4)
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_a_float_type_are_numbers_to_be_estimated():
+    images = torch.zeros(3, 1, 2, 2)
+    data = ImageArrays.of(images, np.array([0.5, -2.0, 1e6]))
+    assert (data.labels.dtype, data.labels.tolist(), data.num_classes) == (torch.float32, [0.5, -2.0, 1e6], 1)
+    assert repr(data) == "ImageArrays(3 images of 1x2x2 with a number each)"
+    assert data.subset(torch.tensor([2, 0])).labels.tolist() == [1e6, 0.5]
+    with pytest.raises(UsageError, match="expected finite numbers"):
+        ImageArrays.of(images, [0.0, float("nan"), 1.0])
+
+
+def test_images_with_numbers_are_held_out_at_random():
+    ascending = torch.arange(1000.0)
+    kept, held = hold_out(ascending, 500, seed=0)
+    assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(1000))
+    assert 200 < int((held < 500).sum()) < 300
+    assert torch.equal(held, hold_out(torch.rand(1000), 500, seed=0)[1])

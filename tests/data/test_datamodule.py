@@ -171,6 +171,17 @@ def test_test_images_of_another_shape_are_refused():
         data.setup()
 
 
+def test_numbers_to_be_estimated_reach_the_batches_as_they_are():
+    images, numbers = arrays(200)[0], torch.linspace(-1, 1, 200)
+    data = DataModule.from_arrays((images, numbers), (images[:40], numbers[:40]), batch_size=16, limit_train=100)
+    assert data.num_classes == 1 and data.train_size == 100
+    _, targets = next(iter(data.train_dataloader()))
+    assert targets.dtype == torch.float32 and set(targets.tolist()) <= set(numbers.tolist())
+    mixed = DataModule.from_arrays((images, numbers), (images[:2], torch.zeros(2, dtype=torch.long)), num_classes=1)
+    with pytest.raises(UsageError, match=r"with a number each\), the test set"):
+        mixed.setup()
+
+
 def test_the_data_package_does_without_lightning():
     code = "import sys, budgetnet.data as d; d.DeviceLoader; sys.exit('pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -232,6 +243,6 @@ def test_an_image_folder_runs_from_the_imagenet_configuration(tmp_path):
     assert data.splits.validation.labels.bincount().tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "dataset").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((CONF / "dataset").glob("[a-z]*.yaml")), ids=lambda path: path.stem)
 def test_every_dataset_configuration_opens_with_a_command_that_uses_it(path):
     assert path.read_text().startswith(f"# python -m src.run dataset={path.stem} ")

@@ -5,63 +5,101 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from budgetnet.command.compose import CONF
+from budgetnet.command.methods import RENAMED
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
 from budgetnet.processes.environment import started
+
+Line = tuple[str, int]
+"""What is said of an error, and the exit code."""
 
 
 def explain(error: BaseException) -> int:
     """Print an error as one line on standard error and return the exit code; a bug keeps its traceback."""
-    from hydra.errors import (
-        ConfigCompositionException,
-        HydraException,
-        MissingConfigException,
-        OverrideParseException,
-    )
-    from omegaconf.errors import OmegaConfBaseException
-
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, (UsageError, RunError)):
-        cause = cause.__cause__
-    if cause is not None:
-        return _say(str(cause), 2 if isinstance(cause, UsageError) else 1)
+    error = _cause(error) or error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
-        text = str(error) if isinstance(error, Interrupted) else "nothing was started"
-        return _say(f"interrupted: {text}", 130, "")
+        return _say(f"interrupted: {error if isinstance(error, Interrupted) else 'nothing was started'}", 130, "")
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
     if started().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
         return 2  # every process finds the same, and rank 0 says it
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return _say(f"{group}={name} is unknown{nearest(name, error.options or [])}", 2)
-    if isinstance(error, OverrideParseException):
-        reason = error.message.splitlines()[0].removesuffix(f": {error.override}")
-        return _say(
-            f"{error.override!r} is not an override such as optim.lr=0.1 ({reason}); quote special characters", 2
-        )
-    if isinstance(error, ConfigCompositionException) and (key := re.search(r"override '([^']+)'", str(error))):
-        if key[1] in (known := known_options()):
-            group = key[1].partition(".")[0]
-            return _say(f"{key[1]} does not go with the {group} chosen: to add it, write +{key[1]}=", 2)
-        return _say(f"no option is called {key[1]!r}{nearest(key[1], known)}", 2)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _say(str(error), 2)
-    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":
-        return _say("every trial of the search failed", 1)  # what Optuna says then
-    if type(error).__module__.startswith(("joblib.", "submitit.")):
-        return _say(f"a job of the sweep died: {error}", 1)
-    if isinstance(error, Exception) and not _is_ours(error):
-        reason = str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)
-        return _say(f"hydra does not take these overrides ({reason}): {' '.join(sys.argv[1:])}", 2)
+    for kind, line_of in _LINES:
+        if isinstance(error, kind) and (line := line_of(error)) is not None:
+            return _say(*line)
     traceback.print_exception(error)
     return 1
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """The error of this project's that another one wraps."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (UsageError, RunError)):
+        cause = cause.__cause__
+    return cause
+
+
+def _unknown_file(error: MissingConfigException) -> Line | None:
+    if error.missing_cfg_file is None:
+        return None
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    choices = [each for each in error.options or [] if not each.startswith("_")]
+    return f"{group}={name} is unknown{nearest(name, choices)}", 2
+
+
+def _no_override(error: OverrideParseException) -> Line:
+    reason = error.message.splitlines()[0].removesuffix(f": {error.override}")
+    return f"{error.override!r} is not an override such as optim.lr=0.1 ({reason}); quote special characters", 2
+
+
+def _unknown_option(error: ConfigCompositionException) -> Line | None:
+    found = re.search(r"override '([^']+)'", str(error))
+    if found is None:
+        return None
+    key, known = found[1], known_options()
+    if key in RENAMED and RENAMED[key] in known and key not in known:
+        return f"{key} is called {RENAMED[key]} now: write {RENAMED[key]}=", 2
+    if key in known:
+        return f"{key} does not go with the {key.partition('.')[0]} chosen: to add it, write +{key}=", 2
+    return f"no option is called {key!r}{nearest(key, known)}", 2
+
+
+def _of_a_sweep(error: Exception) -> Line | None:
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # what Optuna says then
+        return "every trial of the search failed", 1
+    if type(error).__module__.startswith(("joblib.", "submitit.")):
+        return f"a job of the sweep died: {error}", 1
+    return None
+
+
+def _of_hydra(error: Exception) -> Line | None:
+    if _is_ours(error):
+        return None
+    reason = str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)
+    return f"hydra does not take these overrides ({reason}): {' '.join(sys.argv[1:])}", 2
+
+
+_LINES: tuple[tuple[type[BaseException], Callable[[Any], Line | None]], ...] = (
+    (UsageError, lambda error: (str(error), 2)),
+    (RunError, lambda error: (str(error), 1)),
+    (MissingConfigException, _unknown_file),
+    (OverrideParseException, _no_override),
+    (ConfigCompositionException, _unknown_option),
+    (HydraException, lambda error: (str(error), 2)),
+    (OmegaConfBaseException, lambda error: (str(error), 2)),
+    (Exception, _of_a_sweep),
+    (Exception, _of_hydra),
+)
+"""By type, the line for an error: the first that has one counts; an error without one is a bug."""
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -72,8 +110,6 @@ def _is_ours(error: BaseException) -> bool:
 
 def known_options() -> list[str]:
     """Every option and group of conf/, as it is written on the command line."""
-    from omegaconf import OmegaConf
-
     found = set()
     for file in CONF.rglob("*.yaml"):
         group = ".".join(file.relative_to(CONF).parts[:-1])

@@ -21,7 +21,8 @@ NO_CLASS = 255
 class ImageArrays:
     """Images (N, C, H, W), uint8 in 0..255 or float32, and their labels (N,), int64 in 0..num_classes - 1.
 
-    For a segmentation, labels are masks (N, H, W), uint8: the class of every pixel, or NO_CLASS.
+    For a segmentation, labels are masks (N, H, W), uint8: the class of every pixel, or NO_CLASS. Numbers to be
+    estimated are float32 (N,), and num_classes is 1.
     Raises UsageError if there is no image, or shapes, types or labels do not fit together.
     """
 
@@ -37,13 +38,26 @@ class ImageArrays:
         if self.labels.dim() == 3:
             self._check_masks()
             return
-        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
+        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype not in (torch.int64, torch.float32):
             raise UsageError(
-                f"labels of shape {tuple(self.labels.shape)}, {self.labels.dtype}: expected ({shape[0]},), int64"
+                f"labels of shape {tuple(self.labels.shape)}, {self.labels.dtype}: expected ({shape[0]},), int64, or "
+                "float32 for numbers to be estimated"
             )
+        if self.labels.is_floating_point():
+            self._check_numbers()
+            return
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise UsageError(f"labels from {low} to {high} of {count} images: expected 0 to {self.num_classes - 1}")
+
+    def _check_numbers(self) -> None:
+        if self.num_classes != 1:
+            raise UsageError(
+                f"labels of {self.labels.dtype} are numbers to be estimated, which have no {self.num_classes} classes: "
+                "expected 1, or labels of int64"
+            )
+        if not self.labels.isfinite().all():
+            raise UsageError(f"labels of {len(self)} images: expected finite numbers")
 
     def _check_masks(self) -> None:
         expected = (len(self.images), *self.images.shape[2:])
@@ -67,12 +81,15 @@ class ImageArrays:
     ) -> ImageArrays:
         """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one.
 
-        In masks (N, H, W) a negative label or NO_CLASS is that of a pixel without a class.
+        Labels (N,) of a float type are numbers to be estimated: num_classes is 1. In masks (N, H, W) a negative label or
+        NO_CLASS is that of a pixel without a class.
         """
         pixels, classes = torch.as_tensor(images), torch.as_tensor(labels)
         if pixels.is_floating_point():
             pixels = pixels.float()
-        if classes.dtype not in (torch.bool, torch.float16, torch.float32, torch.float64):
+        if classes.is_floating_point() and classes.dim() == 1:
+            return ImageArrays(pixels, classes.float(), 1 if num_classes is None else num_classes)
+        if classes.dtype != torch.bool and not classes.is_floating_point():
             classes = classes.long()
         known = classes
         if classes.dim() == 3 and not classes.is_floating_point():
@@ -91,8 +108,11 @@ class ImageArrays:
         return len(self.labels)
 
     def __repr__(self) -> str:
+        images = f"{len(self)} images of {'x'.join(map(str, self.shape))}"
+        if self.labels.is_floating_point():
+            return f"ImageArrays({images} with a number each)"
         masks = " with masks" if self.labels.dim() == 3 else ""
-        return f"ImageArrays({len(self)} images of {'x'.join(map(str, self.shape))}{masks}, {self.num_classes} classes)"
+        return f"ImageArrays({images}{masks}, {self.num_classes} classes)"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -125,9 +145,9 @@ def stratified_order(labels: Tensor, *key: object) -> Tensor:
     """A random order (N,) of the images, a function of `key` alone, whose every prefix is stratified.
 
     labels: (N,). The first n of the order hold every class in proportion, to within one image. Masks (N, H, W) have
-    classes of pixels alone: the order is random.
+    classes of pixels alone, and numbers to be estimated have none: the order is random.
     """
-    if labels.dim() > 1:
+    if labels.dim() > 1 or labels.is_floating_point():
         labels = torch.zeros(len(labels), dtype=torch.long)
     shuffled = torch.randperm(len(labels), generator=keyed_generator("stratified", *key))
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]

@@ -102,10 +102,11 @@ class DataModule(pl.LightningDataModule):
             )
         train, *own, test = sets
         for part, other in zip(("test", "validation"), (test, *own), strict=False):
-            same = other.labels.dim() == train.labels.dim() and other.num_classes == train.num_classes
+            same = (other.labels.dim(), other.labels.dtype) == (train.labels.dim(), train.labels.dtype)
+            same = same and other.num_classes == train.num_classes
             if other.shape != train.shape or not same:
                 raise UsageError(
-                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape"
+                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape, and labels of one kind"
                 )
         self._check_images(train)
         train, held_out = self._held_out(train, *own)
