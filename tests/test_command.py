@@ -7,10 +7,12 @@ import pytest
 
 from budgetnet.command.explain import known_options
 from budgetnet.command.job import objective
+from budgetnet.command.methods import known_methods
 from budgetnet.command.names import run_directory, run_name, sweep_name
 from src.run import main
 
-QUICK = ["dataset=digits", "logger=csv", "backbone=lenet5", "trainer.progress=false", "growth.seed_shape=equal"]
+QUICK = ["dataset=digits", "logger=csv", "backbone=lenet5", "trainer.progress=false"]
+EQUAL = "growth.seed_shape=equal"
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
@@ -37,10 +39,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         (["budget.flops=0.5Q"], "budget.flops=0.5Q: unknown suffix 'Q'"),
         (["budget.flops=-3"], "budget.flops=-3: expected a positive number"),
         (["budget.params=0"], "budget.params=0: expected a positive number"),
-        (["budget.flops=1k"], "budget.flops=1,000 is below the 141,320 of the seed network"),
-        (["budget.flops=1T"], "is above the 16,695,720 of the largest network allowed"),
-        (["budget.flops=50%", "budget.params=1k"], "budget.params=1,000 is below the 23,642 of the seed network"),
-        (["budget.flops=50%", "budget.train_cost=0.1%"], "budget.train_cost="),
+        (["budget.flops=1k", EQUAL], "budget.flops=1,000 is below the 141,320 of the seed network"),
+        (["budget.flops=1T", EQUAL], "is above the 16,695,720 of the largest network allowed"),
+        (
+            ["budget.flops=50%", "budget.params=1k", EQUAL],
+            "budget.params=1,000 is below the 23,642 of the seed network",
+        ),
+        (["budget.flops=50%", "budget.train_cost=0.1%", EQUAL], "budget.train_cost="),
         (["budget.flops=50%", "growth.epochs_per_round=400"], "do not fit into epochs="),
         (["budget.flops=50%", "growth.number=abc"], "growth.number=abc"),
         (["budget.flops=50%", "growth.policy=saturated"], "did you mean 'saturation'"),
@@ -48,6 +53,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         (["budget.flops=50%", "optim.lr=0"], "optim.lr=0.0: expected a number above 0"),
         (["budget.flops=50%", "seed=abc"], "seed=abc"),
         (["budget.flops=50%", "dataset.batch_size=0"], "dataset.batch_size=0"),
+        (["budget.flops=50%", "dataset=_images"], "dataset.name=None: expected a name, as in conf/dataset"),
         (["budget.flops=50%", "dataset.name=x", "dataset.rot=/nowhere"], "did you mean 'dataset.root'"),
         (["budget.flops=50%", "backbone=vgg11"], "VGG does not take inputs of shape (1, 28, 28)"),
         (["budget.flops=50%", "optim.lr=[1"], "no viable alternative"),
@@ -70,6 +76,19 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and ".sweep" not in path.parts]
 
 
+@pytest.mark.skipif(not known_methods(), reason="no method of conf/method is a class")
+@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize("typed", ["growth.policy=random", "lbi.nu=3"])
+def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(
+    typed: str, multirun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*QUICK, f"run.root={tmp_path}", "method=l1", "budget.flops=50%", typed]
+    code, errors = command(monkeypatch, capfd, *overrides, *(["-m"] if multirun else []))
+    option = typed.partition("=")[0]
+    assert (code, errors) == (2, f"error: {typed}: method=l1 does not read {option}; read by method=adenel")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_is_named_by_its_overrides_whatever_their_order() -> None:
     assert run_name(["seed=1", "budget.flops=50%", "logger=csv"]) == run_name(["budget.flops=50%", "seed=1"])
     assert run_name(["backbone=vgg16", "+new.option=a/b"]) == "backbone=vgg16,new.option=a_b"
@@ -78,7 +97,9 @@ def test_a_run_is_named_by_its_overrides_whatever_their_order() -> None:
 
 def test_options_that_change_nothing_of_what_is_learned_are_not_in_the_name() -> None:
     free = ["trainer.devices=2", "trainer.progress=false", "launcher.n_jobs=2", "hydra/launcher=basic", "export=false"]
-    assert run_name(["seed=1", *free]) == "seed=1"
+    free += ["dataset.root=/data", "++dataset.workers=2", "logger.mode=offline", "hydra.sweeper.n_trials=3"]
+    assert run_name(["seed=1", "experiment=demo", *free]) == "seed=1"
+    assert run_name(["trainer=ddp", "dataset.limit_train=9"]) == "dataset.limit_train=9,trainer=ddp"
     assert run_name(["trainer.precision=bf16-mixed"]) == "trainer.precision=bf16-mixed"
 
 

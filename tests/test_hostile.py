@@ -206,7 +206,7 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     (r"growth.policy=\${seed}", "growth.policy='${seed}': expected a value, not text that stands for one"),
     ("+growth.seed_widht=8", "no option is called 'growth.seed_widht'; did you mean 'growth.seed_width'"),
     ("+epoch=3", "no option is called 'epoch'; did you mean 'epochs'"),
-    ("~growth.seed_width", "growth.seed_width is missing"),
+    ("~optim.lr", "optim.lr is missing"),
     ("~callbacks", "callbacks=None: expected a section of options"),
     ("growth.ratio=inf", "growth.ratio=inf: expected a finite number"),
     ("growth.ratio='1e400'", "growth.ratio=inf: expected a finite number"),

@@ -43,11 +43,6 @@ that the test set would. A table of sequential operations has them too, after th
 _NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 _SOURCES = ("widths_from", "schedule_from")
 _GROUPS = ("method", "backbone", "dataset")
-_WHERE = {
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "progress", "deterministic", "channels_last"),
-    "dataset": ("root", "download", "workers", "eval_batch_size", "channels_last"),
-}
-"""Options of where and how a run is computed, not of what is."""
 
 
 @dataclass(frozen=True)
@@ -276,14 +271,12 @@ def _read(path: Path, columns: Sequence[str], optional: Collection[str] = ()) ->
 
 def _comparable(config: Mapping[str, Any]) -> str | None:
     """A configuration as text, without seeds, names, paths and places; None if it is none of this project's."""
-    if not all(isinstance(config.get(name), Mapping) for name in (*_GROUPS, *_WHERE)):
+    if not all(isinstance(config.get(name), Mapping) for name in (*_GROUPS, "trainer")):
         return None
     try:
         complete = checked(config)
     except UsageError:
         return None
-    for name, options in _WHERE.items():
-        complete[name] = {key: value for key, value in complete[name].items() if key not in options}
     sources = {key: complete["method"].get(key) is not None for key in _SOURCES}
     return settings({**complete, "method": {**complete["method"], **sources}, "threads": None})
 

@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
 from budgetnet.command.methods import class_of, refuse_unread, typed
-from budgetnet.command.names import SWEEP, run_name, sweep_name
+from budgetnet.command.names import SWEEP as SWEEP
+from budgetnet.command.names import run_name, sweep_name
 from budgetnet.errors import UsageError
 from budgetnet.processes.environment import started
 from budgetnet.runs.locking import exclusive

@@ -81,8 +81,8 @@ class ImageArrays:
     ) -> ImageArrays:
         """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one.
 
-        Labels (N,) of a float type are numbers to be estimated: num_classes is 1. In masks (N, H, W) a negative label or
-        NO_CLASS is that of a pixel without a class.
+        Labels (N,) of a float type are numbers to be estimated: num_classes is 1. In masks (N, H, W) a negative label
+        or NO_CLASS stands for a pixel without a class.
         """
         pixels, classes = torch.as_tensor(images), torch.as_tensor(labels)
         if pixels.is_floating_point():

@@ -106,7 +106,8 @@ class DataModule(pl.LightningDataModule):
             same = same and other.num_classes == train.num_classes
             if other.shape != train.shape or not same:
                 raise UsageError(
-                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape, and labels of one kind"
+                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape "
+                    "and labels of one kind"
                 )
         self._check_images(train)
         train, held_out = self._held_out(train, *own)

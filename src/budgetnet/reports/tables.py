@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.sections import affecting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,17 +115,16 @@ def listed(facts: Mapping[str, object] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (facts or {}).items())
 
 
-def settings(config: object) -> str:
+def settings(config: Mapping[str, Any]) -> str:
     """A configuration as text, without what repetitions of one run may differ in: seeds, names, what is kept where."""
-    told_apart = {"seed", "name", "run", "logger", "export", "launcher", "checkpoint", "task"}  # the dataset says it
 
-    def strip(value: object, outermost: bool = False) -> object:
+    def strip(value: object) -> object:
         if isinstance(value, dict):
-            dropped = told_apart if outermost else {"seed", "test_every_epoch", "root"}
-            return {str(key): strip(item) for key, item in value.items() if key not in dropped}
+            return {str(key): strip(item) for key, item in value.items() if key not in ("seed", "test_every_epoch")}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(config, outermost=True), sort_keys=True, default=str)
+    compared = {key: value for key, value in affecting(config).items() if key != "task"}  # the dataset says it
+    return json.dumps(strip(compared), sort_keys=True, default=str)
 
 
 def repetitions(rows: Sequence[Row]) -> list[Repetitions]:
