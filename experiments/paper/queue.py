@@ -27,10 +27,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.build import new_network
 from budgetnet.command.compose import CONF, composed
 from budgetnet.command.explain import explain
 from budgetnet.command.launcher import Job, gpus_needed, run_jobs, source, visible_gpus
+from budgetnet.command.made import new_network
 from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import SWEEP, Sweep
 from budgetnet.costs import Budget, CostModel

@@ -12,15 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Parts, build
-from budgetnet.data.datamodule import DataModule
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes.environment import requeue
 from budgetnet.processes.group import Processes, after_rank_0
 from budgetnet.runs.adoption import check_same, occupied
@@ -44,17 +41,17 @@ def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
     """
     signals = Signals()
     with ExitStack() as stack, signals.handled():
-        processes = None
+        processes: Processes | None = None
         try:
             if (directory / "done.json").exists():
                 return _summary(config, directory)
             parts = build(config, directory, signals)
-            processes = Processes(parts.trainer)
+            processes = parts.processes
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
-            return _train(config, directory, command, parts, processes, checkpoint)
+            return _train(config, directory, command, parts, checkpoint)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
             told = signals.received is not None
@@ -98,19 +95,17 @@ def _summary(config: Config, directory: Path) -> dict[str, Any]:
     return summary
 
 
-def _train(
-    config: Config, directory: Path, command: str, parts: Parts, processes: Processes, checkpoint: Path | None
-) -> dict[str, Any]:
+def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoint: Path | None) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
-    trainer, module, data = parts.trainer, parts.module, parts.data
+    trainer, learner = parts.trainer, parts.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
-        _fit(trainer, module, data, checkpoint)
-        summary = _evaluate(trainer, module, data, directory, processes)
+        _fit(parts, checkpoint)
+        summary = _evaluate(parts, directory)
         seconds = round(time.perf_counter() - start, 2)
-        summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
+        summary = {**describe(config, directory, learner, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
-            _finish(config, directory, module, data, summary, trainer.loggers)
+            _finish(config, directory, parts, summary)
         return summary
     except SystemExit as error:  # the trainer's own end after Ctrl-C
         raise KeyboardInterrupt from error
@@ -118,16 +113,17 @@ def _train(
         close_loggers(trainer.loggers)
 
 
-def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None) -> None:
+def _fit(parts: Parts, checkpoint: Path | None) -> None:
+    trainer, learner = parts.trainer, parts.learner
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         epochs = state["budgetnet"]["epochs"]
-        module.on_load_checkpoint(state)
-        module.load_state_dict(state["state_dict"])
-        if not state["budgetnet"]["batches"] and (module.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
+        learner.on_load_checkpoint(state)
+        learner.load_state_dict(state["state_dict"])
+        if not state["budgetnet"]["batches"] and (learner.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
             return
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(learner, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
@@ -141,28 +137,27 @@ def _how_to_continue(directory: Path, command: str) -> str:
     return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
-def _evaluate(
-    trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path, processes: Processes
-) -> dict[str, Any]:
-    """The test metrics of the last epoch, then of the validation-selected one, whose weights the module keeps.
+def _evaluate(parts: Parts, directory: Path) -> dict[str, Any]:
+    """The test metrics of the last epoch, then of the validation-selected one, whose weights the learner keeps.
 
     And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
     """
-    task, held_out = module.task, data.splits.validation is not None
+    trainer, learner, data, processes = parts.trainer, parts.learner, parts.data, parts.processes
+    task, held_out = learner.task, data.splits.validation is not None
     epochs, best_epoch = processes.decide(lambda: _selected(directory))
     tested = [f"test_{metric.name}" for metric in task.metrics]
-    trainer.test(module, datamodule=data, verbose=False)
-    results = {f"{name}_last": module.results[name] for name in tested}
+    trainer.test(learner, datamodule=data, verbose=False)
+    results = {f"{name}_last": learner.results[name] for name in tested}
     if best_epoch not in (None, epochs):
         if trainer.is_global_zero:  # the others are given its weights
-            module.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
-        trainer.test(module, datamodule=data, verbose=False)
-    results |= {name: module.results[name] for name in tested}
+            learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
+        trainer.test(learner, datamodule=data, verbose=False)
+    results |= {name: learner.results[name] for name in tested}
     validated: dict[str, Any] = {}
     if best_epoch is None and held_out:  # the network changed after the last validation
-        trainer.validate(module, datamodule=data, verbose=False)
-        validated = {f"val_{metric.name}": module.results[f"val_{metric.name}"] for metric in task.metrics}
-    first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
+        trainer.validate(learner, datamodule=data, verbose=False)
+        validated = {f"val_{metric.name}": learner.results[f"val_{metric.name}"] for metric in task.metrics}
+    first = epochs if learner.final_from is None else learner.final_from + 1  # as Checkpoint has it
 
     def written() -> dict[str, Any]:
         metrics = RunDirectory(directory).metrics
@@ -191,24 +186,17 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
-def _finish(
-    config: Config,
-    directory: Path,
-    module: BudgetedModule,
-    data: DataModule,
-    summary: dict[str, Any],
-    loggers: list[Any],
-) -> None:
+def _finish(config: Config, directory: Path, parts: Parts, summary: dict[str, Any]) -> None:
     from budgetnet.reports.report import write_report
 
     if config["export"]:
         from budgetnet.runs.export import export_model
 
-        export_model(module.net, data.input_shape, directory)
+        export_model(parts.learner.net, parts.data.input_shape, directory)
     write_json(directory / "summary.json", summary)
     write_report(directory)
-    log_images(loggers, directory / "figures", summary)
-    tested = f"test_{module.task.metric.name}"
+    log_images(parts.trainer.loggers, directory / "figures", summary)
+    tested = f"test_{parts.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
 
 

@@ -48,7 +48,7 @@ class Pricing:
 
 
 class EdgePricing(Pricing):
-    """Prices a network of edges, and what is left of it for a choice of edges. machines: of its sequential operations."""
+    """Prices a network of edges, and what a choice of edges leaves of it. machines: of its sequential operations."""
 
     def __init__(self, net: Fabric, machines: int = 1) -> None:
         super().__init__(net)

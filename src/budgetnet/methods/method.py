@@ -1,7 +1,8 @@
 """What a method is, and what it is handed: a network to change, its prices and its budget. No trainer, no Lightning.
 
-A method is a class whose constructor takes, by the names of the sections of conf/, the value objects of the options that
-it reads (`budgetnet.options`); every hook below has a default but `start`. docs/extending.md has a complete example.
+A method is a class whose constructor takes, by the names of the sections of conf/, the value objects of the options
+that it reads (`budgetnet.options`); every hook below has a default but `start`. docs/extending.md has a complete
+example.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class Training:
     """What a method is handed.
 
     net: the full backbone, traced; `start` makes it what training begins with. budget: resolved, in whole numbers.
-    epochs: of the whole run, at most. backbone: what it is called. input_shape: (channels, height, width). batch_size: images of a step, of all
-    processes together. validation_every: epochs between two validations; None: nothing is held out. micro_batches: parts
-    that a process's images are passed in, to save memory. processes: this one and the others.
+    epochs: of the whole run, at most. backbone: what it is called. input_shape: (channels, height, width).
+    batch_size: images of a step, of all processes together. validation_every: epochs between two validations; None:
+    nothing is held out. micro_batches: parts that a process's images are passed in, to save memory. processes: this one
+    and the others.
     """
 
     net: nn.Module
@@ -71,7 +73,7 @@ class Training:
     """Metrics of the last training epoch and the last evaluation: train_loss, val_<metric> and so on."""
 
     # -- how a step goes ----------------------------------------------------------------------------------------------
-    backward: Callable[[Tensor], None] = Tensor.backward  # type: ignore[assignment]
+    backward: Callable[[Tensor], None] = Tensor.backward
     """Add up the gradients of a loss."""
     unreduced: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within it, gradients stay on this process: those of a batch's last part reduce all."""
@@ -103,7 +105,7 @@ class Training:
         return (most - self.ledger.spent) // (epochs * self.ledger.images_per_epoch)
 
     def limits(self, epochs: int) -> dict[str, int]:
-        """By kind, what a network may cost that is trained for `epochs` more epochs: the train cost bounds its FLOPs."""
+        """By kind, what a network may cost that is trained for `epochs` more; the train cost bounds its FLOPs."""
         limits = {kind: most for kind, most in self.budget.limits.items() if kind != "train_cost"}
         if (left := self.flops_left(epochs)) is not None:
             limits["flops"] = min(left, limits.get("flops", left))
@@ -160,7 +162,7 @@ class Method:
         """The network's optimizer first: its learning rate is the phase's. Others keep theirs, and step with it."""
         return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
 
-    # -- a step ---------------------------------------------------------------------------------------------------------
+    # -- a step -------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Output:
         """The output of the network that is trained now, of images (batch, channels, height, width)."""
@@ -203,7 +205,7 @@ class Method:
         """(images, FLOPs of one) that a step of so many images, of all processes, has cost: for the ledger."""
         return [(images, self.training.pricing.flops)]
 
-    # -- after an epoch -------------------------------------------------------------------------------------------------
+    # -- after an epoch -----------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Called before an evaluation and before an epoch is recorded: bring up to date what they ask for."""
@@ -246,7 +248,7 @@ class Method:
         chosen[torch.tensor(plan.kept.get(group, ()), dtype=torch.long)] = True
         return chosen
 
-    # -- what is said of it ---------------------------------------------------------------------------------------------
+    # -- what is said of it -------------------------------------------------------------------------------------------
 
     def costs(self) -> dict[str, int]:
         """By kind, what the network costs that would be left if training ended now."""
@@ -260,7 +262,7 @@ class Method:
         """What summary.json says of the method's own."""
         return {}
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run must know besides modules, optimizers, widths and phase: plain values and tensors."""

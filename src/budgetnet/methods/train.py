@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.edges.choice import keep_edges
 from budgetnet.methods.method import Method, Training
@@ -49,12 +50,14 @@ class Train(Method):
     def _take(self, source: str) -> None:
         """Give the network the edges and the widths of another run."""
         if (edges := edges_of_run(source)) is not None:
-            known = getattr(self.net, "edges", {})
-            if unknown := set(edges) - set(known):
+            pricing = self.training.pricing
+            fabric = pricing.fabric if isinstance(pricing, EdgePricing) else None
+            if unknown := set(edges) - set(fabric.edges if fabric else ()):
                 raise UsageError(
                     f"method.widths_from={source}: this backbone has no edge {min(unknown)!r}, which it has kept"
                 )
-            keep_edges(self.net, edges)
+            if fabric is not None:
+                keep_edges(fabric, edges)
         widths, graph = widths_of_run(source), self.graph
         if graph.widths.keys() - widths.keys():
             raise UsageError(f"method.widths_from={source}: its width groups are not those of this backbone")

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from budgetnet.internals import process_group_backend
 from budgetnet.errors import Preempted, RunError, UsageError
+from budgetnet.internals import process_group_backend
 from budgetnet.processes.environment import PARENT, started
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Processes:
 
     def broadcast(self, value: Value) -> Value:
         """The first process's value, on every process."""
-        return cast(Value, self.strategy.broadcast(value)) if self.several else value
+        return self.strategy.broadcast(value) if self.several else value
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the CPU."""
@@ -197,7 +197,9 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
     weight = next(wrapped.parameters())
     images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        wrapped(images).sum().mul(0).backward()
+        output = wrapped(images)
+        total = output.sum() if isinstance(output, Tensor) else torch.stack([each.sum() for each in output]).sum()
+        total.mul(0).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)

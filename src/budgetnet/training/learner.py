@@ -59,7 +59,7 @@ class Learner(pl.LightningModule):
         training.phase = phases[0]
         training.backward, training.unreduced, training.loss_scale = self._backward, self._unreduced, self._loss_scale
 
-    # -- what it is made of -----------------------------------------------------------------------------------------------
+    # -- what it is made of -------------------------------------------------------------------------------------------
 
     @property
     def task(self) -> Task:
@@ -106,7 +106,8 @@ class Learner(pl.LightningModule):
             self.method.training.round = plan.round
         stop = plan is not None and plan.stop is not None
         length = self.phase.epochs
-        if self._phase < len(self.phases) - 1 and (stop or (length is not None and epochs >= self._phase_start + length)):
+        over = stop or (length is not None and epochs >= self._phase_start + length)
+        if over and self._phase < len(self.phases) - 1:
             if plan is not None and stop:
                 self.stop_reason = plan.stop
             self._begin_phase(self._phase + 1, epochs)

@@ -77,8 +77,8 @@ class AutoGrow(Method):
         self.stages = tuple(find_stages(self.net))
         if not self.stages:
             raise UsageError(
-                f"backbone={training.backbone} has no stage that method=autogrow could add blocks to, an nn.Sequential of "
-                "blocks of one shape: choose a ResNet such as resnet20"
+                f"backbone={training.backbone} has no stage that method=autogrow could add blocks to, an nn.Sequential "
+                "of blocks of one shape: choose a ResNet such as resnet20"
             )
         self.full_depths = depths(self.net, self.stages)
         change_depth(self.net, self.stages, dict.fromkeys(self.full_depths, 1))
@@ -108,7 +108,7 @@ class AutoGrow(Method):
                     f"{least[kind]:,} at least: raise it or choose a narrower backbone"
                 )
 
-    # -- growth ---------------------------------------------------------------------------------------------------------
+    # -- growth -------------------------------------------------------------------------------------------------------
 
     def after_epoch(self, epochs: int) -> None:
         """Note the best value: that of a single epoch at a large learning rate goes up and down by more than τ."""
@@ -163,7 +163,7 @@ class AutoGrow(Method):
     def facts(self) -> dict[str, Any]:
         return {"full_depths": dict(self.full_depths)}
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         turns = {"ended": list(self.turns.ended), "last": self.turns.last, "reached": self.turns.reached}

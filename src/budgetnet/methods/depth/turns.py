@@ -88,10 +88,10 @@ def next_block(
 ) -> NextBlock:
     """Judge the last block, and give one to the next stage in turn that may have it.
 
-    reached: the metric now, more is better. depths: of the stages now. costs: of the network now. blocks: what one block more adds, by
-    stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the limit that holds back
-    the next that has not, or that no round more fits into. The last block is not waited for: where no stage can have
-    another, nothing would follow from what it brings.
+    reached: the metric now, more is better. depths: of the stages now. costs: of the network now. blocks: what one
+    block more adds, by stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the
+    limit that holds back the next that has not, or that no round more fits into. The last block is not waited for:
+    where no stage can have another, nothing would follow from what it brings.
     """
     turns = turns.judged(reached, rule.threshold)
     refused = _refusals(rule, depths, costs, blocks, limits)

@@ -36,7 +36,7 @@ class BSN(Method):
     """Trains a network with edges drawn at random, learns their probabilities, keeps the likely ones, and tunes them.
 
     In the phase "warmup" every edge is on; in "sample" every image, or each of `method.samples` parts of a batch, has a
-    choice of edges of its own. An edge is computed for parts in which some image has it on, and the ledger counts it so.
+    choice of edges of its own. An edge is computed for parts in which some image has it on, and is counted so.
     """
 
     keeps = ("flops", "params", "train_cost", "latency", "sequential_ops")
@@ -89,7 +89,7 @@ class BSN(Method):
         """Whether edges are drawn."""
         return self.training.phase.name == "sample"
 
-    # -- before training ------------------------------------------------------------------------------------------------
+    # -- before training ----------------------------------------------------------------------------------------------
 
     def check(self, continued: bool) -> None:
         """Raises UsageError for choices that cannot be shared out, and a budget that no path from end to end meets.
@@ -124,7 +124,7 @@ class BSN(Method):
         found = (self.search.costs.latency, self.fallback)
         self.search.costs.latency, self.fallback = self.training.processes.broadcast(found)
 
-    # -- a step ---------------------------------------------------------------------------------------------------------
+    # -- a step -------------------------------------------------------------------------------------------------------
 
     def computed(self, images: int) -> list[tuple[int, int]]:
         if not self.sampling:
@@ -172,7 +172,7 @@ class BSN(Method):
         if self.sampling:
             self.search.collect(self.training.processes.sum)
 
-    # -- what would be kept ---------------------------------------------------------------------------------------------
+    # -- what would be kept -------------------------------------------------------------------------------------------
 
     def limits(self) -> dict[str, int]:
         """What the network that is kept may cost: what is left of the train cost bounds its FLOPs, if it is tuned."""
@@ -220,7 +220,7 @@ class BSN(Method):
             **{f"full_{kind}": cost for kind, cost in self.full.items()},
         }
 
-    # -- the end of the search ------------------------------------------------------------------------------------------
+    # -- the end of the search ----------------------------------------------------------------------------------------
 
     def round_ends(self, epochs: int) -> bool:
         """There is one round, at the end of the search."""
@@ -284,7 +284,7 @@ class BSN(Method):
         keep_edges(self.supernet, names)
         self.training.pricing.update()
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         own = {"kept": self.kept, "latency": self.latency, "fallback": self.fallback}
@@ -313,8 +313,8 @@ def affordable_path(
         least = spent + tune * images * costs.price(costs.cheapest_path("flops"))["flops"]
         if most < least:
             raise UsageError(
-                f"budget.train_cost={most:,} is below the {least:,} that method.search_epochs={search} of the whole network "
-                f"and finetune.epochs={tune} of the shortest path may cost: raise it or shorten them"
+                f"budget.train_cost={most:,} is below the {least:,} that method.search_epochs={search} of the whole "
+                f"network and finetune.epochs={tune} of the shortest path may cost: raise it or shorten them"
             )
         if tune:
             limits["flops"] = min((most - spent) // (tune * images), limits.get("flops", most))

@@ -59,7 +59,7 @@ class AdeNeL(Method):
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 
-    # -- optimizer ------------------------------------------------------------------------------------------------------
+    # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """LBI over filters, hidden linear entries, other matrices, and vectors (no weight decay), in that order.
@@ -102,7 +102,7 @@ class AdeNeL(Method):
         assert isinstance(optimizer, LBI)
         return optimizer
 
-    # -- growth ---------------------------------------------------------------------------------------------------------
+    # -- growth -------------------------------------------------------------------------------------------------------
 
     @property
     def growing(self) -> bool:
@@ -159,7 +159,7 @@ class AdeNeL(Method):
         if self.growth.state == "reset":
             self.optimizer.reset_state()
         if plan.changes:
-            grow(self, plan, self.growth, self.optimizer, keyed_seed(self.training.seed, plan.round), batch)
+            grow(self, plan, self.growth, self.optimizer, batch)
         if plan.stop is not None:
             self._start_finetuning()
 
@@ -173,7 +173,7 @@ class AdeNeL(Method):
             for state in self.optimizer.state.values():
                 state.pop("z", None)
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"initial_norms": self.initial_norms}

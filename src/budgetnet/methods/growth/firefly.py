@@ -39,9 +39,9 @@ def firefly_candidates(
     """Propose, train and score new channels of the traced `net` on `batch` (inputs, targets); it stays as it is.
 
     Wu, Liu, Stone, Liu, "Firefly Neural Architecture Descent", NeurIPS 2020. fresh: of each group that may grow, how
-    many brand-new channels are proposed besides a split of each of its channels. loss: of (outputs, targets), a scalar. All candidates together take `steps`
-    gradient steps on the one batch; each stays `radius` away. A function of its arguments. Raises GraphError for a
-    group that is made of blocks (a grouped convolution or a GroupNorm reads it).
+    many brand-new channels are proposed besides a split of each of its channels. loss: of (outputs, targets), a scalar.
+    All candidates together take `steps` gradient steps on the one batch; each stays `radius` away. A function of its
+    arguments. Raises GraphError for a group that is made of blocks (a grouped convolution or a GroupNorm reads it).
     """
     candidates = Candidates(net, fresh, seed, radius, loss)
     candidates.train(batch, steps)

@@ -18,7 +18,11 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 def growth_gradients(
-    net: nn.Module, groups: Collection[str], batch: tuple[Tensor, Tensor], seed: int = 0, loss: Loss = functional.cross_entropy
+    net: nn.Module,
+    groups: Collection[str],
+    batch: tuple[Tensor, Tensor],
+    seed: int = 0,
+    loss: Loss = functional.cross_entropy,
 ) -> dict[str, float]:
     """Gradient norm that one more channel of each group would begin with, at the best outgoing weights it could have.
 

@@ -14,6 +14,7 @@ from budgetnet.methods.growth.policy import Limit
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning
 from budgetnet.methods.plan import WidthPlan
+from budgetnet.seeding import keyed_seed
 
 AnyPlan = TypeVar("AnyPlan", bound=WidthPlan)
 
@@ -58,9 +59,14 @@ def with_candidates(plan: WidthPlan, candidates: Candidates) -> WidthPlan:
 
 
 def grow(
-    method: Method, plan: WidthPlan, channels: NewChannels, optimizer: torch.optim.Optimizer, seed: int, batch: Images | None
+    method: Method,
+    plan: WidthPlan,
+    channels: NewChannels,
+    optimizer: torch.optim.Optimizer,
+    batch: Images | None,
 ) -> None:
-    """Widen a method's network as planned; new channels start by draws that are a function of the seed."""
+    """Widen a method's network as planned; new channels start by draws that are a function of seed and round."""
+    seed = keyed_seed(method.training.seed, plan.round)
     init = "he" if channels.init == "firefly" else channels.init
     method.training.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch, loss=method.loss)
     load(method.net, plan.start)

@@ -37,12 +37,12 @@ class Replay(Method):
 
     needs_budget = False
 
-    def __init__(
-        self, optim: Optimization, growth: NewChannels, finetune: FineTuning, method: ReplayOptions
-    ) -> None:
+    def __init__(self, optim: Optimization, growth: NewChannels, finetune: FineTuning, method: ReplayOptions) -> None:
         super().__init__(optim)
         if method.schedule_from is None:
-            raise UsageError("method=replay repeats the growth of another run: state method.schedule_from=RUN_DIRECTORY")
+            raise UsageError(
+                "method=replay repeats the growth of another run: state method.schedule_from=RUN_DIRECTORY"
+            )
         self.growth, self.finetune, self.source = growth, finetune, method.schedule_from
         self.needs_images = growth.init in ("gradmax", "firefly")
         self.schedule = schedule_of_run(self.source)
@@ -97,7 +97,7 @@ class Replay(Method):
         if self.growth.state == "reset":
             optimizer.state.clear()
         if plan.changes:
-            grow(self, plan, self.growth, optimizer, keyed_seed(self.training.seed, plan.round), batch)
+            grow(self, plan, self.growth, optimizer, batch)
 
 
 def schedule_of_run(path: str) -> Schedule:

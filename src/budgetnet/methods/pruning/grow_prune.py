@@ -87,7 +87,7 @@ class GrowPrune(Method):
     @property
     def indicators(self) -> Indicators | None:
         """An indicator for each filter, or those that go together; None once they are folded into the weights."""
-        found = self.modules["indicators"] if "indicators" in self.modules else None
+        found = dict(self.modules.items()).get("indicators")
         assert found is None or isinstance(found, Indicators)
         return found
 
@@ -98,7 +98,7 @@ class GrowPrune(Method):
         """
         return self.training.limits(self.sampling.search_epochs + self.finetune.epochs - epochs)
 
-    # -- a step ---------------------------------------------------------------------------------------------------------
+    # -- a step -------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Output:
         """Outputs of the network whose filters are masked by their σ(βs)."""
@@ -126,7 +126,7 @@ class GrowPrune(Method):
             optimizer.add_param_group({"params": [self.indicators.scores], "weight_decay": 0.0})
         return [optimizer]
 
-    # -- sampling -------------------------------------------------------------------------------------------------------
+    # -- sampling -----------------------------------------------------------------------------------------------------
 
     def after_epoch(self, epochs: int) -> None:
         """Indicators that took part get harder."""
@@ -207,7 +207,7 @@ class GrowPrune(Method):
         self.modules.clear()
         self.full = FullNetwork(self.graph, ())
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         if self.indicators is None:

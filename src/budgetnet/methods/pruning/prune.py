@@ -43,7 +43,7 @@ class Prune(Method):
         """How much each channel matters now. images: as many as `images` wanted."""
         raise NotImplementedError
 
-    # -- before training ------------------------------------------------------------------------------------------------
+    # -- before training ----------------------------------------------------------------------------------------------
 
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a budget that no pruned network meets, by what is left or in training."""
@@ -76,7 +76,7 @@ class Prune(Method):
                 "backbone and the fine-tuning cost: raise it or shorten them"
             )
 
-    # -- pruning --------------------------------------------------------------------------------------------------------
+    # -- pruning ------------------------------------------------------------------------------------------------------
 
     @property
     def pools(self) -> list[Pool]:

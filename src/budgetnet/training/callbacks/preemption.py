@@ -46,9 +46,7 @@ class Signals:
 
 
 class Preemption(pl.Callback):
-    """Ends a run that is told to, in training: after the running step, with a checkpoint.
-
-    """
+    """Ends a run that is told to, in training: after the running step, with a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, signals: Signals) -> None:
         self.checkpoint, self.signals = checkpoint, signals
