@@ -75,14 +75,13 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         if options.backbone.get("multiplier") is not None and not method.needs_budget:
             reference = make_network({**options.backbone, "multiplier": None}, data, task)
     trainer = _trainer(options, directory, task, method, signals or Signals())
-    if options.trainer.channels_last:
-        _channels_last(net, data, trainer.strategy.root_device)
     data.check(trainer.world_size)
     processes = Processes(trainer)
     with blamed_on(f"method._target_={options.method['_target_']}"):
-        full = CostModel(ChannelGraph.of(reference))
+        full = ChannelGraph.of(reference)
+        costs, widths = CostModel(full).costs(), full.widths
         images = data.images_per_epoch(trainer.world_size)
-        ledger = TrainCostLedger(data.images_per_epoch(1), data.baseline_epochs, full.flops())
+        ledger = TrainCostLedger(data.images_per_epoch(1), data.baseline_epochs, costs["flops"])
         pricing = pricing_of(net, options.budget.machines)
         training = Training(
             net=net,
@@ -105,10 +104,11 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         phases = method.start(training)
         training.pricing.update()
         learner = Learner(method, phases, options.trainer.compile)
+    if options.trainer.channels_last:
+        _channels_last(net, data, trainer.strategy.root_device)
     method.check(continued=(directory / "last.ckpt").exists())
-    widths = full.graph.widths
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
-    facts |= {"full_params": full.params(), "full_flops": full.flops()}
+    facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
     return Parts(data, learner, trainer, processes, facts)
 
 
