@@ -44,7 +44,8 @@ def require_one_of(section: str, name: str, value: str, options: Sequence[str]) 
 NO_EFFECT = {"affects_result": False}
 """Metadata of a field that cannot affect what is learned: it says where a run is computed and kept.
 
-A section of which no option can has a class attribute `affects_result = False` instead.
+It is looked at in the sections of `budgetnet.sections`; what a method reads does affect what is learned. A section of
+which no option can has a class attribute `affects_result = False` instead.
 
 >>> @dataclass(frozen=True)
 ... class Files:

@@ -14,7 +14,7 @@ import torch
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.command.configuration import Configuration, parse
-from budgetnet.command.made import blamed_on, make, make_network, make_task
+from budgetnet.command.made import blamed_on, make, make_data, make_network, make_task
 from budgetnet.command.methods import method_class
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.costs.pricing import pricing_of
@@ -65,7 +65,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         if options.threads is not None:
             torch.set_num_threads(options.threads)
             os.environ["OMP_NUM_THREADS"] = str(options.threads)  # Lightning's launcher asks for it
-        data = make("dataset", options.plain["dataset"], DataModule)
+        data = make_data(options.dataset, options.plain["dataset"])
         data.prepare_data()
     with blamed_on("task"):
         task = make_task(options.task, data, getattr(method.optim, "label_smoothing", 0.0))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetnet.command.names import run_directory
+from budgetnet.command.names import SWEEP, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.environment import end_with_parent, started
 
@@ -29,13 +30,18 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     from budgetnet.command import experiment
 
     end_with_parent()
-    from budgetnet.command.configuration import checked
+    from budgetnet.command.configuration import parse
+    from budgetnet.command.methods import method_class, refuse_unread
 
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
-    config = checked(config)
-    directory = run_directory(config, overrides)
-    summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
+    method = method_class(config)
+    if method is not None and SWEEP not in os.environ:  # those of a sweep are checked where it starts
+        refuse_unread(overrides, {str(config["method"].get("name")): method})
+    configuration = parse(config, method)
+    directory = run_directory(configuration.plain, overrides)
+    command = experiment.command_line(overrides if multirun else None)
+    summary = experiment.run(configuration.plain, directory, command)
     if started().rank == 0:  # once for all processes of a run
         show(directory)
     return objective(summary)

@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 from budgetnet.tasks import Classification, Segmentation, Task
 
@@ -25,11 +26,20 @@ Made = TypeVar("Made")
 
 def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
     """What the `_target_` of a section of conf/ makes; UsageError if that is not of this kind."""
-    made = instantiate(section, **arguments)
+    return _expect(name, section, kind, instantiate(section, **arguments))
+
+
+def _expect(name: str, section: Config, kind: type[Made], made: Any) -> Made:
     if not isinstance(made, kind):
         target, expected = section["_target_"], f"{kind.__module__}.{kind.__name__}"
         raise UsageError(f"{name}._target_={target} made a {type(made).__name__}: expected a {expected}")
     return made
+
+
+def make_data(options: DatasetOptions, section: Config) -> DataModule:
+    """The dataset of conf/dataset: its `_target_` is called with the options and the source."""
+    target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": section.get("source")})
+    return _expect("dataset", section, DataModule, target(options=options))
 
 
 _TASKS = (Classification, Segmentation)

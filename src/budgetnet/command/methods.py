@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from budgetnet.command.compose import CONF
 from budgetnet.costs.budget import KINDS, Budget
@@ -43,15 +45,14 @@ def method_class(config: Mapping[str, Any]) -> type | None:
 
 def known_methods() -> dict[str, type]:
     """The classes of conf/method by the name of their file."""
-    from omegaconf import OmegaConf
+    classes = {path.stem: class_of(path.stem) for path in sorted((CONF / "method").glob("*.yaml"))}
+    return {name: kind for name, kind in classes.items() if kind is not None}
 
-    found = {}
-    for path in sorted((CONF / "method").glob("*.yaml")):
-        section = OmegaConf.to_container(OmegaConf.load(path))
-        kind = method_class({"method": section})
-        if kind is not None:
-            found[path.stem] = kind
-    return found
+
+def class_of(name: str) -> type | None:
+    """The class of conf/method/<name>.yaml; None if there is no such file, or no class in it."""
+    path = CONF / "method" / f"{name}.yaml"
+    return method_class({"method": OmegaConf.to_container(OmegaConf.load(path))}) if path.is_file() else None
 
 
 def method_sections() -> list[str]:
@@ -59,33 +60,35 @@ def method_sections() -> list[str]:
     return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OWN)
 
 
-def refuse_unread(overrides: Sequence[str], chosen: Mapping[str, type], known: Mapping[str, type]) -> None:
-    """Raises UsageError if an option that was typed is read by none of the methods that were chosen.
+def typed(overrides: Sequence[str]) -> dict[str, str]:
+    """What was typed on the command line of the sections that methods read: override by option ("growth.policy")."""
+    sections, found = {"method", *method_sections()}, {}
+    for override in overrides:
+        section, _, name = override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")
+        option = f"{section}.{name.partition('.')[0]}"
+        if section in sections and name and option not in ("method.name", "method._target_"):
+            found[option] = override
+    return found
+
+
+def refuse_unread(
+    overrides: Sequence[str], chosen: Mapping[str, type], known: Callable[[], Mapping[str, type]] = known_methods
+) -> None:
+    """Raises UsageError if an option that was typed is read by other methods than those that were chosen.
 
     overrides: as typed on the command line, such as "growth.policy=random"; those of other sections than methods read
-    are left alone. chosen: the class of the run's method by name, or of every method of a sweep. known: all that can be
-    chosen, of which those that do read the option are named.
+    are left alone. chosen: the class of the run's method by name, or of every method of a sweep. known: gives all
+    that can be chosen, of which those that do read the option are named.
     """
-    sections = {
-        "method",
-        *method_sections(),
-        *(name for kind in [*chosen.values(), *known.values()] for name in reads(kind)),
-    }
-    readers = {name: _options(kind) for name, kind in {**known, **chosen}.items()}
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        section, _, name = key.partition(".")
-        option = f"{section}.{name.partition('.')[0]}"
-        if section not in sections or not name or option in ("method.name", "method._target_"):
-            continue
-        if any(option in readers[method] for method in chosen):
+    read_by = {name: _options(kind) for name, kind in chosen.items()}
+    for option, override in typed(overrides).items():
+        if any(option in options for options in read_by.values()):
             continue
         new = RENAMED.get(option)
-        if renamed := [method for method in chosen if new in readers[method]]:
-            raise UsageError(f"{option} is now {new} {_of(renamed)}: write {new}=")
-        others = [method for method in known if option in readers[method]]
-        instead = f"; {_of(others)} does" if others else ", and no other method does"
-        raise UsageError(f"{override}: {_of(chosen)} does not read {option}{instead}")
+        if renamed := [name for name, options in read_by.items() if new in options]:
+            raise UsageError(f"{override}: with {_named(renamed)} it is called {new}; write {new}=")
+        if others := [name for name, kind in known().items() if option in _options(kind)]:  # else it is unknown
+            raise UsageError(f"{override}: {_named(chosen)} does not read {option}; read by {_named(others)}")
 
 
 def refuse_unkept(budget: Budget, name: str, method: type) -> None:
@@ -95,7 +98,7 @@ def refuse_unkept(budget: Budget, name: str, method: type) -> None:
         if getattr(budget, kind) is None or kind in kept:
             continue
         others = [each for each, its in known_methods().items() if kind in getattr(its, "keeps", KEPT)]
-        use = f"use {_of(others)}, or state " if others else "state "
+        use = f"use {_named(others)}, or state " if others else "state "
         raise UsageError(
             f"budget.{kind} is not kept by method={name}: {use}{' or '.join(f'budget.{each}' for each in kept)}"
         )
@@ -106,5 +109,5 @@ def _options(method: type) -> frozenset[str]:
     return frozenset(f"{section}.{name}" for section, kind in reads(method).items() for name in names_of(kind))
 
 
-def _of(methods: Collection[str]) -> str:
+def _named(methods: Iterable[str]) -> str:
     return f"method={', '.join(methods)}"
