@@ -50,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def paper_table(options: argparse.Namespace) -> None:
     """Print the commands of one of the paper's tables, or make its README anew, with the runs that are given."""
-    from experiments.paper.tables import FULL, SHORT, find_table
-
+    try:
+        from experiments.paper.tables import FULL, SHORT, find_table
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "experiments":
+            raise
+        raise UsageError(
+            "--table: the papers' tables are in experiments/, which is not here; run it in a checkout of the project"
+        ) from error
     table = find_table(options.table)
     if options.out or options.html or (options.short and not options.commands) or (options.commands and options.paths):
         raise UsageError(

@@ -22,8 +22,8 @@ from budgetnet.command.compose import CONF, composed, plain
 from budgetnet.command.configuration import checked
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.reports import paper_tables as tables
 from budgetnet.runs.directory import find_run_directories
+from experiments.paper import tables
 from experiments.paper.tables import FULL, SHORT, PaperTable, find_table
 from src.report import main
 
