@@ -75,14 +75,14 @@ def paper_table(options: argparse.Namespace) -> None:
 
 def write(rows: Sequence[Row], directory: Path) -> None:
     """Write runs.csv, table.md and accuracy_against_cost.png."""
-    from budgetnet.reports.comparison import accuracy_against_cost
+    from budgetnet.reports.comparison import score_against_cost
     from budgetnet.reports.drawing import save
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "runs.csv").write_text(as_csv(rows))
         (directory / "table.md").write_text(as_markdown(rows))
-        save(accuracy_against_cost(rows), directory / "accuracy_against_cost.png")
+        save(score_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error
 
