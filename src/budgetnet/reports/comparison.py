@@ -19,6 +19,7 @@ COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (
 LIMITED = {"sequential_ops": "sequential operations", "latency": "latency (µs)"}
 """Costs that are drawn where some run has a budget of them."""
 MARKERS = "osD^vP"
+_LONG_LABEL = 40  # letters that a panel is high
 
 
 class Point(NamedTuple):
@@ -86,7 +87,8 @@ def score_against_cost(rows: Sequence[Row]) -> Figure:
             for axes, (cost, label) in zip(row, costs.items(), strict=True):
                 _panel(axes, line, cost, series)
                 axes.set_xlabel(label)
-            row[0].set_ylabel(f"{line.label}, {line.dataset}")
+            space = " " if len(line.label) + len(line.dataset) < _LONG_LABEL else "\n"
+            row[0].set_ylabel(f"{line.label},{space}{line.dataset}")
         legend: dict[str, Any] = {}
         for axes in panels.flat:
             handles, labels = axes.get_legend_handles_labels()

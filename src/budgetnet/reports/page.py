@@ -241,9 +241,8 @@ def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
     facts = {column.full_heading: column.cell(row) for column in columns([row])}
     del facts["Run"], facts["Budget used"]
     for metric in row.metrics:
-        for kind in ("Test", "Validation"):
-            name = f"{kind} {metric.title} {metric.unit}".rstrip()
-            facts.setdefault(name, score_text(metric)(row.number(f"{kind[:4].lower()}_{metric.name}")))
+        for kind, name in (("Test", f"test_{metric.name}"), ("Validation", f"val_{metric.name}")):
+            facts.setdefault(f"{kind} {metric.title} {metric.unit}".rstrip(), score_text(metric)(row.number(name)))
     summary = run.summary or {}
     facts["Epochs"] = f"{row.epochs}, tested at {summary['best_epoch']}" if summary else str(row.epochs)
     facts["Train cost (FLOPs)"] = "" if row.train_cost_flops is None else format_quantity(row.train_cost_flops)

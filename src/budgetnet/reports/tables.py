@@ -184,7 +184,7 @@ Text = Callable[[float | None], str]
 
 def score_text(metric: Metric) -> Text:
     """How a metric's values are written, without their unit: two decimals, or four digits where it has none."""
-    return _decimals if metric.unit else lambda value: "" if value is None else f"{value:.4g}"
+    return _decimals if metric.unit else lambda value: "" if value is None else f"{value:#.4g}"
 
 
 def with_unit(metric: Metric, text: str) -> str:
