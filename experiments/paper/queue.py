@@ -31,8 +31,8 @@ from budgetnet.command.compose import CONF, composed
 from budgetnet.command.explain import explain
 from budgetnet.command.launcher import Job, gpus_needed, run_jobs, source, visible_gpus
 from budgetnet.command.made import new_network
-from budgetnet.command.names import run_directory
-from budgetnet.command.sweeps import SWEEP, Sweep
+from budgetnet.command.names import SWEEP, run_directory
+from budgetnet.command.sweeps import Sweep
 from budgetnet.costs import Budget, CostModel
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.runs.records import write_text

@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Parts, build
+from budgetnet.command.configuration import Configuration
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.processes.environment import requeue
@@ -23,29 +25,32 @@ from budgetnet.processes.group import Processes, after_rank_0
 from budgetnet.runs.adoption import check_same, occupied
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
-from budgetnet.runs.records import write_json
+from budgetnet.runs.records import Records, write_json
+from budgetnet.tasks import described
 from budgetnet.training.callbacks.preemption import Signals
 from budgetnet.training.loggers import close_loggers, log_images
 from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
 
+_EXAMPLES = 6
+"""Images of the test set that a report shows."""
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
-def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
-    """Train one configuration (plain, resolved) in `directory` and return its summary.
+def run(options: Configuration, directory: Path, command: str) -> dict[str, Any]:
+    """Train one configuration in `directory` and return its summary.
 
     A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
     anything is written for a configuration that cannot run.
     """
-    signals = Signals()
+    config, signals = options.plain, Signals()
     with ExitStack() as stack, signals.handled():
         processes: Processes | None = None
         try:
             if (directory / "done.json").exists():
                 return _summary(config, directory)
-            parts = build(config, directory, signals)
+            parts = build(options, directory, signals)
             processes = parts.processes
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
@@ -100,6 +105,8 @@ def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoi
     trainer, learner = parts.trainer, parts.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
+        if trainer.is_global_zero:
+            Records(directory).task(described(learner.task))
         _fit(parts, checkpoint)
         summary = _evaluate(parts, directory)
         seconds = round(time.perf_counter() - start, 2)
@@ -193,11 +200,29 @@ def _finish(config: Config, directory: Path, parts: Parts, summary: dict[str, An
         from budgetnet.runs.export import export_model
 
         export_model(parts.learner.net, parts.data.input_shape, directory)
+    if parts.learner.task.has_examples:
+        Records(directory).examples(_examples(parts))
     write_json(directory / "summary.json", summary)
     write_report(directory)
     log_images(parts.trainer.loggers, directory / "figures", summary)
     tested = f"test_{parts.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
+
+
+@torch.no_grad()
+def _examples(parts: Parts) -> dict[str, np.ndarray]:
+    """A few images of the test set as pixels in 0..1, and what the task shows of the network's output for them."""
+    learner, data = parts.learner.eval(), parts.data
+    images, targets = next(iter(data.test_dataloader()))
+    device = next(learner.net.parameters()).device
+    images, targets = images[:_EXAMPLES].to(device), targets[:_EXAMPLES].to(device)
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    shown = {"input": (images.float() * std + mean).clamp(0, 1)}
+    shown |= learner.task.examples(learner.method.evaluate(images), targets)
+    return {
+        name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
+        for name, values in shown.items()
+    }
 
 
 def command_line(overrides: Sequence[str] | None = None) -> str:

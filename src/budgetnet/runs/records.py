@@ -54,10 +54,23 @@ class Records:
             np.savez_compressed(file, weights=weights, selected=selected)
         os.replace(temporary, folder / f"round_{round:03d}.npz")
 
+    def task(self, description: Mapping[str, Any]) -> None:
+        """task.json: what the network is trained for, and its metrics."""
+        write_json(self.directory / "task.json", description)
+
+    def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """examples.npz: a few images of the test set and what was made of them, in the order they are drawn in."""
+        temporary = self.directory / "examples.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, self.directory / "examples.npz")
+
     def cut(self, epochs: int) -> None:
         """Forget what was written after `epochs` epochs, a resumed run writes it again; of a run that begins, -1."""
         for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
+            if path.suffix == ".csv" and not "".join(lines[:1]).startswith("epoch"):
+                continue  # not a run's own
             whole = [line for line in lines if line.endswith("\n")]
             if path.name == "growth.jsonl":
                 kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]

@@ -99,6 +99,7 @@ def quiet() -> None:
         "Total length of `list` across ranks is zero",
         "Deterministic behavior was enabled",
         "Grad strides do not match",
+        "It is recommended to use .*sync_dist",  # what is logged is the same on every process
         "LeafSpec",
         "treespec",
     ):
