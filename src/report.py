@@ -50,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def paper_table(options: argparse.Namespace) -> None:
     """Print the commands of one of the paper's tables, or make its README anew, with the runs that are given."""
-    from experiments.paper.tables import FULL, SHORT, find_table
-
+    try:
+        from experiments.paper.tables import FULL, SHORT, find_table
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "experiments":
+            raise
+        raise UsageError(
+            "--table: the papers' tables are in experiments/, which is not here; run it in a checkout of the project"
+        ) from error
     table = find_table(options.table)
     if options.out or options.html or (options.short and not options.commands) or (options.commands and options.paths):
         raise UsageError(
@@ -69,14 +75,14 @@ def paper_table(options: argparse.Namespace) -> None:
 
 def write(rows: Sequence[Row], directory: Path) -> None:
     """Write runs.csv, table.md and accuracy_against_cost.png."""
-    from budgetnet.reports.comparison import accuracy_against_cost
+    from budgetnet.reports.comparison import score_against_cost
     from budgetnet.reports.drawing import save
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "runs.csv").write_text(as_csv(rows))
         (directory / "table.md").write_text(as_markdown(rows))
-        save(accuracy_against_cost(rows), directory / "accuracy_against_cost.png")
+        save(score_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error
 

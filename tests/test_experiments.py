@@ -13,6 +13,7 @@ import pytest
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import checked
 from budgetnet.reports.tables import Row, as_csv
+from budgetnet.tasks import Classification
 from experiments.paper.queue import Entry
 
 FOLDERS = Path(__file__).parents[1] / "experiments"
@@ -40,7 +41,7 @@ def test_a_command_of_an_experiment_can_run(command: str) -> None:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}/{path.parts[-2]}")
 def test_results_have_every_column_and_the_readme_their_table(path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    (empty,) = csv.DictReader(io.StringIO(as_csv([Row("", "", "", "", 0, True, 1)])))
+    (empty,) = csv.DictReader(io.StringIO(as_csv([Row("", "", "", "", 0, True, 1, Classification.metrics)])))
     assert set(empty) <= set(rows[0])
     assert all(row["hardware"] and row["versions"] for row in rows)
     table = path.with_name("table.md").read_text()

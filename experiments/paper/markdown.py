@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.tables import markdown_table
-
-if TYPE_CHECKING:
-    from experiments.paper.tables import PaperRow, Result
+from experiments.paper.rows import PaperRow, Result
 
 
 def _mean(lines: Sequence[Result], measure: str, text: Callable[[float], str]) -> str:

@@ -6,15 +6,13 @@ run that did) and README.md, where the two stand side by side between two marker
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import checked
@@ -23,76 +21,24 @@ from budgetnet.reports.tables import listed, settings
 from budgetnet.runs.directory import RunDirectory, is_run_directory
 from budgetnet.runs.records import write_text
 from experiments.paper.markdown import alone, beside
-
-if TYPE_CHECKING:
-    pass
+from experiments.paper.rows import (
+    FULL,
+    MEASURES,
+    RESULT_COLUMNS,
+    SHORT,
+    PaperRow,
+    Result,
+    as_csv,
+    read_results,
+    read_rows,
+    run_name,
+)
 
 EXPERIMENTS = Path(__file__).parents[1]
 BEGIN, END = "<!-- the table, by python -m src.report -->", "<!-- end of the table -->"
-FULL, SHORT = "full", "short run"
-"""How long a run was: as the paper's, or a few epochs and images."""
 
-_MEASURES = (
-    *("test_top1_last", "test_top1", "test_top1_best", "test_top5_last", "test_top5", "params", "flops"),
-    *("train_cost_flops", "train_cost_baseline_percent", "train_cost_final_percent"),
-)
-RESULT_COLUMNS = ("row", "length", "seed", *_MEASURES, "hardware", "versions")
-"""Of results.csv: accuracies in percent, of the last epoch, of the one that validation selects, and (best) of the one
-that the test set would. A table of sequential operations has them too, after the FLOPs."""
-
-_NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 _SOURCES = ("widths_from", "schedule_from")
 _GROUPS = ("method", "backbone", "dataset")
-
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of the paper: what it prints, as text, and how it is repeated here.
-
-    Columns of rows.csv that have a default here may be missing there. params_M in millions, flops_G in 10⁹
-    multiply-accumulates, sequential_ops on so many machines. cost: what train_cost_percent is relative to: "a" the
-    full backbone, "b" the final network, "neither". overrides: empty for a method that does not exist here; `{name}` in
-    them stands for the run directory of another row. short: further overrides, for minutes instead of days.
-    """
-
-    row: str
-    method: str
-    backbone: str
-    dataset: str
-    budget: str
-    top1: str
-    top5: str = field(default="", kw_only=True)
-    params_M: str = field(default="", kw_only=True)
-    flops_G: str = field(default="", kw_only=True)
-    sequential_ops: str = field(default="", kw_only=True)
-    machines: str = field(default="", kw_only=True)
-    train_cost_percent: str = field(default="", kw_only=True)
-    cost: str = field(default="", kw_only=True)
-    second_hand: str = field(default="", kw_only=True)
-    overrides: str
-    short: str
-
-    @property
-    def source(self) -> str | None:
-        """The row whose run this one starts from."""
-        named = re.search(r"\{([^{}]+)\}", self.overrides)
-        return named[1] if named else None
-
-    def all_overrides(self, length: str) -> list[str]:
-        """The overrides of a run of this row; the run it starts from is the one of the same seed and length."""
-        overrides = shlex.split(self.overrides) + (shlex.split(self.short) if length == SHORT else [])
-        if self.source is None:
-            return overrides
-        directory = "${run.root}/${run.experiment}/" + _name(self.source, length)
-        return [override.replace(f"{{{self.source}}}", directory) for override in overrides]
-
-
-def _name(row: str, length: str) -> str:
-    return f"{row}-short-${{seed}}" if length == SHORT else f"{row}-${{seed}}"
-
-
-Result = dict[str, str]
-"""A line of results.csv by column, as text; the README is made of this text alone."""
 
 
 @dataclass(frozen=True)
@@ -125,23 +71,13 @@ class PaperTable:
     @cached_property
     def rows(self) -> dict[str, PaperRow]:
         """rows.csv by row, in the paper's order."""
-        columns = fields(PaperRow)
-        optional = {column.name for column in columns if column.kw_only}
-        lines = _read(self.folder / "rows.csv", [column.name for column in columns], optional)
-        return {line["row"]: PaperRow(**line) for line in lines}
+        return read_rows(self.folder / "rows.csv")
 
     @property
     def results(self) -> list[Result]:
         """results.csv."""
         path = self.folder / "results.csv"
-        columns = self.result_columns
-        lines = _read(path, columns) if path.exists() else []
-        measures = [name for name in columns if name in (*_MEASURES, "sequential_ops")]
-        for number, line in enumerate(lines, 2):
-            numbers = all(re.fullmatch(_NUMBER, line[name]) for name in measures)
-            if line["row"] not in self.rows or line["length"] not in (FULL, SHORT) or not numbers:
-                raise UsageError(f"{path}, line {number}: expected a row of rows.csv and numbers; restore it")
-        return lines
+        return read_results(path, self.result_columns, self.rows) if path.exists() else []
 
     def commands(self, length: str = FULL) -> list[str]:
         """A command per row that can be run, those that others start from first.
@@ -153,7 +89,7 @@ class PaperTable:
         for row in sorted(can_run, key=lambda row: row.source is not None):
             overrides = row.all_overrides(length)
             words = [] if length == SHORT else ["-m"]
-            words += [f"experiment={self.experiment}", *overrides, f"run.name={_name(row.row, length)}"]
+            words += [f"experiment={self.experiment}", *overrides, f"run.name={run_name(row.row, length)}"]
             command = shlex.join(["python", "-m", "src.run", *words])
             lines.setdefault(" ".join(overrides), command)  # the paper shows some networks twice
         return list(lines.values())
@@ -243,32 +179,6 @@ def find_table(name: str) -> PaperTable:
     return known[name]
 
 
-def as_csv(results: Iterable[Result], columns: Sequence[str]) -> str:
-    """results.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(results)
-    return text.getvalue()
-
-
-def _read(path: Path, columns: Sequence[str], optional: Collection[str] = ()) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            lines = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read ({error}): restore it") from error
-    header = reader.fieldnames or ()
-    columns = [name for name in columns if name not in optional or name in header]
-    if list(header) != columns:
-        raise UsageError(f"{path}: expected the columns {','.join(columns)}; restore it")
-    for number, line in enumerate(lines, 2):
-        if None in line or None in line.values():
-            raise UsageError(f"{path}, line {number}: expected {len(columns)} cells; restore it")
-    return lines
-
-
 def _comparable(config: Mapping[str, Any]) -> str | None:
     """A configuration as text, without seeds, names, paths and places; None if it is none of this project's."""
     if not all(isinstance(config.get(name), Mapping) for name in (*_GROUPS, "trainer")):
@@ -306,7 +216,7 @@ def _chosen(row: PaperRow) -> set[str]:
 
 def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
-    numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in _MEASURES}
+    numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in MEASURES}
     if row.machines:
         counted = (run.config["budget"].get("machines") or 1) == int(row.machines)  # a fixed network's: on one
         numbers["sequential_ops"] = str(summary["sequential_ops"]) if counted and "sequential_ops" in summary else ""

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from budgetnet.tasks import Classification, Metric
+from budgetnet.tasks.task import described
+
 IMAGES, IMAGE_AREA = 1000, 100
 
 
@@ -20,6 +23,16 @@ def costs(widths: dict[str, int]) -> dict[str, int]:
     channels = [3, *widths.values()]
     params = sum(9 * left * right for left, right in pairwise(channels))
     return {"params": params, "flops": params * IMAGE_AREA + sum(channels), "macs": params * IMAGE_AREA}
+
+
+def scores(metrics: Sequence[Metric], kind: str, quality: float, suffix: str = "") -> dict[str, float]:
+    """Each metric's score of a network: percent grow with its quality (0 to 100), decibels too, an error falls."""
+    found = {}
+    for number, metric in enumerate(metrics):
+        percent = (quality + 100 * number) / (number + 1)
+        value = percent if metric.unit == "%" else 20 + percent / 10 if metric.unit else 0.002 * (100 - percent)
+        found[f"{kind}_{metric.name}{suffix}"] = value
+    return found
 
 
 def write_run(
@@ -37,10 +50,12 @@ def write_run(
     ratio: float = 0.5,
     finished: bool = True,
     test_every_epoch: bool = False,
+    metrics: tuple[Metric, ...] = Classification.metrics,
 ) -> Path:
     """Write the run directory of a network that grows by `ratio` for `rounds` rounds and is then fine-tuned.
 
     Unfinished runs stop one epoch before the end. Method "train" is the full backbone for `finetune` epochs.
+    metrics: of its task; the network gets better and better by all of them.
     """
     path.mkdir(parents=True)
     chance = random.Random(f"{path.name}/{seed}")
@@ -54,7 +69,10 @@ def write_run(
     for _ in range(rounds):
         most = int(most * (1 + ratio))
     limit = costs({name: most if growing else width for name, width in full_widths.items()})["flops"]
-    metrics: list[dict[str, Any]] = []
+    first = metrics[0].name
+    tested = (f"test_{first}_best", f"test_{first}_best_epoch")
+    qualities: list[float] = []
+    epochs: list[dict[str, Any]] = []
     saturations: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     phases = ["grow"] * (rounds * epochs_per_round if growing else 0)
@@ -66,12 +84,13 @@ def write_run(
         epoch += 1
         spent += costs(widths)["flops"] * IMAGES
         val += (95 - val) * 0.15 + chance.uniform(-1, 1)
-        metrics.append({
+        qualities.append(val)
+        epochs.append({
             "epoch": epoch, "phase": phase, "round": done + 1, "step": epoch * 10, "lr": 0.05,
-            "train_loss": 2.3 * 0.9**epoch, "train_top1": val - 1, "val_loss": 2.3 * 0.92**epoch,
-            "val_top1": val, "val_top5": (val + 100) / 2, "test_top1": val - 0.5 if test_every_epoch else "",
-            **costs(widths), "train_cost_flops": spent,
-            "train_cost_baseline_percent": 100 * spent / baseline, "seconds": 1.5,
+            "train_loss": 2.3 * 0.9**epoch, **scores(metrics[:1], "train", val - 1), "val_loss": 2.3 * 0.92**epoch,
+            **scores(metrics, "val", val),
+            **(scores(metrics[:1], "test", val - 0.5) if test_every_epoch else {f"test_{first}": ""}), **costs(widths),
+            "train_cost_flops": spent, "train_cost_baseline_percent": 100 * spent / baseline, "seconds": 1.5,
         })  # fmt: skip
         if phase != "grow":
             continue
@@ -95,7 +114,8 @@ def write_run(
         "run": {"dir": str(path)}, "optim": {"lr": 0.05},
     }  # fmt: skip
     (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    for name, rows in (("metrics.csv", metrics), ("saturation.csv", saturations)):
+    (path / "task.json").write_text(json.dumps({"name": "any", "metrics": described(metrics)}))
+    for name, rows in (("metrics.csv", epochs), ("saturation.csv", saturations)):
         if rows:
             with open(path / name, "w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -105,14 +125,14 @@ def write_run(
         (path / "growth.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if finished:
         now = costs(widths)
-        best = max(metrics, key=lambda row: row["val_top1"])
+        best = max(qualities)
+        best_epoch = 1 + qualities.index(best)
+        at_best = (*scores(metrics[:1], "test", best + 0.4).values(), best_epoch) if test_every_epoch else (None, None)
         summary = {
             "format": 1, "name": path.name, "experiment": "tests", "method": method, "backbone": backbone,
-            "dataset": dataset, "seed": seed, "test_top1": best["val_top1"] - 0.5, "test_top5": 99.0,
-            "test_top1_last": metrics[-1]["val_top1"] - 0.7, "test_top5_last": 98.9, "val_top1": best["val_top1"],
-            "best_epoch": best["epoch"], "epochs": epoch,
-            "test_top1_best": best["val_top1"] + 0.4 if test_every_epoch else None,
-            "test_top1_best_epoch": best["epoch"] if test_every_epoch else None, **now,
+            "dataset": dataset, "seed": seed, **scores(metrics, "test", best - 0.5),
+            **scores(metrics, "test", qualities[-1] - 0.7, "_last"), **scores(metrics, "val", best),
+            "best_epoch": best_epoch, "epochs": epoch, **dict(zip(tested, at_best, strict=True)), **now,
             "budget": {"flops": {"limit": limit, "used": now["flops"], "percent": 100 * now["flops"] / limit}},
             "train_cost_flops": spent, "train_cost_baseline_percent": 100 * spent / baseline,
             "train_cost_final_percent": 100 * spent / (now["flops"] * baseline_epochs * IMAGES),

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 
-from budgetnet.reports.comparison import accuracy_against_cost
+from budgetnet.reports.comparison import score_against_cost
 from budgetnet.reports.drawing import BLUE, PALE
 from budgetnet.reports.edges import architecture, probabilities
 from budgetnet.reports.report import write_report
@@ -77,5 +77,5 @@ def test_what_was_limited_is_a_column_and_a_panel(make_run: Callable[..., Path])
     column = header(rows).index("Operations")
     assert [line[column] for line in cells(rows)][:3] == ["18", "31", ""]
     assert "Operations" not in header(rows[2:]) and "sequential_ops" not in as_csv(rows[2:])
-    assert [axes.get_xlabel() for axes in accuracy_against_cost(rows).axes][3:] == ["sequential operations"]
-    assert len(accuracy_against_cost(rows[2:]).axes) == 3
+    assert [axes.get_xlabel() for axes in score_against_cost(rows).axes][3:] == ["sequential operations"]
+    assert len(score_against_cost(rows[2:]).axes) == 3

@@ -12,12 +12,13 @@ from PIL import Image
 from budgetnet.reports import comparison, drawing, figures
 from budgetnet.reports.tables import Row, final_row
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.tasks import Classification
 
 MakeRun = Callable[..., Path]
 OF_ONE_RUN = (
     figures.growth_path,
     figures.saturation_map,
-    figures.accuracy_against_train_cost,
+    figures.score_against_train_cost,
     figures.final_sizes,
 )
 
@@ -104,7 +105,7 @@ def test_the_saturation_map_holds_what_was_measured_and_names_the_threshold(make
 def test_the_accuracy_figure_ends_with_the_test_accuracies(make_run: MakeRun) -> None:
     run = RunDirectory(make_run())
     assert run.summary is not None
-    lines = {line.get_label(): line for line in figures.accuracy_against_train_cost(run).axes[0].get_lines()}
+    lines = {line.get_label(): line for line in figures.score_against_train_cost(run).axes[0].get_lines()}
     assert list(lines["validation"].get_xdata()) == run.column("train_cost_flops")
     ends = [(*line.get_xdata(), *line.get_ydata()) for label, line in lines.items() if label.startswith("test")]
     spent = run.summary["train_cost_flops"]
@@ -135,12 +136,15 @@ def test_the_pareto_front_is_what_no_other_point_beats() -> None:
 def test_validation_accuracy_selects_the_front_that_is_drawn_at_test_accuracy() -> None:
     measured = [(1, 50.0, 55.0), (2, 70.0, 60.0), (3, 65.0, 90.0), (4, 80.0, 75.0)]  # FLOPs, validation, test
     rows = [
-        Row(f"{flops}", "adenel", "vgg16", "cifar10", 0, True, 9, test, val_top1=val, flops=flops, settings=f"{flops}")
+        Row(
+            *(f"{flops}", "adenel", "vgg16", "cifar10", 0, True, 9, Classification.metrics),
+            {"test_top1": test, "val_top1": val},
+            flops=flops,
+            settings=f"{flops}",
+        )
         for flops, val, test in measured
     ]
-    (line,) = [
-        line for line in comparison.accuracy_against_cost(rows).axes[0].lines if line.get_label() == "Pareto front"
-    ]
+    (line,) = [line for line in comparison.score_against_cost(rows).axes[0].lines if line.get_label() == "Pareto front"]
     assert [list(values) for values in (line.get_xdata(), line.get_ydata())] == [[1, 2, 4], [55.0, 60.0, 75.0]]
 
 
@@ -172,7 +176,7 @@ def test_runs_are_compared_on_a_panel_per_cost_and_a_line_per_dataset(make_run: 
     rows = [final_row(RunDirectory(make_run(f"a{seed}", seed=seed))) for seed in range(3)]
     rows += [final_row(RunDirectory(make_run("b", method="train", dataset="cifar10", backbone="vgg16")))]
     rows += [final_row(RunDirectory(make_run("c", finished=False)))]
-    figure = comparison.accuracy_against_cost(rows)
+    figure = comparison.score_against_cost(rows)
     assert len(figure.axes) == 6
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "Pareto front", "lenet, adenel", "vgg16, train",
@@ -181,5 +185,5 @@ def test_runs_are_compared_on_a_panel_per_cost_and_a_line_per_dataset(make_run: 
 
 
 def test_a_comparison_without_a_finished_run_says_so(make_run: MakeRun) -> None:
-    figure = comparison.accuracy_against_cost([final_row(RunDirectory(make_run(finished=False)))])
+    figure = comparison.score_against_cost([final_row(RunDirectory(make_run(finished=False)))])
     assert figure.axes[0].texts[0].get_text() == "no finished run"

@@ -84,9 +84,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     for name in others:
         plain[name] = _with_defaults(config, name, read_by_method.get(name))
     sections = {name: _parsed(plain, name, kind, plain[name]) for name, kind in read_by_method.items()}
-    if method is None:
-        plain |= _unported(config)
-    else:
+    if method is not None:
         options = names_of(read_by_method["method"]) if "method" in read_by_method else ()
         _refuse_unknown("method.", config["method"], {*options, "_target_", "name"})
     budget = _budget(config, method)
@@ -149,7 +147,6 @@ def _budget(config: Mapping[str, Any], method: type | None) -> Budget:
     _refuse_unknown("budget.", _section(config, "budget"), (*KINDS, "machines"))
     budget = Budget(**config["budget"])
     if method is None:
-        _check_budget(budget, config["method"]["name"])
         return budget
     if getattr(method, "needs_budget", False):
         budget.require()
@@ -205,42 +202,3 @@ def _check_texts(name: str, section: Mapping[str, Any], options: Sequence[str]) 
         value = section.get(option)
         if not isinstance(value, str) or not value or not value.isprintable():
             raise UsageError(f"{name}.{option}={value!r}: expected a name, as in conf/{name}")
-
-
-# -- methods whose `_target_` is a function yet -----------------------------------------------------------------------
-
-Training = TrainerOptions
-
-
-def _unported(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections that such a method reads, with their defaults, after the checks of all that may be in them."""
-    from budgetnet.methods.growth import GrowthRule
-    from budgetnet.methods.options import Bregman, FineTuning, Optimization, Pruning, Rounds, SeedNetwork
-
-    kinds: Mapping[str, tuple[type, ...]] = {
-        "growth": (GrowthRule, Rounds, SeedNetwork),
-        "lbi": (Bregman,),
-        "optim": (Optimization,),
-        "finetune": (FineTuning,),
-        "prune": (Pruning,),
-    }
-    result: dict[str, Any] = {}
-    for name, parts in kinds.items():
-        section = _section(config, name)
-        result[name] = dict(section)
-        for kind in parts:
-            result[name] |= as_mapping(read(kind, name, section))
-    if result["finetune"]["epochs"] == 0 and config["method"]["name"] not in ("bsn", "train", "width"):
-        raise UsageError("finetune.epochs=0: expected a number above 0")
-    return result
-
-
-def _check_budget(budget: Budget, method: str) -> None:
-    if method == "adenel":
-        budget.require()
-    for kind in ("latency", "sequential_ops"):
-        if getattr(budget, kind) is not None and method != "bsn":
-            raise UsageError(
-                f"budget.{kind} is kept by choosing edges: use method=bsn with backbone=resnet_fabric or backbone=cnf, "
-                "or state budget.flops or budget.params"
-            )

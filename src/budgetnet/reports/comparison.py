@@ -1,8 +1,9 @@
-"""Accuracy against cost for a set of runs."""
+"""The metric that selects networks, against what they cost, for a set of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.reports.drawing import COLOURS, GREY, PALE, log_quantities, new_figure, note, styled
@@ -12,60 +13,82 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from budgetnet.tasks import Metric
+
 COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
 LIMITED = {"sequential_ops": "sequential operations", "latency": "latency (µs)"}
 """Costs that are drawn where some run has a budget of them."""
 MARKERS = "osD^vP"
+_LONG_LABEL = 40  # letters that a panel is high
 
 
 class Point(NamedTuple):
-    """A configuration in a panel: its cost and its test accuracy, and the accuracy that selects it for the front."""
+    """A configuration in a panel: its cost and its test score, and the score that selects it for the front."""
 
     group: Repetitions
     cost: Spread
-    accuracy: Spread
+    score: Spread
     selects: Spread
 
 
-def pareto_front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
-    """Indices, by rising cost, of the points that no other beats: none is as cheap and as accurate.
+class Panels(NamedTuple):
+    """Finished configurations that can be compared: of one dataset, and selected by one metric."""
 
-    Of equal points the first counts.
+    dataset: str
+    metric: Metric
+    groups: list[Repetitions]
+
+    @property
+    def test(self) -> str:
+        """The name of their test score."""
+        return f"test_{self.metric.name}"
+
+    @property
+    def label(self) -> str:
+        """Of the axis of scores."""
+        return f"test {self.metric.label}" + ("" if self.metric.higher_is_better else ", lower is better")
+
+
+def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+    """Indices, by rising cost, of the points that no other beats: none is as cheap and as good.
+
+    gains: more is better. Of equal points the first counts.
 
     >>> pareto_front([1, 2, 3], [70, 60, 80])
     [0, 2]
     """
     front: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i])):
-        if not front or accuracies[index] > accuracies[front[-1]]:
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
+        if not front or gains[index] > gains[front[-1]]:
             front.append(index)
     return front
 
 
-def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
-    """Test accuracy (validation-selected) of the finished runs against FLOPs, params, train cost, and other budgets.
+def score_against_cost(rows: Sequence[Row]) -> Figure:
+    """Test scores (validation-selected) of the finished runs against FLOPs, params, train cost, and other budgets.
 
-    A row of panels per dataset. A point is a configuration: mean over its seeds, bars of one sample standard
-    deviation. A colour is a backbone and method. The grey line is the Pareto front of validation accuracy, drawn at the
-    test accuracy of what it selects: the test set selects nothing. (Without validation it is that of test accuracy.)
+    A row of panels per dataset and metric. A point is a configuration: mean over its seeds, bars of one sample standard
+    deviation. A colour is a backbone and method. The grey line is the Pareto front of validation scores, drawn at the
+    test score of what it selects: the test set selects nothing. (Without validation it is that of test scores.)
     """
-    groups = [group for group in repetitions(rows) if group.spread("test_top1") is not None]
-    series = list(dict.fromkeys(series_of(group) for group in groups))
-    datasets = list(dict.fromkeys(group.rows[0].dataset for group in groups)) or [""]
+    lines = comparable(repetitions(rows))
+    series = list(dict.fromkeys(series_of(group) for line in lines for group in line.groups))
     costs = costs_of(rows)
     with styled():
-        height = 0.9 + 3.4 * len(datasets) + 0.2 * (len(series) // 3)
+        count = max(len(lines), 1)
+        height = 0.9 + 3.4 * count + 0.2 * (len(series) // 3)
         figure = new_figure(width=10 * len(costs) / len(COSTS), height=height)
-        panels = figure.subplots(len(datasets), len(costs), squeeze=False, sharey="row")
-        for dataset, line in zip(datasets, panels, strict=True):
-            here = [group for group in groups if group.rows[0].dataset == dataset]
-            for axes, (cost, label) in zip(line, costs.items(), strict=True):
-                _panel(axes, here, cost, series)
-                axes.set_xlabel(label)
-            line[0].set_ylabel(f"test top-1 (%), {dataset}" if dataset else "test top-1 (%)")
-        if not groups:
-            for axes in panels[0]:
+        panels = figure.subplots(count, len(costs), squeeze=False, sharey="row")
+        for axes, label in zip(panels[-1], costs.values(), strict=True):
+            axes.set_xlabel(label)
+            if not lines:
                 note(axes, "no finished run")
+        for line, row in zip(lines, panels, strict=False):
+            for axes, (cost, label) in zip(row, costs.items(), strict=True):
+                _panel(axes, line, cost, series)
+                axes.set_xlabel(label)
+            space = " " if len(line.label) + len(line.dataset) < _LONG_LABEL else "\n"
+            row[0].set_ylabel(f"{line.label},{space}{line.dataset}")
         legend: dict[str, Any] = {}
         for axes in panels.flat:
             handles, labels = axes.get_legend_handles_labels()
@@ -73,6 +96,16 @@ def accuracy_against_cost(rows: Sequence[Row]) -> Figure:
         if legend:
             figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 4))
         return figure
+
+
+def comparable(groups: Sequence[Repetitions]) -> list[Panels]:
+    """The configurations that have a test score, by dataset and metric."""
+    found: dict[tuple[str, str], Panels] = {}
+    for group in groups:
+        dataset, metric = group.rows[0].dataset, group.rows[0].metric
+        if group.spread(f"test_{metric.name}") is not None:
+            found.setdefault((dataset, metric.name), Panels(dataset, metric, [])).groups.append(group)
+    return list(found.values())
 
 
 def costs_of(rows: Sequence[Row]) -> dict[str, str]:
@@ -85,22 +118,25 @@ def series_of(group: Repetitions) -> str:
     return f"{group.rows[0].backbone}, {group.rows[0].method}"
 
 
-def points(groups: Sequence[Repetitions], cost: str) -> tuple[list[Point], list[Point]]:
-    """Every configuration whose `cost` (of `costs_of`) and test accuracy are known, and those on the Pareto front."""
-    measured = [(group, group.spread(cost), group.spread("test_top1"), group.spread("val_top1")) for group in groups]
-    known = [Point(group, x, y, val or y) for group, x, y, val in measured if x is not None and y is not None]
-    front = pareto_front([point.cost.mean for point in known], [point.selects.mean for point in known])
-    return known, [known[index] for index in front]
+def points(panels: Panels, cost: str) -> tuple[list[Point], list[Point]]:
+    """Every configuration whose `cost` (of `costs_of`) is known, and those on the Pareto front."""
+    known = []
+    for group in panels.groups:
+        x, y, validation = (group.spread(name) for name in (cost, panels.test, f"val_{panels.metric.name}"))
+        if x is not None and y is not None:
+            known.append(Point(group, x, y, validation or y))
+    gains = [panels.metric.gain(point.selects.mean) for point in known]
+    return known, [known[index] for index in pareto_front([point.cost.mean for point in known], gains)]
 
 
-def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequence[str]) -> None:
-    known, front = points(groups, cost)
+def _panel(axes: Axes, panels: Panels, cost: str, series: Sequence[str]) -> None:
+    known, front = points(panels, cost)
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     if not known:
         return
     axes.plot(
-        [point.cost.mean for point in front], [point.accuracy.mean for point in front],
+        [point.cost.mean for point in front], [point.score.mean for point in front],
         drawstyle="steps-post", color=GREY, linewidth=1.2, zorder=1, label="Pareto front",
     )  # fmt: skip
     for group, x, y, _ in known:
@@ -110,7 +146,17 @@ def _panel(axes: Axes, groups: Sequence[Repetitions], cost: str, series: Sequenc
             color=COLOURS[number % len(COLOURS)], marker=MARKERS[number // len(COLOURS) % len(MARKERS)],
             markersize=5, capsize=2.5, linestyle="none", elinewidth=1, zorder=2,
         )  # fmt: skip
-    accuracies = [y.mean for _, _, y, _ in known]
-    room = max(0.5, 0.1 * (max(accuracies) - min(accuracies)), *(y.deviation for _, _, y, _ in known))
-    axes.set_ylim(min(accuracies) - 1.5 * room, min(max(accuracies) + 1.5 * room, 100.5))
+    _score_limits(axes, panels.metric, [point.score for point in known])
     log_quantities(axes, [x.mean for _, x, _, _ in known])
+
+
+def _score_limits(axes: Axes, metric: Metric, scores: Sequence[Spread]) -> None:
+    """Room above and below the points and their bars: at least half a percent, or a part of the largest value."""
+    finite = [score for score in scores if isfinite(score.mean)]
+    if not finite:
+        return
+    low, high = min(score.mean for score in finite), max(score.mean for score in finite)
+    percent = metric.unit == "%"
+    least = 0.5 if percent else 0.02 * max(abs(low), abs(high)) or 1.0
+    room = 1.5 * max(least, 0.1 * (high - low), *(score.deviation for score in finite))
+    axes.set_ylim(low - room, min(high + room, 100.5) if percent else high + room)

@@ -1,4 +1,4 @@
-"""Figures of one run: how widths grew, what was saturated, what accuracy cost, and where the widths ended."""
+"""Figures of one run: how widths grew, what was saturated, what its score cost, and where the widths ended."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from budgetnet.reports.drawing import (
     spread_out,
     styled,
 )
+from budgetnet.reports.tables import final_row, score_text
 from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -97,39 +98,45 @@ def saturation_map(run: RunDirectory) -> Figure:
         return figure
 
 
-def accuracy_against_train_cost(run: RunDirectory) -> Figure:
-    """Validation accuracy against the FLOPs spent on training so far; the test accuracy stands at the end."""
+def score_against_train_cost(run: RunDirectory) -> Figure:
+    """The metric that selects, on validation, against the FLOPs spent on training so far; the test scores stand at the
+    end."""
+    metric, row = run.task_metrics[0], final_row(run)
+    validation, test = f"val_{metric.name}", f"test_{metric.name}"
     with styled():
         figure = new_figure()
         axes = figure.add_subplot(
-            title=_title(run, "Accuracy against train cost"),
+            title=_title(run, f"Validation {metric.title} against train cost"),
             xlabel="train cost so far (FLOPs of one forward pass, over every image)",
-            ylabel="top-1 accuracy (%)",
+            ylabel=metric.label,
         )
-        evaluated, summary = [row for row in run.metrics if row["val_top1"] is not None], run.summary
-        if not evaluated and summary is None:
+        evaluated = [epoch for epoch in run.metrics if epoch.get(validation) is not None]
+        if not evaluated and run.summary is None:
             note(axes, "no epoch was evaluated yet")
             return figure
-        cost, accuracy = [[row[name] for row in evaluated] for name in ("train_cost_flops", "val_top1")]
+        cost, scores = [[epoch[name] for epoch in evaluated] for name in ("train_cost_flops", validation)]
         marker = "o" if len(evaluated) < 40 else None
-        axes.plot(cost, accuracy, color=BLUE, marker=marker, markersize=3, clip_on=False, label="validation")
+        axes.plot(cost, scores, color=BLUE, marker=marker, markersize=3, clip_on=False, label="validation")
         spent = run.column("train_cost_flops")
         axes.set_xlim(0, spent[-1])
         in_quantities(axes.xaxis)
         shade_phases(axes, run.column("phase"), spent)
         _mark_rounds(axes, run, "train_cost_flops")
-        if summary is not None:
-            tests = (
-                ("test_top1", "full", f"epoch {summary['best_epoch']}, selected by validation"),
-                ("test_top1_last", "none", "last epoch"),
-            )
-            for key, fill, which in tests:
-                axes.plot(
-                    spent[-1], summary[key], label=f"test {summary[key]:.2f} ({which})", color=VERMILION,
-                    marker="D", fillstyle=fill, markersize=7, linestyle="none", clip_on=False, zorder=5,
-                )  # fmt: skip
+        if run.summary is not None:
+            selected = f"epoch {run.summary['best_epoch']}, selected by validation"
+            for name, fill, which in ((test, "full", selected), (f"{test}_last", "none", "last epoch")):
+                if (score := row.number(name)) is not None:
+                    axes.plot(
+                        spent[-1], score, label=f"test {score_text(metric)(score)} ({which})", color=VERMILION,
+                        marker="D", fillstyle=fill, markersize=7, linestyle="none", clip_on=False, zorder=5,
+                    )  # fmt: skip
         axes.grid(axis="y", color=PALE, linewidth=0.6)
-        axes.legend(loc="lower right", bbox_to_anchor=(0.99, 0.07), frameon=True, edgecolor="none")
+        axes.legend(  # where the curve does not come to lie, and above the names of the phases
+            loc="lower right" if metric.higher_is_better else "upper right",
+            bbox_to_anchor=(0.99, 0.07 if metric.higher_is_better else 0.97),
+            frameon=True,
+            edgecolor="none",
+        )
         return figure
 
 

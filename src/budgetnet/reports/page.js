@@ -1,5 +1,5 @@
 "use strict";
-// The table stands in the page; this sorts it, draws accuracy against cost from the numbers beside it, and opens runs
+// The table stands in the page; this sorts it, draws scores against cost from the numbers beside it, and opens runs
 // (page_run.js).
 // Names are user input: they reach the page as textContent, and Plotly through plain().
 
@@ -36,7 +36,7 @@ function compare(a, b, sign) {
 
 function sortBy(column) {
   const heads = [...table.tHead.rows[0].cells];
-  const first = heads[column].className === "number" ? "descending" : "ascending";
+  const { first } = heads[column].dataset;
   const other = first === "ascending" ? "descending" : "ascending";
   const order = heads[column].ariaSort === first ? other : first;
   const sign = order === "ascending" ? 1 : -1;
@@ -152,12 +152,12 @@ function panelTraces(panel) {
     );
   const dots = {
     x: runs.map(({ run }) => run[panel.cost]),
-    y: runs.map(({ run }) => run.test_top1),
+    y: runs.map(({ run }) => run[panel.score]),
     mode: "markers",
     marker: { color: runs.map(({ colour }) => colour), size: 5, opacity: 0.45 },
     customdata: runs.map(({ index }) => index),
-    text: runs.map(({ run }) => folded(run.name)),
-    hovertemplate: "%{text}<br>test top-1 %{y:.2f} %<extra></extra>",
+    text: runs.map(({ run }) => `${folded(run.name)}<br>${plain(`${panel.score_title} ${run.score}`)}`),
+    hovertemplate: "%{text}<extra></extra>",
   };
   const series = [...new Set(panel.points.map((point) => point.series))];
   const means = series.map((name) => {
@@ -182,10 +182,11 @@ function panelTraces(panel) {
 
 function pointText(panel, point) {
   const many = point.runs.length > 1;
-  const spread = many ? ` ± ${point.dy.toFixed(2)} (${point.runs.length} seeds)` : "";
+  const seeds = many ? ` (${point.runs.length} seeds)` : "";
   return (
     `<b>${folded(data.runs[point.runs[0]].name)}</b>${many ? "<br>and its repetitions" : ""}<br>` +
-    `${plain(point.series)}<br>test top-1 ${point.y.toFixed(2)} %${spread}<br>${plain(panel.label)} ${point.cost}`
+    `${plain(point.series)}<br>${plain(`${panel.score_title} ${point.score}`)}${seeds}<br>` +
+    `${plain(panel.label)} ${point.cost}`
   );
 }
 
@@ -203,7 +204,7 @@ function drawComparison() {
   legend.replaceChildren();
   if (!data.panels.length) {
     panels.replaceChildren(
-      make("p", { className: "empty", textContent: "No finished run yet: accuracy is tested at the end of a run." }),
+      make("p", { className: "empty", textContent: "No finished run yet: the test set is read at the end of a run." }),
     );
     return false;
   }
@@ -219,7 +220,7 @@ function drawComparison() {
     const few = range[1] - range[0] < Math.log10(60);
     const drawn = await draw(element, panelTraces(panel), {
       xaxis: axis({ title: panel.label, type: "log", range, tickformat: "~s", dtick: few ? "D2" : 1 }),
-      yaxis: axis({ title: "test top-1 (%)", showgrid: true }),
+      yaxis: axis({ title: plain(panel.score_label), showgrid: true }),
     });
     if (!drawn) return;
     element.removeAllListeners("plotly_click");
@@ -228,19 +229,19 @@ function drawComparison() {
 }
 
 function layPanels(panels) {
-  const datasets = [...new Set(data.panels.map((panel) => panel.dataset))];
+  const headings = [...new Set(data.panels.map((panel) => panel.heading))];
   panels.replaceChildren(
-    ...datasets.flatMap((dataset) => {
+    ...headings.flatMap((heading) => {
       const figures = data.panels
-        .filter((panel) => panel.dataset === dataset)
+        .filter((panel) => panel.heading === heading)
         .map((panel) =>
           make("div", {
             className: "figure",
             role: "figure",
-            ariaLabel: `Test accuracy against ${panel.label}, ${dataset}`,
+            ariaLabel: `${panel.score_title} against ${panel.label}, ${heading}`,
           }),
         );
-      const title = datasets.length > 1 ? [make("h3", { textContent: dataset })] : [];
+      const title = headings.length > 1 ? [make("h3", { textContent: heading })] : [];
       return [...title, make("div", { className: "panels" }, ...figures)];
     }),
   );

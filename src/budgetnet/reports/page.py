@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
@@ -21,8 +20,19 @@ from typing import Any
 from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
-from budgetnet.reports.comparison import MARKERS, Point, costs_of, points, series_of
-from budgetnet.reports.tables import NUMBERS, Repetitions, Row, cells, final_row, header, repetitions
+from budgetnet.reports.comparison import MARKERS, Panels, Point, comparable, costs_of, points, series_of
+from budgetnet.reports.tables import (
+    Column,
+    Repetitions,
+    Row,
+    columns,
+    final_row,
+    metrics_of,
+    repetitions,
+    score_text,
+    spread_text,
+    with_unit,
+)
 from budgetnet.runs.directory import RunDirectory
 
 Json = dict[str, Any]
@@ -46,8 +56,8 @@ def write_page(runs: Sequence[RunDirectory], path: str | Path) -> Path:
 def page(runs: Sequence[RunDirectory]) -> str:
     """The HTML of a page over `runs` (at least one), finished or not.
 
-    The table stands in it as HTML. The figures are drawn by Plotly from the numbers in it: accuracy against cost, and
-    on a click on a row or a point what that run did. plotly.js is packed into the page, which makes it 2 MB long.
+    The table stands in it as HTML. The figures are drawn by Plotly from the numbers in it: scores against cost, and on
+    a click on a row or a point what that run did. plotly.js is packed into the page, which makes it 2 MB long.
     """
     rows = [final_row(run) for run in runs]
     groups = repetitions(rows)
@@ -61,6 +71,7 @@ def page(runs: Sequence[RunDirectory]) -> str:
     return Template(_file("page.html")).substitute(
         title=html.escape(_title(rows)),
         about=html.escape(_about(rows)),
+        comparison=html.escape(_comparison_title(rows)),
         style=_file("page.css"),
         table=_table(groups, number),
         data=_script_text(data),
@@ -112,6 +123,11 @@ def _about(rows: Sequence[Row]) -> str:
     return " · ".join(said)
 
 
+def _comparison_title(rows: Sequence[Row]) -> str:
+    metrics = metrics_of(rows)
+    return f"{f'Test {metrics[0].title}' if len(metrics) == 1 else 'Test scores'} against cost"
+
+
 def _colours() -> Json:
     """The colours of the other figures. On a dark ground the maps of depth lose their dark end, not their light one."""
     from matplotlib import colormaps
@@ -132,45 +148,50 @@ def _colours() -> Json:
 
 
 def _panels(groups: Sequence[Repetitions], number: Mapping[int, int]) -> list[Json]:
-    """A panel per dataset and kind of cost, like those of `comparison.accuracy_against_cost`."""
-    finished = [group for group in groups if group.spread("test_top1") is not None]
+    """A panel per dataset, metric and kind of cost, like those of `comparison.score_against_cost`."""
+    lines = comparable(groups)
+    finished = [group for line in lines for group in line.groups]
     series = list(dict.fromkeys(series_of(group) for group in finished))
-    panels = []
     costs = costs_of([row for group in finished for row in group.rows])
-    for dataset in dict.fromkeys(group.rows[0].dataset for group in finished):
-        here = [group for group in finished if group.rows[0].dataset == dataset]
+    several = len({line.metric.name for line in lines}) > 1
+    panels = []
+    for line in lines:
         for cost, label in costs.items():
-            known, front = points(here, cost)
+            known, front = points(line, cost)
             panels.append({
-                "dataset": dataset,
+                "heading": f"{line.dataset}, {line.metric.title}" if several else line.dataset,
                 "cost": cost,
                 "label": label,
-                "points": [_point(point, series, number) for point in known],
-                "front": {"x": [point.cost.mean for point in front], "y": [point.accuracy.mean for point in front]},
+                "score": line.test,
+                "score_title": f"test {line.metric.title}",
+                "score_label": line.label,
+                "points": [_point(point, line, series, number) for point in known],
+                "front": {"x": [point.cost.mean for point in front], "y": [point.score.mean for point in front]},
             })  # fmt: skip
     return panels
 
 
-def _point(point: Point, series: Sequence[str], number: Mapping[int, int]) -> Json:
-    name = series_of(point.group)
+def _point(point: Point, panels: Panels, series: Sequence[str], number: Mapping[int, int]) -> Json:
+    name, finished = series_of(point.group), point.group.finished
     return {
         "series": name,
         "colour": series.index(name),
         "x": point.cost.mean,
-        "y": point.accuracy.mean,
+        "y": point.score.mean,
         "dx": point.cost.deviation,
-        "dy": point.accuracy.deviation,
+        "dy": point.score.deviation,
         "cost": format_quantity(point.cost.mean),
-        "runs": [number[id(row)] for row in point.group.finished],
+        "score": with_unit(panels.metric, spread_text(point.score, score_text(panels.metric))),
+        "runs": [number[id(row)] for row in finished],
     }
 
 
 def _run(run: RunDirectory, row: Row) -> Json:
     """What a run's own view shows."""
     summary = run.summary or {}
-    numbers = {name: value for name, value in asdict(row).items() if name != "settings"}
     return {
-        **numbers,
+        **row.line(),
+        "score": with_unit(row.metric, score_text(row.metric)(row.number(f"test_{row.metric.name}"))),
         "facts": _facts(run, row),
         "command": summary.get("command"),
         "budgets": [
@@ -217,14 +238,11 @@ def _sizes(run: RunDirectory) -> Json | None:
 
 def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
     """The run's line of the table, and what the table has no room for, as [name, text]."""
-    alone = {  # names that lean on their neighbour's
-        "last epoch %": "Last epoch %",
-        "best test epoch %": "Best test epoch %",
-        "(b) %": "Train cost (b) %",
-    }
-    facts = {alone.get(name, name): text for name, text in zip(header([row]), cells([row])[0], strict=True)}
+    facts = {column.full_heading: column.cell(row) for column in columns([row])}
     del facts["Run"], facts["Budget used"]
-    facts["Validation top-1 %"] = "" if row.val_top1 is None else f"{row.val_top1:.2f}"
+    for metric in row.metrics:
+        for kind, name in (("Test", f"test_{metric.name}"), ("Validation", f"val_{metric.name}")):
+            facts.setdefault(f"{kind} {metric.title} {metric.unit}".rstrip(), score_text(metric)(row.number(name)))
     summary = run.summary or {}
     facts["Epochs"] = f"{row.epochs}, tested at {summary['best_epoch']}" if summary else str(row.epochs)
     facts["Train cost (FLOPs)"] = "" if row.train_cost_flops is None else format_quantity(row.train_cost_flops)
@@ -259,46 +277,51 @@ def _saturation(run: RunDirectory) -> Json | None:
 
 def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
     """The report's table, a body per configuration so that repetitions stay together when it is sorted."""
-    columns = header([row for group in groups for row in group.rows])
-    heads = "".join(
-        f'<th scope="col"{_kind(name)}><button type="button">{_heading(name)}</button></th>' for name in columns
-    )
+    shown = columns([row for group in groups for row in group.rows])
+    heads = "".join(_head(column) for column in shown)
     bodies = []
     for group in groups:
-        lines = [dict(zip(columns, line, strict=True)) for line in cells(group.rows, columns)]
-        rows = [_line(line, number[id(row)], row) for line, row in zip(lines, group.rows, strict=False)]
-        rows += [_line(line, None, group) for line in lines[len(group.rows) :]]
-        bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
+        lines = [_line(shown, row, number[id(row)]) for row in group.rows]
+        if len(group.finished) > 1:
+            lines.append(_mean_line(shown, group))
+        bodies.append("<tbody>\n" + "\n".join(lines) + "\n</tbody>")
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n" + "\n".join(bodies) + "\n</table>"
 
 
-def _heading(name: str) -> str:
-    """A column's name, whose unit stays with its last word where there is no room for one line."""
-    return re.sub(r"(\S+ %)$", r"<span>\1</span>", html.escape(name))
+def _head(column: Column) -> str:
+    """A heading to click on. Its unit stays with its last word where there is no room for one line."""
+    text, first = html.escape(column.heading), "ascending" if column.smallest_first else "descending"
+    if column.unit:
+        text = re.sub(r"(\S+ \S+)$", r"<span>\1</span>", text)
+    return f'<th scope="col"{_kind(column)} data-first="{first}"><button type="button">{text}</button></th>'
 
 
-def _line(line: Mapping[str, str], run: int | None, source: Row | Repetitions) -> str:
+def _line(shown: Sequence[Column], row: Row, run: int) -> str:
     texts = []
-    for name, text in line.items():
-        value, shown = _sort_value(name, source), html.escape(text)
-        if name == "Run" and run is not None:
-            shown = f'<a href="#run-{run}" title="{shown}">{shown.replace(",", ",<wbr>")}</a>'
-        texts.append(f"<td{_kind(name)}{'' if value is None else f' data-value={value!r}'}>{shown}</td>")
-    return f"<tr{' class=mean' if run is None else f' data-run={run}'}>{''.join(texts)}</tr>"
+    for column in shown:
+        text = html.escape(column.cell(row))
+        value = row.number(column.number) if column.number else None
+        if column.heading == "Budget used":
+            value = max(row.budget.values(), default=None)
+        if column.heading == "Run":
+            text = f'<a href="#run-{run}" title="{text}">{text.replace(",", ",<wbr>")}</a>'
+        texts.append(_cell(column, text, value))
+    return f"<tr data-run={run}>{''.join(texts)}</tr>"
 
 
-def _kind(name: str) -> str:
-    return " class=number" if name in NUMBERS or name == "Seed" else ""
+def _mean_line(shown: Sequence[Column], group: Repetitions) -> str:
+    texts = []
+    for column in shown:
+        spread = group.spread(column.number) if column.number and column.heading != "Seed" else None
+        texts.append(_cell(column, html.escape(column.mean(group)), None if spread is None else spread.mean))
+    return f"<tr class=mean>{''.join(texts)}</tr>"
 
 
-def _sort_value(name: str, source: Row | Repetitions) -> float | None:
-    """The number behind a cell; None: it is sorted by its text."""
-    if isinstance(source, Repetitions):
-        spread = source.spread(NUMBERS[name][0]) if name in NUMBERS else None
-        return None if spread is None else spread.mean
-    if name == "Budget used":
-        return max(source.budget.values(), default=None)
-    if name == "Seed":
-        return source.seed
-    value: float | None = getattr(source, NUMBERS[name][0]) if name in NUMBERS else None
-    return value
+def _cell(column: Column, text: str, value: float | None) -> str:
+    """value: the number that it is sorted by; without one it is sorted by its text."""
+    data = "" if value is None or not math.isfinite(value) else f" data-value={value!r}"
+    return f"<td{_kind(column)}{data}>{text}</td>"
+
+
+def _kind(column: Column) -> str:
+    return " class=number" if column.number else ""

@@ -305,7 +305,7 @@ function showRun(index) {
     : [
         make("p", {
           className: "empty",
-          textContent: `Unfinished: read after epoch ${run.epochs}; there is no test accuracy yet.`,
+          textContent: `Unfinished: read after epoch ${run.epochs}; the test set is read at the end.`,
         }),
       ];
   details.replaceChildren(...unfinished, ...repetitions(index), facts(run));

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports import drawing, edges, figures
+from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
-from budgetnet.reports.tables import as_markdown, final_row, markdown_table
+from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.records import write_text
 
@@ -46,9 +47,14 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "nothing in between.",
     ),
     "accuracy_against_train_cost": (
-        figures.accuracy_against_train_cost,
+        figures.score_against_train_cost,
         "Equal distances to the right cost equal amounts of computation, so the slim epochs of the growing phase lie "
         "close together.",
+    ),
+    "examples": (
+        examples,
+        "A column is a test image, a row what is known of it or what the network made of it. A class has the same "
+        "colour in every map; pixels without a label are grey.",
     ),
     "widths": (
         figures.final_sizes,
@@ -72,11 +78,15 @@ def write_report(run_dir: str | Path) -> Path:
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
+    left_out |= set() if run.examples else {"examples"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
-    sections = [_head(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run), _origin(run)]
+    sections = [
+        _head(run), _scores(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run),
+        _origin(run),
+    ]  # fmt: skip
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
     return report
@@ -86,7 +96,7 @@ def _head(run: RunDirectory) -> str:
     row, summary = final_row(run), run.summary or {}
     lines = [f"# {row.name}\n"]
     if not row.finished:
-        lines.append(f"**Unfinished**: read after epoch {row.epochs}; there is no test accuracy yet.\n")
+        lines.append(f"**Unfinished**: read after epoch {row.epochs}; the test set is read at the end.\n")
     if summary.get("command"):
         lines.append(f"    {summary['command']}\n")
     lines.append(as_markdown([row]))
@@ -94,6 +104,22 @@ def _head(run: RunDirectory) -> str:
         used, limit = format_quantity(entry["used"]), format_quantity(entry["limit"])
         lines.append(f"Budget of {kind}: {used} of {limit} used ({entry['percent']:.2f} %).\n")
     return "\n".join(lines)
+
+
+def _scores(run: RunDirectory) -> str:
+    """Every metric of the task."""
+    row, names = final_row(run), ("Test", "Last epoch", "Best test epoch", "Validation")
+    lines = [
+        [metric.label, *(score_text(metric)(row.number(name)) for name in score_names(metric))]
+        for metric in row.metrics
+    ]
+    shown = [0, *(place for place in range(1, 5) if any(line[place] for line in lines))]
+    if not shown[1:]:
+        return ""
+    header = ["Metric", *names]
+    return "## Metrics\n\n" + markdown_table(
+        [header[place] for place in shown], [[line[place] for place in shown] for line in lines]
+    )
 
 
 def _edges(run: RunDirectory) -> str:
@@ -164,29 +190,25 @@ def _who_changed(record: dict[str, Any]) -> str:
 
 
 def _reading(run: RunDirectory) -> str:
-    summary = run.summary or {}
+    summary, metric = run.summary or {}, run.task_metrics[0]
     lines = ["## How the numbers were read\n"]
     if summary:
+        name, best = f"val_{metric.name}", "highest" if metric.higher_is_better else "lowest"
         chosen = "the last: nothing was held out for validation"
-        if summary["val_top1"] is not None:
+        if summary.get(name) is not None:
             dataset = run.config.get("dataset")
             own = isinstance(dataset, dict) and "validation" in dataset and dataset["validation"] is None
             split = "the dataset's validation set" if own else "a validation split of the training set"
-            chosen = f"the best on {split} ({summary['val_top1']:.2f} %)"
+            chosen = f"the {best} {metric.title} on {split} ({with_unit(metric, score_text(metric)(summary[name]))})"
         read = "The test set was read at the end only."
-        if summary.get("test_top1_best") is not None:
+        if summary.get(f"test_{metric.name}_best") is not None:
             read = (
                 f"The test set was read after every epoch and selected nothing: the best test epoch is epoch "
-                f"{summary['test_top1_best_epoch']}, which nobody knows without the test set's labels."
+                f"{summary[f'test_{metric.name}_best_epoch']}, which nobody knows without the test set's labels."
             )
         lines.append(
-            f"* Test top-1 is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the last epoch's "
-            f"stands beside it. {read}"
-        )
-    if summary.get("test_miou") is not None:
-        lines.append(
-            "* Accuracies are of pixels; mIoU is the intersection of what is labelled and what is predicted as a class "
-            "over their union, averaged over the classes. Unlabelled pixels count in neither."
+            f"* Test {metric.title} is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the "
+            f"last epoch's stands beside it. {read}"
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "

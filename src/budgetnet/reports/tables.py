@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.costs.budget import format_quantity
@@ -18,16 +19,19 @@ from budgetnet.sections import affecting
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from budgetnet.tasks import Metric
+
 
 @dataclass(frozen=True)
 class Row:
     """The final numbers of one run, or of as many epochs as an unfinished one got through.
 
-    Accuracies in percent; FLOPs are multiply-accumulates of one image. None: not known (yet).
+    metrics: of its task; the first selected the network. scores: their values by name: test_<metric> of the epoch that
+    validation selects, test_<metric>_last of the last one, test_<metric>_best of the best of the final network's
+    epochs, which no validation selects (the first metric's, where the test set was read after every epoch), and
+    val_<metric>. FLOPs are multiply-accumulates of one image. None: not known (yet).
     train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
-    (b): against the final network for the same epochs. test_top1_best: the highest of the final network's epochs,
-    which no validation selects; None where the test set was not read after every epoch. Of a segmentation, accuracies
-    are of pixels, and test_miou is the mean intersection over union. budget: used percent by kind.
+    (b): against the final network for the same epochs. budget: used percent by kind.
     settings: the configuration without seed and directory as text; runs that share it are repetitions. seconds: of all
     epochs, growth_seconds: of the rounds between them. hardware, versions: as text.
     """
@@ -39,11 +43,8 @@ class Row:
     seed: int | None
     finished: bool
     epochs: int
-    test_top1: float | None = None
-    test_top1_last: float | None = None
-    test_top1_best: float | None = None
-    val_top1: float | None = None
-    test_miou: float | None = None
+    metrics: tuple[Metric, ...]
+    scores: Mapping[str, float | None] = field(default_factory=dict)
     sequential_ops: int | None = None
     latency: int | None = None
     params: int | None = None
@@ -56,11 +57,37 @@ class Row:
     rounds: int | None = None
     seconds: float | None = None
     growth_seconds: float | None = None
-    budget: dict[str, float] = field(default_factory=dict)
+    budget: Mapping[str, float] = field(default_factory=dict)
     settings: str = field(default="", repr=False)
     directory: str = ""
     hardware: str = ""
     versions: str = ""
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that selected the network."""
+        return self.metrics[0]
+
+    def number(self, name: str) -> float | None:
+        """A score or a cost by its name in runs.csv; None: not known, or not of this run's task."""
+        number: float | None = self.scores[name] if name in self.scores else getattr(self, name, None)
+        return number
+
+    def line(self) -> dict[str, Any]:
+        """Its line of runs.csv by column. Each kind of budget is one, with its used percent."""
+        cells: dict[str, Any] = {}
+        for item in fields(self):
+            if item.name == "scores":
+                cells |= {name: self.number(name) for name in score_names(self.metric)}
+            elif item.name not in ("metrics", "budget", "settings"):
+                cells[item.name] = getattr(self, item.name)
+        return cells | {f"budget_{kind}_percent": percent for kind, percent in self.budget.items()}
+
+
+def score_names(metric: Metric) -> tuple[str, ...]:
+    """The names of a metric's scores, as in summary.json."""
+    test = f"test_{metric.name}"
+    return (test, f"{test}_last", f"{test}_best", f"val_{metric.name}")
 
 
 class Spread(NamedTuple):
@@ -81,33 +108,43 @@ class Repetitions:
         """Those that count."""
         return tuple(row for row in self.rows if row.finished)
 
-    def spread(self, measure: str) -> Spread | None:
-        """Mean and deviation of one numeric field of Row over the finished runs; None where one of them lacks it."""
-        values = [getattr(row, measure) for row in self.finished]
-        if not values or any(value is None for value in values):
+    def spread(self, name: str) -> Spread | None:
+        """Mean and deviation of one of the rows' numbers over the finished runs; None where one of them lacks it."""
+        values = [value for row in self.finished if (value := row.number(name)) is not None]
+        if not values or len(values) < len(self.finished):
             return None
+        if not all(map(math.isfinite, values)):
+            return Spread(statistics.fmean(values), math.nan)
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def final_row(run: RunDirectory) -> Row:
-    """The row of one run: summary.json's numbers, or the last line of metrics.csv where the run is unfinished."""
+    """The row of one run: summary.json's numbers, or what metrics.csv has so far where the run is unfinished.
+
+    Its validation scores are then those of the best epoch.
+    """
     known: dict[str, Any] = {
         "name": run.path.resolve().name,
         "seed": run.config.get("seed"),
         "epochs": len(run.metrics),
     }
+    metrics, scores = run.task_metrics, {}
     if run.summary is not None:
         known |= {item.name: run.summary[item.name] for item in fields(Row) if item.name in run.summary}
         known["budget"] = {kind: entry["percent"] for kind, entry in (run.summary.get("budget") or {}).items()}
+        scores = {name: run.summary.get(name) for metric in metrics for name in score_names(metric)}
     elif run.metrics:
         now = ("params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent")
         known |= {name: run.metrics[-1].get(name) for name in now}
-        known["val_top1"] = max((value for value in run.column("val_top1") if value is not None), default=None)
         known["seconds"] = sum(value or 0.0 for value in run.column("seconds"))
+        selecting = f"val_{metrics[0].name}"
+        validated = [epoch for epoch in run.metrics if epoch.get(selecting) is not None]
+        best = max(validated, key=lambda epoch: metrics[0].gain(epoch[selecting]), default={})
+        scores = {f"val_{metric.name}": best.get(f"val_{metric.name}") for metric in metrics}
     known |= {name: run.choice(name) for name in ("method", "backbone", "dataset")}
     known |= {name: listed((run.summary or {}).get(name)) for name in ("hardware", "versions")}
     known |= {"finished": run.summary is not None, "settings": settings(run.config), "directory": str(run.path)}
-    return Row(**known)
+    return Row(**known, metrics=metrics, scores=scores)
 
 
 def listed(facts: Mapping[str, object] | None) -> str:
@@ -128,14 +165,34 @@ def settings(config: Mapping[str, Any]) -> str:
 
 
 def repetitions(rows: Sequence[Row]) -> list[Repetitions]:
-    """The rows by settings, in order of appearance; a run without a repetition stands alone."""
-    groups: dict[str, list[Row]] = {}
+    """The rows by settings and metrics, in order of appearance; a run without a repetition stands alone."""
+    groups: dict[object, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.settings, []).append(row)
+        groups.setdefault((row.settings, row.metrics), []).append(row)
     return [Repetitions(tuple(group)) for group in groups.values()]
 
 
-def _percent(value: float | None) -> str:
+def metrics_of(rows: Sequence[Row]) -> list[Metric]:
+    """The metrics that selected their networks, each once."""
+    return list({row.metric.name: row.metric for row in rows}.values())
+
+
+# Numbers as text; what is not known is empty --------------------------------------------------------------------------
+
+Text = Callable[[float | None], str]
+
+
+def score_text(metric: Metric) -> Text:
+    """How a metric's values are written, without their unit: two decimals, or four digits where it has none."""
+    return _decimals if metric.unit else lambda value: "" if value is None else f"{value:#.4g}"
+
+
+def with_unit(metric: Metric, text: str) -> str:
+    """A metric's value as text, with its unit if it has one; of an empty text the empty text."""
+    return f"{text} {metric.unit}".rstrip() if text else ""
+
+
+def _decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
@@ -147,28 +204,55 @@ def _quantity(value: float | None) -> str:
     return "" if value is None else format_quantity(value)
 
 
-_IDENTITY: dict[str, Callable[[Row], str]] = {
-    "Run": lambda row: row.name,
-    "Method": lambda row: row.method,
-    "Backbone": lambda row: row.backbone,
-    "Dataset": lambda row: row.dataset,
-    "Seed": lambda row: "" if row.seed is None else str(row.seed),
-}
-_BEST = "best test epoch %"
-_SOMETIMES = {"Test mIoU %": "Params", "Operations": "Budget used", "Latency (µs)": "Budget used"}
-"""Columns of tables in which some run has such a number, and what they stand before."""
-NUMBERS: dict[str, tuple[str, Callable[[float | None], str]]] = {
-    "Test top-1 %": ("test_top1", _percent),
-    "last epoch %": ("test_top1_last", _percent),
-    _BEST: ("test_top1_best", _percent),
-    "Params": ("params", _quantity),
-    "FLOPs": ("flops", _quantity),
-    "Train cost (a) %": ("train_cost_baseline_percent", _percent),
-    "(b) %": ("train_cost_final_percent", _percent),
-    "Test mIoU %": ("test_miou", _percent),
-    "Operations": ("sequential_ops", _count),
-    "Latency (µs)": ("latency", _count),
-}
+def spread_text(spread: Spread | None, text: Text) -> str:
+    """ "91.21 ± 0.13", or the mean alone where nothing deviates."""
+    if spread is None:
+        return ""
+    return f"{text(spread.mean)} ± {text(spread.deviation)}" if spread.deviation else text(spread.mean)
+
+
+# Columns --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    cell, mean: what stands in it for a run, and for repetitions together. number: what `Row.number` calls the number
+    behind it; empty for a text. unit: what its heading ends with. alone: its heading where no neighbour explains it, if
+    that is another one. smallest_first: how it is sorted at first. optional: left out where no run has such a number.
+    """
+
+    heading: str
+    cell: Callable[[Row], str]
+    mean: Callable[[Repetitions], str]
+    number: str = ""
+    unit: str = ""
+    alone: str = ""
+    smallest_first: bool = False
+    optional: bool = False
+
+    @property
+    def full_heading(self) -> str:
+        """The heading where it stands alone."""
+        return self.alone or self.heading[:1].upper() + self.heading[1:]
+
+    @classmethod
+    def of_numbers(cls, title: str, name: str, text: Text, unit: str = "", **options: Any) -> Column:
+        """Of a number of the rows."""
+        return cls(
+            f"{title} {unit}".rstrip(),
+            lambda row: text(row.number(name)),
+            lambda group: spread_text(group.spread(name), text),
+            name,
+            unit,
+            **options,
+        )
+
+    @classmethod
+    def of_text(cls, title: str, text: Callable[[Row], str], shared: bool = False) -> Column:
+        """Of a text. shared: repetitions have it in common."""
+        return cls(title, text, lambda group: text(group.rows[0]) if shared else "", smallest_first=True)
 
 
 def _state(row: Row) -> str:
@@ -177,48 +261,65 @@ def _state(row: Row) -> str:
     return row.stop_reason or "-"
 
 
-def _budget_used(row: Row) -> str:
-    return ", ".join(f"{kind} {percent:.1f}%" for kind, percent in row.budget.items())
+_IDENTITY = (
+    Column("Run", lambda row: row.name, lambda _: "mean ± std", smallest_first=True),
+    Column.of_text("Method", lambda row: row.method, shared=True),
+    Column.of_text("Backbone", lambda row: row.backbone, shared=True),
+    Column.of_text("Dataset", lambda row: row.dataset, shared=True),
+    Column(
+        "Seed",
+        lambda row: "" if row.seed is None else str(row.seed),
+        lambda group: f"{len(group.finished)} seeds",
+        number="seed",
+    ),
+)
+_COSTS = (
+    Column.of_numbers("Params", "params", _quantity),
+    Column.of_numbers("FLOPs", "flops", _quantity),
+    Column.of_numbers("Operations", "sequential_ops", _count, optional=True),
+    Column.of_numbers("Latency (µs)", "latency", _count, optional=True),
+    Column.of_text("Budget used", lambda row: ", ".join(f"{kind} {used:.1f}%" for kind, used in row.budget.items())),
+    Column.of_numbers("Train cost (a)", "train_cost_baseline_percent", _decimals, "%"),
+    Column.of_numbers("(b)", "train_cost_final_percent", _decimals, "%", alone="Train cost (b) %"),
+    Column.of_text("Stop reason", _state),
+)
 
 
-HEADER = (*_IDENTITY, *list(NUMBERS)[:5], "Budget used", *list(NUMBERS)[5:7], "Stop reason")
-"""Every column that a table may have, but those of _SOMETIMES."""
+def _scores(metric: Metric) -> list[Column]:
+    """The columns of a metric's test scores."""
+    titles = (f"Test {metric.title}", "last epoch", "best test epoch")
+    return [
+        Column.of_numbers(
+            title, name, score_text(metric), metric.unit,
+            smallest_first=not metric.higher_is_better, optional=title == titles[2],
+        )
+        for title, name in zip(titles, score_names(metric), strict=False)
+    ]  # fmt: skip
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of the table of `rows`: those of every metric that selected a network, optional ones where needed."""
+    scores = [column for metric in metrics_of(rows) for column in _scores(metric)]
+    return [
+        column
+        for column in (*_IDENTITY, *scores, *_COSTS)
+        if not column.optional or any(row.number(column.number) is not None for row in rows)
+    ]
 
 
 def header(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The columns of the table of `rows`: the best test epoch and _SOMETIMES only where some run has such numbers."""
-    measured = any(row.test_top1_best is not None for row in rows)
-    names = [name for name in HEADER if measured or name != _BEST]
-    for name, place in _SOMETIMES.items():
-        if any(getattr(row, NUMBERS[name][0]) is not None for row in rows):
-            names.insert(names.index(place), name)
-    return tuple(names)
+    """The headings of the table of `rows`."""
+    return tuple(column.heading for column in columns(rows))
 
 
-def cells(rows: Sequence[Row], columns: Sequence[str] | None = None) -> list[list[str]]:
-    """The table's text under `columns`: a line per run, repetitions together, their mean ± deviation after them.
-
-    columns: some of HEADER; by default `header(rows)`.
-    """
-    lines, columns = [], columns or header(rows)
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table's text: a line per run, repetitions together, their mean ± deviation after them."""
+    lines, shown = [], columns(rows)
     for group in repetitions(rows):
-        for row in group.rows:
-            line = {name: text(row) for name, text in _IDENTITY.items()}
-            line |= {name: text(getattr(row, key)) for name, (key, text) in NUMBERS.items()}
-            line |= {"Budget used": _budget_used(row), "Stop reason": _state(row)}
-            lines.append([line[name] for name in columns])
+        lines += [[column.cell(row) for column in shown] for row in group.rows]
         if len(group.finished) > 1:
-            line = {name: text(group.rows[0]) for name, text in _IDENTITY.items()}
-            line |= {"Run": "mean ± std", "Seed": f"{len(group.finished)} seeds"}
-            line |= {name: _spread_text(group.spread(key), text) for name, (key, text) in NUMBERS.items()}
-            lines.append([line.get(name, "") for name in columns])
+            lines.append([column.mean(group) for column in shown])
     return lines
-
-
-def _spread_text(spread: Spread | None, text: Callable[[float | None], str]) -> str:
-    if spread is None:
-        return ""
-    return f"{text(spread.mean)} ± {text(spread.deviation)}" if spread.deviation else text(spread.mean)
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -233,20 +334,21 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Every number of `rows` in full, a line per run; a column per kind of budget holds its used percent.
+    """Every number of `rows` in full, a line per run; the scores of all their tasks stand side by side.
 
-    What only some tables have (_SOMETIMES) is a column only where some run has it.
+    A cost that only some tables have is a column only where some run has it.
     """
-    lines, sometimes = [], [NUMBERS[name][0] for name in _SOMETIMES]
-    left_out = {name for name in sometimes if all(getattr(row, name) is None for row in rows)} | {"budget", "settings"}
-    for row in rows:
-        line = {name: value for name, value in asdict(row).items() if name not in left_out}
-        lines.append(line | {f"budget_{kind}_percent": percent for kind, percent in row.budget.items()})
+    lines = [row.line() for row in rows]
+    absent = {column.number for column in _COSTS if column.optional} - {
+        name for line in lines for name, value in line.items() if value is not None
+    }
+    names = [name for line in lines for name in line if name not in absent]
+    scores = [name for metric in metrics_of(rows) for name in score_names(metric)]
+    before = names[: names.index(scores[0])]
     text = io.StringIO()
-    header = dict.fromkeys(name for line in lines for name in line)
-    writer = csv.DictWriter(text, list(header), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys([*before, *scores, *names])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: value for name, value in line.items() if name not in absent} for line in lines)
     return text.getvalue()
 
 
@@ -256,15 +358,18 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    lines, names = cells(rows), header(rows)
-    told = {names[number] for number in range(len(names)) if len({line[number] for line in lines}) > 1}
-    once = [(name, cell) for name, cell in zip(names, lines[0], strict=True) if name in _IDENTITY and name not in told]
-    shown = [number for number, name in enumerate(names) if (name, lines[0][number]) not in once]
-    table = Table(title=", ".join(f"{name.lower()} {cell}" for name, cell in once) or None)
-    for number in shown:
-        table.add_column(names[number], justify="right" if names[number] in NUMBERS else "left", overflow="fold")
+    lines, shown = cells(rows), columns(rows)
+    same = [number for number in range(len(_IDENTITY)) if len({line[number] for line in lines}) == 1]
+    table = Table(title=", ".join(f"{shown[number].heading.lower()} {lines[0][number]}" for number in same) or None)
+    for number, column in enumerate(shown):
+        if number not in same:
+            table.add_column(
+                column.heading,
+                justify="right" if column.number and column not in _IDENTITY else "left",
+                overflow="fold",
+            )
     for line in lines:
-        table.add_row(*(Text(line[number]) for number in shown))
+        table.add_row(*(Text(cell) for number, cell in enumerate(line) if number not in same))
     if console is None:
         # Nobody reads a pipe at 80 columns; a terminal keeps its own width.
         console = Console(width=None if sys.stdout.isatty() else 200)

@@ -48,7 +48,7 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
         if done.exists():
             yield done
             return
-        epochs = 0
+        epochs = -1  # what was written before the first checkpoint is written again
         if last.exists():
             epochs = load_checkpoint(last)["budgetnet"]["epochs"]
         else:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from budgetnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from budgetnet.tasks import Metric
 
 SUMMARY_FORMAT = 1
 
@@ -64,6 +68,27 @@ class RunDirectory:
         return {str(key): value for key, value in config.items()}
 
     @cached_property
+    def task_metrics(self) -> tuple[Metric, ...]:
+        """task.json: the metrics of what the network was trained for; the first selected it.
+
+        A run of a version that wrote no such file is a classification, or a segmentation that pixel accuracy selected.
+        """
+        from budgetnet.tasks import Classification, Metric  # torchmetrics takes a second to load
+        from budgetnet.tasks.classification import TOP1
+        from budgetnet.tasks.segmentation import MIOU
+
+        path = self.path / "task.json"
+        if not path.exists():
+            return (TOP1, MIOU) if any("val_miou" in row for row in self.metrics) else Classification.metrics
+        try:
+            metrics = tuple(Metric(**entry) for entry in json.loads(path.read_text())["metrics"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, f"expected the metrics of a task ({error})") from error
+        if not metrics:
+            raise _damaged(path, "a task has at least one metric")
+        return metrics
+
+    @cached_property
     def metrics(self) -> list[Record]:
         """metrics.csv: a row per epoch, oldest first. Numbers are numbers, an empty cell is None."""
         return _read_csv(self.path / "metrics.csv")
@@ -93,6 +118,21 @@ class RunDirectory:
                 with np.load(path, allow_pickle=False) as arrays:
                     found.append((int(record["round"]), arrays["weights"], arrays["selected"]))
         return found
+
+    @cached_property
+    def examples(self) -> dict[str, np.ndarray]:
+        """examples.npz: a few test images and what was made of them, by name, in the order they are to be drawn.
+
+        Pictures (N, C, H, W) of numbers from 0 to 1, class maps (N, H, W) of integers. Empty where the task shows none.
+        """
+        path = self.path / "examples.npz"
+        if not path.exists():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, str(error)) from error
 
     @cached_property
     def summary(self) -> Record | None:
