@@ -148,6 +148,12 @@ def write_run(
     return path
 
 
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Path]:
+    """write_run(path, ...)."""
+    return write_run
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """write_run(name, ...) below tmp_path."""
