@@ -409,16 +409,11 @@ def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     assert visitor.all("#details img, #details b b, td b") == []
 
 
-def test_the_command_is_copied(visitor: Visitor) -> None:
-    granted = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
-    visitor.browser.execute_cdp_cmd("Browser.grantPermissions", granted)
+def test_a_click_selects_the_whole_command(visitor: Visitor) -> None:
     visitor.one("a[href='#run-0']").click()
     visitor.opened("seed0")
-    button = visitor.one(".command button")
-    button.click()
-    visitor.wait(lambda: button.text == "Copied")
-    copied = visitor.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-    assert copied == (visitor.runs[0].summary or {})["command"]
+    visitor.one("#details pre").click()
+    visitor.wait(lambda: visitor.script("getSelection().toString()") == (visitor.runs[0].summary or {})["command"])
 
 
 def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -> None:
