@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from budgetnet import building, command, experiment
+from budgetnet.command import build as building
+from budgetnet.command import experiment
+from budgetnet.command import job as command
 from budgetnet.command.compose import CONF
 from budgetnet.command.explain import known_options
 from budgetnet.data.official import OfficialFiles

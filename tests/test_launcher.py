@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from budgetnet import launcher
+from budgetnet.command import launcher
 from budgetnet.command.launcher import Job, gpus_needed, run_jobs, visible_gpus
 from budgetnet.command.sweeps import SWEEP, Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError

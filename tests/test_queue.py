@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -102,6 +102,59 @@ def test_the_queue_runs_what_others_start_from_first_counts_it_and_skips_what_is
     assert capsys.readouterr().out.count("skipped, done:") == 2
 
 
+CPU_QUEUE = """| 1 | GPU it | | 0/2 | `python -m src.run -m run.experiment=a run.name=it-${seed} seed=0,1` |
+| 2 | CPU: grown | | 0/2 | `python -m src.run -m run.experiment=b run.name=grown-${seed} seed=0,1` |
+| 3 | CPU: scaled | | 0/3 | `python -m src.run -m run.experiment=b method=width run.name=width-${seed} seed=0,1,2` |
+| 4 | CPU: another | | 0/1 | `python -m src.run -m run.experiment=c run.name=other-${seed} seed=0` |
+"""
+
+
+def test_entries_for_cpu_cores_run_one_seed_of_every_row_before_the_second_and_the_others_row_by_row() -> None:
+    entries = [Entry.parse(line) for line in CPU_QUEUE.splitlines()]
+    assert [job.name for job in run_queue.jobs(entries, gpus=0)] == [
+        "01.it-0",
+        "01.it-1",
+        "02.grown-0",
+        "03.width-0",
+        "02.grown-1",
+        "03.width-1",
+        "03.width-2",
+        "04.other-0",
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "numbers"), [([], [1]), (["--cpu"], [2, 3, 4]), (["--cpu", "3"], [3])])
+def test_entries_for_cpu_cores_run_in_the_background_and_by_that_flag_alone(
+    arguments: list[str], numbers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    nice: list[int] = []
+
+    def run(entries: Sequence[Entry], *_: object) -> int:
+        chosen.extend(entry.number for entry in entries)
+        return 0
+
+    file = tmp_path / "QUEUE.md"
+    file.write_text(CPU_QUEUE)
+    monkeypatch.setattr(run_queue, "QUEUE", file)
+    monkeypatch.setattr(run_queue, "run", run)
+    monkeypatch.setattr(os, "nice", nice.append)
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "7")
+    assert run_queue.main(arguments) == 0
+    assert chosen == numbers
+    assert nice == ([19] if arguments else [])
+    assert os.environ["OMP_NUM_THREADS"] == ("1" if arguments else "7")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if arguments else "7")
+
+
+def test_every_entry_for_cpu_cores_trains_on_the_cpu_with_one_thread() -> None:
+    entries = [entry for entry in read() if entry.on_cpu]
+    assert entries
+    for config, _ in (run for entry in entries for run in entry.runs):
+        assert (config["trainer"]["accelerator"], config["threads"], config["export"]) == ("cpu", 1, False)
+
+
 class Timer:
     """Like threading's, but the time is over when a test says so."""
 
@@ -142,7 +195,12 @@ def test_when_the_time_is_over_the_jobs_are_told_to_stop_and_that_is_no_error(
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["99999"], "has no entry 99999"), (["--parallel", "0"], "above 0"), (["--minutes", "-1"], "above 0")],
+    [
+        (["99999"], "has no entry 99999"),
+        (["--cpu", "1"], "entry 1 is not one for CPU cores"),
+        (["--parallel", "0"], "above 0"),
+        (["--minutes", "-1"], "above 0"),
+    ],
 )
 def test_what_cannot_be_run_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_queue.main(arguments) == 2

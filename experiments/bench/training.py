@@ -21,8 +21,8 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.command.build import Parts, build
 from budgetnet.command.compose import CONF, plain
 from budgetnet.costs import CostModel
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.optim import LBI
+from budgetnet.training.learner import Learner
 
 _FREE = ("trainer.deterministic=false", "trainer.benchmark=true")
 """What somebody who wants speed alone sets on a GPU."""
@@ -42,7 +42,7 @@ def parts(device: torch.device, *overrides: str) -> Iterator[Parts]:
 
 def fit(run: Parts, callback: pl.Callback) -> None:
     run.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
-    run.trainer.fit(run.module, datamodule=run.data)
+    run.trainer.fit(run.learner, datamodule=run.data)
 
 
 def epoch_against_bare_loop(device: torch.device, pairs: int, *overrides: str) -> list[float]:
@@ -65,7 +65,7 @@ class BareLoop(pl.Callback):
         self.ratios: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         self.net = copy.deepcopy(pl_module.net).train()
         copies = dict(zip(pl_module.net.parameters(), self.net.parameters(), strict=True))
         groups = [
@@ -77,10 +77,10 @@ class BareLoop(pl.Callback):
         self.mark = _now(pl_module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         end = _now(pl_module.device)
         self.loader.set_epoch(trainer.current_epoch)
-        loop = self.epoch(pl_module.label_smoothing, pl_module.device)
+        loop = self.epoch(pl_module.method.optim.label_smoothing, pl_module.device)
         if trainer.current_epoch:  # the first warms both up
             self.ratios.append((end - self.mark) / loop)
         trainer.should_stop = len(self.ratios) == self.pairs
@@ -115,8 +115,8 @@ def lbi_share(device: torch.device, steps: int) -> list[float]:
     full = ("growth.seed_width=16", "growth.epochs_per_round=1000", "finetune.epochs=1", "budget.flops=110%")
     share = Share()
     with parts(device, "backbone=resnet20", *full, f"dataset.limit_train={128 * (steps + 3)}") as run:
-        if run.module.costs()["params"] != run.full["full_params"]:
-            raise RuntimeError(f"{run.module.costs()} is not the full ResNet-20")
+        if run.method.costs()["params"] != run.full["full_params"]:
+            raise RuntimeError(f"{run.method.costs()} is not the full ResNet-20")
         fit(run, share)
     return share.percents[3:]
 
@@ -128,7 +128,7 @@ class Share(pl.Callback):
         self.percents: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         device, optimizer = pl_module.device, trainer.optimizers[0]
         for images, labels in pl_module.data.train_dataloader():
             start = _now(device)
@@ -203,7 +203,7 @@ def growth_pauses(device: torch.device) -> list[float]:
     always = (*saturated, "growth.epochs_per_round=1")
     short = ("dataset.limit_train=256", "finetune.epochs=1", "epochs=12", "optim.lr=0.01")
     with parts(device, "backbone=resnet32", "budget.flops=90%", *always, *short) as run:
-        run.trainer.fit(run.module, datamodule=run.data)
+        run.trainer.fit(run.learner, datamodule=run.data)
         return pauses(Path(run.trainer.default_root_dir))
 
 

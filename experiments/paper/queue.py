@@ -4,6 +4,7 @@ python -m experiments.run_queue                             every entry in order
 python -m experiments.run_queue --parallel 4 --minutes 9    four jobs on every GPU (or on the CPU), for so long
 python -m experiments.run_queue 1 3                         these entries alone
 python -m experiments.run_queue --list                      run nothing, count what is done
+python -m experiments.run_queue --cpu                       the entries for CPU cores, in the background
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,12 +28,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.build import new_network
 from budgetnet.command.compose import CONF, composed
 from budgetnet.command.explain import explain
 from budgetnet.command.launcher import Job, gpus_needed, run_jobs, source, visible_gpus
-from budgetnet.command.names import run_directory
-from budgetnet.command.sweeps import SWEEP, Sweep
+from budgetnet.command.made import new_network
+from budgetnet.command.names import SWEEP, run_directory
+from budgetnet.command.sweeps import Sweep
 from budgetnet.costs import Budget, CostModel
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.runs.records import write_text
@@ -46,6 +47,7 @@ _TRAINING_SETS = {  # images, (channels, height, width), classes
     "digits": (1_437, (1, 28, 28), 10),
     "imagenet": (1_281_167, (3, 224, 224), 1000),
 }
+_ON_CPU = "CPU: "
 _PASSES = 3
 """A training step costs about three forward passes: the backward pass takes two."""
 
@@ -70,6 +72,11 @@ class Entry:
 
     def __str__(self) -> str:
         return f"| {self.number} | {self.shows} | {self.cost} | {self.done} | `{self.command}` |"
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is sized for CPU cores."""
+        return self.shows.startswith(_ON_CPU)
 
     @cached_property
     def runs(self) -> list[tuple[dict[str, Any], list[str]]]:
@@ -163,13 +170,32 @@ def write(entries: Sequence[Entry]) -> None:
 def jobs(entries: Sequence[Entry], gpus: int) -> list[Job]:
     """The runs of these entries in order, each directory once."""
     found: dict[Path, Job] = {}
-    for entry in entries:
-        for config, overrides in entry.runs:
-            directory = run_directory(config, overrides)
-            name = f"{entry.number:02d}.{directory.name}"
-            needed = gpus_needed(config["trainer"], gpus)
-            found.setdefault(directory, Job(len(found), name, config, directory, overrides, needed))
+    for entry, (config, overrides) in _ordered(entries):
+        directory = run_directory(config, overrides)
+        name = f"{entry.number:02d}.{directory.name}"
+        needed = gpus_needed(config["trainer"], gpus)
+        found.setdefault(directory, Job(len(found), name, config, directory, overrides, needed))
     return list(found.values())
+
+
+def _ordered(entries: Sequence[Entry]) -> Iterator[tuple[Entry, tuple[dict[str, Any], list[str]]]]:
+    """Their runs: entry by entry; but of those for CPU cores first one of each entry of an experiment, then a second.
+
+    So a table has every row, of one seed, long before it is complete.
+    """
+    for on_cpu, several in itertools.groupby(entries, lambda entry: entry.on_cpu):
+        if not on_cpu:
+            yield from ((entry, run) for entry in several for run in entry.runs)
+            continue
+        for _, rows in itertools.groupby(several, lambda entry: entry.runs[0][0]["run"]["experiment"]):
+            each = [[(entry, run) for run in entry.runs] for entry in rows]
+            yield from (found for seed in itertools.zip_longest(*each) for found in seed if found is not None)
+
+
+def to_the_background() -> None:
+    """Nice 19, one thread and no GPU, for this process and the runs that it starts."""
+    os.nice(19)
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 
 
 def run(entries: Sequence[Entry], queue: Sequence[Entry], parallel: int, minutes: float | None) -> int:
@@ -208,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parallel", type=int, default=1, help="jobs at a time on each GPU, or on the CPU")
     parser.add_argument("--minutes", type=float, help="stop after so long; what runs writes a checkpoint")
     parser.add_argument("--list", action="store_true", help="run nothing; count what is done")
+    parser.add_argument("--cpu", action="store_true", help="the entries for CPU cores: nice 19, one thread a run")
     options = parser.parse_args(arguments)
     try:
         queue = {entry.number: entry for entry in read()}
@@ -215,7 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"{QUEUE.name} has no entry {', '.join(map(str, unknown))}; it has 1 to {max(queue)}")
         if options.parallel < 1 or (options.minutes is not None and options.minutes <= 0):
             raise UsageError("--parallel and --minutes: expected a number above 0")
-        chosen = [queue[number] for number in options.entries or queue]
+        every = [number for number, entry in queue.items() if entry.on_cpu == options.cpu or options.list]
+        chosen = [queue[number] for number in options.entries or every]
+        if options.cpu:
+            if foreign := [entry.number for entry in chosen if not entry.on_cpu]:
+                raise UsageError(f"--cpu: entry {foreign[0]} is not one for CPU cores; run it without --cpu")
+            to_the_background()
         if options.list:
             counted = [entry.counted(list(queue.values())) for entry in chosen]
             write(counted)

@@ -9,13 +9,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
+from budgetnet.command.build import make_data
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
+from budgetnet.options import names_of
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -180,8 +183,10 @@ def configured(name: str, *overrides: str) -> DataModule:
     extra = ["+seed=3", "+trainer.channels_last=true", f"+dataset={name}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(overrides=[*extra, *(f"dataset.{override}" for override in overrides)])
-    data = instantiate(config.dataset)
-    assert isinstance(data, DataModule) and data.name == name and data.seed == 3
+    section = OmegaConf.to_container(config.dataset, resolve=True)
+    options = DatasetOptions(**{key: value for key, value in section.items() if key in names_of(DatasetOptions)})
+    data = make_data(options, section)
+    assert data.name == name and data.seed == 3
     return data
 
 

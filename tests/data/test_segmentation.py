@@ -12,6 +12,7 @@ from PIL import Image
 
 from budgetnet.data import DeviceLoader, ImageArrays, image_masks, part_labels, shapes
 from budgetnet.data.datamodule import DataModule
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 from budgetnet.tasks import IGNORED
 
@@ -54,12 +55,12 @@ def test_the_draws_are_those_of_a_classification() -> None:
 def module(*sizes: int, **options) -> DataModule:
     """A dataset of as many parts, each of different images."""
     parts = [alike(size, 8, 8) for size in sizes]
-    return DataModule(lambda root, download: tuple(parts), **{"batch_size": 4, **options})
+    return DataModule(DatasetOptions(**{"batch_size": 4, **options}), lambda root, download: tuple(parts))
 
 
 def test_masks_are_held_out_at_random_and_limited() -> None:
     data = module(40, 10, validation=8, limit_train=20, limit_test=5)
-    assert (data.task, data.num_classes, data.input_shape) == ("segmentation", 201, (3, 8, 8))
+    assert (data.num_classes, data.input_shape) == (201, (3, 8, 8))
     assert [len(part) for part in data.splits] == [20, 8, 5]
     again = module(40, 10, validation=8, split_seed=1)
     assert not torch.equal(data.splits.validation.labels, again.splits.validation.labels)
@@ -92,7 +93,7 @@ def test_arrays_of_any_integers_are_masks_and_what_does_not_fit_is_refused() -> 
         with pytest.raises(UsageError, match=names) as error:
             ImageArrays.of(images, masks, 4)
         assert "\n" not in str(error.value)
-    mixed = DataModule(lambda root, download: (data, ImageArrays.of(images, [0, 1], 3)), batch_size=1)
+    mixed = DataModule(DatasetOptions(), lambda root, download: (data, ImageArrays.of(images, [0, 1], 3)))
     with pytest.raises(UsageError, match="with masks"):
         mixed.setup()
 

@@ -1,121 +1,24 @@
-"""The whole configuration, checked before anything else is done with it."""
+"""The whole configuration: every section of conf/ becomes its value object once, before anything else is done."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from budgetnet.command.compose import CONF
+from budgetnet.command.methods import method_class, method_sections, refuse_unkept
 from budgetnet.costs.budget import KINDS, Budget
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
-from budgetnet.methods.growth import GrowthRule
-from budgetnet.methods.options import (
-    Bregman,
-    Checkpoints,
-    FineTuning,
-    Optimization,
-    Pruning,
-    Rounds,
-    SeedNetwork,
-    WholeRun,
-    options,
-)
+from budgetnet.options import as_mapping, names_of, read, reads
+from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
 
 LARGEST = 1e30
 """Size of the numbers that arithmetic on options stays within range for; the smallest above 0 is its inverse."""
-
-_LOGGERS = ("csv", "wandb")
-_MODES = ("online", "offline", "disabled", None)
-_MOST_DEVICES = 1024
-
-
-@dataclass(frozen=True)
-class Place:
-    """conf/config.yaml, run: where the files of a run are kept."""
-
-    root: str
-    experiment: str
-    name: str | None = None
-    dir: str | None = None
-
-    def __post_init__(self) -> None:
-        for option in ("root", "experiment", "name", "dir"):
-            value = getattr(self, option)
-            if value is None:
-                continue
-            if not value.strip() or not value.isprintable() or max(map(len, os.fsencode(value).split(b"/"))) > 255:
-                raise UsageError(f"run.{option}={value!r}: expected the name of a directory")
-
-
-@dataclass(frozen=True)
-class Logging:
-    """conf/logger: the CSV files alone, or Weights & Biases beside them."""
-
-    name: str
-    project: str = "budgetnet"
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-    mode: str | None = None
-    init_timeout: float = 20
-
-    def __post_init__(self) -> None:
-        if self.name not in _LOGGERS:
-            raise UsageError(f"logger.name={self.name!r} is unknown{nearest(self.name, _LOGGERS)}")
-        if self.mode not in _MODES:
-            raise UsageError(f"logger.mode={self.mode!r}: expected online, offline, disabled or null")
-        if self.init_timeout <= 0:
-            raise UsageError(f"logger.init_timeout={self.init_timeout}: expected a number of seconds above 0")
-
-
-@dataclass(frozen=True)
-class Training:
-    """conf/trainer: where and how exactly is computed; the last four are options of Lightning's that may be added."""
-
-    accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    deterministic: Any = "warn"
-    check_val_every_n_epoch: int = 1
-    test_every_epoch: bool = False
-    sync_batchnorm: bool = False
-    micro_batches: int = 1
-    compile: str | None = None
-    channels_last: bool = True
-    progress: bool = True
-    benchmark: bool | None = None
-    detect_anomaly: bool = False
-    inference_mode: bool = True
-    profiler: str | None = None
-
-    def __post_init__(self) -> None:
-        devices = self.devices
-        if isinstance(devices, str) and re.fullmatch(r"-?\d{1,9}(,\d{1,9})*,?", devices, re.ASCII):
-            devices = [int(number) for number in devices.strip(",").split(",")]
-            devices = devices[0] if "," not in self.devices else devices
-        several = isinstance(devices, list) and 0 < len(set(map(str, devices))) == len(devices) <= _MOST_DEVICES
-        if several:
-            right = all(type(number) is int and 0 <= number < _MOST_DEVICES for number in devices)
-        else:
-            right = devices == "auto" or (type(devices) is int and (devices == -1 or 0 < devices <= _MOST_DEVICES))
-        if not right:
-            raise UsageError(
-                f"trainer.devices={self.devices!r}: expected how many, 1 to {_MOST_DEVICES}, a list of device "
-                "numbers, or auto"
-            )
-        if not 0 < self.num_nodes <= _MOST_DEVICES:
-            raise UsageError(f"trainer.num_nodes={self.num_nodes}: expected 1 to {_MOST_DEVICES}")
-        if self.deterministic not in (True, False, "warn"):
-            raise UsageError(f"trainer.deterministic={self.deterministic!r}: expected true, false or warn")
-        if self.micro_batches < 1:
-            raise UsageError(f"trainer.micro_batches={self.micro_batches}: expected 1 or more")
-        if self.check_val_every_n_epoch < 1:
-            raise UsageError(f"trainer.check_val_every_n_epoch={self.check_val_every_n_epoch}: expected 1 or more")
-
 
 _REPLACED = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
@@ -128,63 +31,139 @@ _REPLACED = {
 }
 """Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
 
-_SECTIONS: Mapping[str, tuple[type, ...]] = {
-    "run": (Place,),
-    "logger": (Logging,),
-    "checkpoint": (Checkpoints,),
-    "trainer": (Training,),
-    "growth": (GrowthRule, Rounds, SeedNetwork),
-    "lbi": (Bregman,),
-    "optim": (Optimization,),
-    "finetune": (FineTuning,),
-    "prune": (Pruning,),
-}
-_UNTUNED = ("bsn", "train", "width")
-"""Methods that can do without fine-tuning, or have none."""
-_BUILT = ("method", "backbone", "dataset")
-"""Sections whose `_target_` knows its options itself."""
+_OWN: Mapping[str, type] = {"run": Place, "logger": Logging, "checkpoint": Checkpoints, "trainer": TrainerOptions}
+_BUILT = {"method": ("_target_", "name"), "backbone": ("_target_",), "dataset": ("_target_", "name")}
+"""Sections that something is built from, and the names that each must have."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A run's configuration, each section as its value object.
+
+    backbone, task (None: what the labels are for), callbacks and method are as they stand in conf/, with `_target_`.
+    sections: what the constructor of the method's class takes, by name.
+    plain: everything as plain values, with the options that were left out at their defaults. It is kept as config.yaml.
+    """
+
+    seed: int
+    epochs: int
+    threads: int | None
+    export: bool
+    run: Place
+    logger: Logging
+    checkpoint: Checkpoints
+    trainer: TrainerOptions
+    callbacks: Mapping[str, Mapping[str, Any]]
+    budget: Budget
+    dataset: DatasetOptions
+    backbone: Mapping[str, Any]
+    task: Mapping[str, Any] | None
+    method: Mapping[str, Any]
+    sections: Mapping[str, Any]
+    plain: Mapping[str, Any]
+
+
+def parse(config: Mapping[str, Any], method: type | None = None) -> Configuration:
+    """The value objects of a plain, resolved configuration, for a method of this class (`method_class(config)`).
+
+    Sections and options that the method does not read stay plain values. Raises UsageError for a section that is
+    missing, an option that is missing, unknown, of a wrong type or out of range, and a kind of budget that the method
+    does not keep. What only the network or the data can tell is checked where they are built.
+    """
+    _check_values(config)
+    read_by_method = {} if method is None else reads(method)
+    others = {*method_sections(), *read_by_method} - {"method"}
+    known = {*names_of(WholeRun), *_OWN, *others, *_BUILT, "budget", "callbacks", "task"}
+    _refuse_unknown("", config, known)
+    whole = read(WholeRun, "", config)
+    _refuse_replaced(_section(config, "trainer"))
+    own = {name: _parsed(config, name, kind, names_of(kind)) for name, kind in _OWN.items()}
+    for name, texts in _BUILT.items():
+        _check_texts(name, _section(config, name), texts)
+    plain = {**config, **as_mapping(whole)}
+    for name in others:
+        plain[name] = _with_defaults(config, name, read_by_method.get(name))
+    sections = {name: _parsed(plain, name, kind, plain[name]) for name, kind in read_by_method.items()}
+    if method is not None:
+        options = names_of(read_by_method["method"]) if "method" in read_by_method else ()
+        _refuse_unknown("method.", config["method"], {*options, "_target_", "name"})
+    budget = _budget(config, method)
+    dataset = _dataset(config["dataset"])
+    for name in _section(config, "callbacks"):
+        _check_texts(f"callbacks.{name}", _section(config["callbacks"], name), ("_target_",))
+    task = None if config.get("task") is None else _section(config, "task")
+    for name, values in {**own, **sections, "dataset": dataset}.items():
+        plain[name] = {**plain[name], **as_mapping(values)}
+    _check_values(plain)  # text that was converted to numbers
+    return Configuration(
+        **as_mapping(whole),
+        **own,
+        callbacks=config["callbacks"],
+        budget=budget,
+        dataset=dataset,
+        backbone=config["backbone"],
+        task=task,
+        method=config["method"],
+        sections=sections,
+        plain=plain,
+    )
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain, resolved configuration with every option of its type, and those left out at their defaults.
+    """The plain values of a configuration (see `parse`)."""
+    return dict(parse(config, method_class(config)).plain)
 
-    Raises UsageError for a section that is missing, an option that is missing, unknown, of a wrong type or out of
-    range. What only the network or the data can tell is checked where they are built.
+
+def _parsed(config: Mapping[str, Any], name: str, kind: type, known: Iterable[str]) -> Any:
+    """The value object of a section that holds no options but the known ones."""
+    _refuse_unknown(f"{name}.", _section(config, name), known)
+    return read(kind, name, config[name])
+
+
+def _with_defaults(config: Mapping[str, Any], name: str, kind: type | None) -> dict[str, Any]:
+    """A section that methods read, with the values of conf/ for what is left out and has no other default.
+
+    kind: what the method reads of it, if it reads any.
     """
-    _check_values(config)
-    known = {field.name for field in fields(WholeRun)} | {*_SECTIONS, *_BUILT, "budget", "callbacks", "task"}
-    _refuse_unknown("", config, known)
-    result = {**config, **vars(options(WholeRun, "", config))}
-    for name, kinds in _SECTIONS.items():
+    defaults = _defaults(name)
+    section = config.get(name, {}) if kind is None else _section(config, name)
+    if not isinstance(section, Mapping):
         section = _section(config, name)
-        for option in section.keys() & _REPLACED.keys() if name == "trainer" else ():
-            instead = _REPLACED[option]
-            raise UsageError(f"trainer.{option} would go around the run's own clock and cost: use {instead} instead")
-        _refuse_unknown(f"{name}.", section, {field.name for kind in kinds for field in fields(kind)})
-        result[name] = dict(section)
-        for kind in kinds:
-            result[name] |= vars(options(kind, name, section))
+    options = () if kind is None else names_of(kind)
+    _refuse_unknown(f"{name}.", section, {*defaults, *options})
+    return {**{key: value for key, value in defaults.items() if key not in options}, **section}
+
+
+@cache
+def _defaults(name: str) -> Mapping[str, Any]:
+    """conf/<name>/default.yaml; nothing where there is no such file."""
+    path = CONF / name / "default.yaml"
+    values = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _budget(config: Mapping[str, Any], method: type | None) -> Budget:
     _refuse_unknown("budget.", _section(config, "budget"), (*KINDS, "machines"))
-    _check_budget(Budget(**config["budget"]), config["method"].get("name"))
-    if result["finetune"]["epochs"] == 0 and config["method"].get("name") not in _UNTUNED:
-        raise UsageError("finetune.epochs=0: expected a number above 0")
-    for name in _BUILT:
-        _check_texts(name, _section(config, name), ("_target_",) if name == "backbone" else ("_target_", "name"))
-    for name in _section(config, "callbacks"):
-        _check_texts(f"callbacks.{name}", _section(config["callbacks"], name), ("_target_",))
-    _check_values(result)  # text that was converted to numbers
-    return result
-
-
-def _check_budget(budget: Budget, method: Any) -> None:
-    if method == "adenel":
+    budget = Budget(**config["budget"])
+    if method is None:
+        return budget
+    if getattr(method, "needs_budget", False):
         budget.require()
-    for kind in ("latency", "sequential_ops"):
-        if getattr(budget, kind) is not None and method != "bsn":
-            raise UsageError(
-                f"budget.{kind} is kept by choosing edges: use method=bsn with backbone=resnet_fabric or backbone=cnf, "
-                "or state budget.flops or budget.params"
-            )
+    refuse_unkept(budget, config["method"]["name"], method)
+    return budget
+
+
+def _dataset(section: Mapping[str, Any]) -> DatasetOptions:
+    options = names_of(DatasetOptions)
+    _refuse_unknown("dataset.", section, {*options, "_target_", "source"})
+    return DatasetOptions(**{name: value for name, value in section.items() if name in options})
+
+
+def _refuse_replaced(trainer: Mapping[str, Any]) -> None:
+    for option in trainer.keys() & _REPLACED.keys():
+        instead = _REPLACED[option]
+        raise UsageError(f"trainer.{option} would go around the run's own clock and cost: use {instead} instead")
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

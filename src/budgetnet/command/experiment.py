@@ -12,49 +12,51 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Parts, build
-from budgetnet.data.datamodule import DataModule
+from budgetnet.command.configuration import Configuration
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.processes.environment import requeue
 from budgetnet.processes.group import Processes, after_rank_0
 from budgetnet.runs.adoption import check_same, occupied
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
-from budgetnet.runs.records import write_json
+from budgetnet.runs.records import Records, write_json
+from budgetnet.tasks import described
 from budgetnet.training.callbacks.preemption import Signals
 from budgetnet.training.loggers import close_loggers, log_images
 from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
 
+_EXAMPLES = 6
+"""Images of the test set that a report shows."""
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
-def run(config: Config, directory: Path, command: str) -> dict[str, Any]:
-    """Train one configuration (plain, resolved) in `directory` and return its summary.
+def run(options: Configuration, directory: Path, command: str) -> dict[str, Any]:
+    """Train one configuration in `directory` and return its summary.
 
     A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
     anything is written for a configuration that cannot run.
     """
-    signals = Signals()
+    config, signals = options.plain, Signals()
     with ExitStack() as stack, signals.handled():
-        processes = None
+        processes: Processes | None = None
         try:
             if (directory / "done.json").exists():
                 return _summary(config, directory)
-            parts = build(config, directory, signals)
-            processes = Processes(parts.trainer)
+            parts = build(options, directory, signals)
+            processes = parts.processes
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
-            return _train(config, directory, command, parts, processes, checkpoint)
+            return _train(config, directory, command, parts, checkpoint)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
             told = signals.received is not None
@@ -98,19 +100,19 @@ def _summary(config: Config, directory: Path) -> dict[str, Any]:
     return summary
 
 
-def _train(
-    config: Config, directory: Path, command: str, parts: Parts, processes: Processes, checkpoint: Path | None
-) -> dict[str, Any]:
+def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoint: Path | None) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
-    trainer, module, data = parts.trainer, parts.module, parts.data
+    trainer, learner = parts.trainer, parts.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
-        _fit(trainer, module, data, checkpoint)
-        summary = _evaluate(trainer, module, data, directory, processes)
-        seconds = round(time.perf_counter() - start, 2)
-        summary = {**describe(config, directory, module, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
-            _finish(config, directory, module, data, summary, trainer.loggers)
+            Records(directory).task(described(learner.task))
+        _fit(parts, checkpoint)
+        summary = _evaluate(parts, directory)
+        seconds = round(time.perf_counter() - start, 2)
+        summary = {**describe(config, directory, learner, parts.full, command), **summary, "seconds": seconds}
+        if trainer.is_global_zero:
+            _finish(config, directory, parts, summary)
         return summary
     except SystemExit as error:  # the trainer's own end after Ctrl-C
         raise KeyboardInterrupt from error
@@ -118,16 +120,17 @@ def _train(
         close_loggers(trainer.loggers)
 
 
-def _fit(trainer: pl.Trainer, module: BudgetedModule, data: DataModule, checkpoint: Path | None) -> None:
+def _fit(parts: Parts, checkpoint: Path | None) -> None:
+    trainer, learner = parts.trainer, parts.learner
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         epochs = state["budgetnet"]["epochs"]
-        module.on_load_checkpoint(state)
-        module.load_state_dict(state["state_dict"])
-        if not state["budgetnet"]["batches"] and (module.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
+        learner.on_load_checkpoint(state)
+        learner.load_state_dict(state["state_dict"])
+        if not state["budgetnet"]["batches"] and (learner.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
             return
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(learner, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
@@ -141,28 +144,27 @@ def _how_to_continue(directory: Path, command: str) -> str:
     return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
-def _evaluate(
-    trainer: pl.Trainer, module: BudgetedModule, data: DataModule, directory: Path, processes: Processes
-) -> dict[str, Any]:
-    """The test metrics of the last epoch, then of the validation-selected one, whose weights the module keeps.
+def _evaluate(parts: Parts, directory: Path) -> dict[str, Any]:
+    """The test metrics of the last epoch, then of the validation-selected one, whose weights the learner keeps.
 
     And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
     """
-    task, held_out = module.task, data.splits.validation is not None
+    trainer, learner, data, processes = parts.trainer, parts.learner, parts.data, parts.processes
+    task, held_out = learner.task, data.splits.validation is not None
     epochs, best_epoch = processes.decide(lambda: _selected(directory))
     tested = [f"test_{metric.name}" for metric in task.metrics]
-    trainer.test(module, datamodule=data, verbose=False)
-    results = {f"{name}_last": module.results[name] for name in tested}
+    trainer.test(learner, datamodule=data, verbose=False)
+    results = {f"{name}_last": learner.results[name] for name in tested}
     if best_epoch not in (None, epochs):
         if trainer.is_global_zero:  # the others are given its weights
-            module.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
-        trainer.test(module, datamodule=data, verbose=False)
-    results |= {name: module.results[name] for name in tested}
+            learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
+        trainer.test(learner, datamodule=data, verbose=False)
+    results |= {name: learner.results[name] for name in tested}
     validated: dict[str, Any] = {}
     if best_epoch is None and held_out:  # the network changed after the last validation
-        trainer.validate(module, datamodule=data, verbose=False)
-        validated = {f"val_{metric.name}": module.results[f"val_{metric.name}"] for metric in task.metrics}
-    first = epochs if module.resizes else module.growing_epochs + 1  # as Checkpoint has it
+        trainer.validate(learner, datamodule=data, verbose=False)
+        validated = {f"val_{metric.name}": learner.results[f"val_{metric.name}"] for metric in task.metrics}
+    first = epochs if learner.final_from is None else learner.final_from + 1  # as Checkpoint has it
 
     def written() -> dict[str, Any]:
         metrics = RunDirectory(directory).metrics
@@ -191,25 +193,36 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
-def _finish(
-    config: Config,
-    directory: Path,
-    module: BudgetedModule,
-    data: DataModule,
-    summary: dict[str, Any],
-    loggers: list[Any],
-) -> None:
+def _finish(config: Config, directory: Path, parts: Parts, summary: dict[str, Any]) -> None:
     from budgetnet.reports.report import write_report
 
     if config["export"]:
         from budgetnet.runs.export import export_model
 
-        export_model(module.net, data.input_shape, directory)
+        export_model(parts.learner.net, parts.data.input_shape, directory)
+    if parts.learner.task.has_examples:
+        Records(directory).examples(_examples(parts))
     write_json(directory / "summary.json", summary)
     write_report(directory)
-    log_images(loggers, directory / "figures", summary)
-    tested = f"test_{module.task.metric.name}"
+    log_images(parts.trainer.loggers, directory / "figures", summary)
+    tested = f"test_{parts.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
+
+
+@torch.no_grad()
+def _examples(parts: Parts) -> dict[str, np.ndarray]:
+    """A few images of the test set as pixels in 0..1, and what the task shows of the network's output for them."""
+    learner, data = parts.learner.eval(), parts.data
+    images, targets = next(iter(data.test_dataloader()))
+    device = next(learner.net.parameters()).device
+    images, targets = images[:_EXAMPLES].to(device), targets[:_EXAMPLES].to(device)
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    shown = {"input": (images.float() * std + mean).clamp(0, 1)}
+    shown |= learner.task.examples(learner.method.evaluate(images), targets)
+    return {
+        name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
+        for name, values in shown.items()
+    }
 
 
 def command_line(overrides: Sequence[str] | None = None) -> str:

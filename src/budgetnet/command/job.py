@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from budgetnet.command.names import run_directory
+from budgetnet.command.names import SWEEP, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.environment import end_with_parent, started
+
+if TYPE_CHECKING:
+    from budgetnet.tasks import Metric
 
 
 def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
@@ -29,22 +33,42 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     from budgetnet.command import experiment
 
     end_with_parent()
-    from budgetnet.command.configuration import checked
+    from budgetnet.command.configuration import parse
+    from budgetnet.command.methods import method_class, refuse_unread
 
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
-    config = checked(config)
-    directory = run_directory(config, overrides)
-    summary = experiment.run(config, directory, experiment.command_line(overrides if multirun else None))
+    method = method_class(config)
+    if method is not None and SWEEP not in os.environ:  # those of a sweep are checked where it starts
+        refuse_unread(overrides, {str(config["method"].get("name")): method})
+    configuration = parse(config, method)
+    directory = run_directory(configuration.plain, overrides)
+    command = experiment.command_line(overrides if multirun else None)
+    experiment.run(configuration, directory, command)
     if started().rank == 0:  # once for all processes of a run
         show(directory)
-    return objective(summary)
+    return objective(directory)
 
 
-def objective(summary: Mapping[str, Any]) -> float:
-    """What a sweeper maximises: validation accuracy (%). The test accuracy only where nothing is held out."""
-    validation = summary.get("val_top1")
-    return float(summary["test_top1"] if validation is None else validation)
+def objective(directory: Path) -> float:
+    """What a sweeper maximises: the task's first metric on the validation set, negative where lower is better.
+
+    On the test set only where nothing is held out.
+    """
+    metric, value, _ = score(directory)
+    return metric.gain(value)
+
+
+def score(directory: Path) -> tuple[Metric, float, str]:
+    """The metric by which a finished run is judged, its value, and the set that it is of: "validation" or "test"."""
+    from budgetnet.runs.directory import RunDirectory
+
+    run = RunDirectory(directory)
+    metric, summary = run.task_metrics[0], run.summary or {}
+    validation = summary.get(f"val_{metric.name}")
+    if validation is not None:
+        return metric, float(validation), "validation"
+    return metric, float(summary[f"test_{metric.name}"]), "test"
 
 
 def show(directory: Path) -> None:

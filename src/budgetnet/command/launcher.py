@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from budgetnet.command.job import objective
+from budgetnet.command.job import objective, score
 from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
@@ -215,10 +215,10 @@ class _Jobs:
             self._fail(ended.job, _why(self.sweep.log(ended.job.name), ended.log_start, code))
 
     def _succeed(self, job: Job, how: str) -> None:
-        summary = json.loads((job.directory / "summary.json").read_text())
-        self.values[job.number] = objective(summary)
-        kind = "test" if summary.get("val_top1") is None else "validation"
-        self._say(job, how, f"{kind} accuracy {objective(summary):.2f} %, {summary['seconds']:.0f} s")
+        self.values[job.number] = objective(job.directory)
+        metric, value, part = score(job.directory)
+        seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
+        self._say(job, how, f"{part} {metric.title} {metric.text(value)}, {seconds:.0f} s")
 
     def _fail(self, job: Job, error: str) -> None:
         self.values[job.number] = None

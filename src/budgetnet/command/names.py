@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_UNNAMED = (
-    *("run.", "logger", "hydra", "export", "experiment", "launcher.", "checkpoint."),
-    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "progress")),
-)
+from budgetnet.sections import affects_result
+
+SWEEP = "BUDGETNET_SWEEP"
+"""The environment variable by which the processes of a sweep know its folder."""
+
 _LONGEST_NAME = 120
 
 
@@ -24,12 +25,12 @@ def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
 
 def run_name(overrides: Iterable[str]) -> str:
-    """A file name for a list of overrides, whatever their order.
+    """A file name for a list of overrides, whatever their order, without those that cannot affect what is learned.
 
     >>> run_name(["seed=1", "backbone=vgg16", "budget.flops=50%", "logger=csv"])
     'backbone=vgg16,budget.flops=50%,seed=1'
     """
-    named = sorted(o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith(_UNNAMED))
+    named = sorted(filter(_is_named, (override.lstrip("+~") for override in overrides)))
     return _file_name(",".join(named)) or "default"
 
 
@@ -41,6 +42,15 @@ def sweep_name(experiment: str, overrides: Iterable[str]) -> str:
     """
     name = run_name(overrides)
     return _file_name(experiment if name == "default" else f"{experiment},{name}")
+
+
+def _is_named(override: str) -> bool:
+    option = override.partition("=")[0]
+    hydras_own = option.startswith(("hydra.", "hydra/")) or option in (
+        "hydra",
+        "experiment",
+    )  # the latter is the folder's
+    return not hydras_own and affects_result(option)
 
 
 def _file_name(text: str) -> str:

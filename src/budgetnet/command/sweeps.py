@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
-from budgetnet.command.names import run_name, sweep_name
+from budgetnet.command.methods import class_of, refuse_unread, typed
+from budgetnet.command.names import SWEEP, run_name, sweep_name
 from budgetnet.errors import UsageError
 from budgetnet.processes.environment import started
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.records import write_text
-
-SWEEP = "BUDGETNET_SWEEP"
-"""The environment variable by which the processes of a sweep know its folder."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class SweepStart(Callback):
         try:
             _refuse(config)
             overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+            _refuse_unread(config, overrides)
             folder = Path(str(config.run.root), ".sweep", sweep_name(str(config.run.experiment), overrides))
             os.environ[SWEEP] = str(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,36 @@ def _refuse(config: DictConfig) -> None:
         tasks = config.hydra.launcher.tasks_per_node * config.hydra.launcher.nodes
     if launcher != "local" and tasks == 1:
         refuse_several_devices(config.trainer, _with_local_launcher())
+
+
+def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UsageError for an option that was typed and that none of the sweep's methods reads.
+
+    Nothing is refused where it cannot be told which methods those are.
+    """
+    names = methods_of_sweep(config, overrides) if typed(overrides) else None
+    if names is not None:
+        classes = {name: class_of(name) for name in names}
+        if None not in classes.values():
+            refuse_unread(overrides, cast(dict[str, type], classes))
+
+
+def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] | None:
+    """The methods of a sweep by name: those that are typed, or listed in an experiment, or the one that is chosen.
+
+    None where they are not names of conf/method: a `_target_` was typed, or they cannot be counted.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    listed = [f"{key}={value}" for key, value in params.items()]
+    parsed = OverridesParser.create().parse_overrides([*map(str, listed), *overrides])
+    if any(each.key_or_group == "method._target_" for each in parsed):
+        return None
+    swept = [each for each in parsed if each.key_or_group == "method"]
+    if not swept:
+        return [str(config.hydra.runtime.choices["method"])]
+    if not swept[-1].is_sweep_override():
+        return [str(swept[-1].value())]
+    return list(swept[-1].sweep_string_iterator()) if isinstance(swept[-1].value(), (list, ChoiceSweep)) else None
 
 
 def _with_local_launcher() -> str:

@@ -10,17 +10,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import Preempted, RunError, UsageError
+from budgetnet.internals import process_group_backend
 from budgetnet.processes.environment import PARENT, started
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning.strategies import DDPStrategy
 
 Value = TypeVar("Value")
 
@@ -48,15 +51,18 @@ def after_rank_0(error: BaseException) -> BaseException:
 class Processes:
     """The processes of a trainer. With one device it is this one, and nothing here costs anything.
 
+    trainer: None is this process alone. rank: this one's number among `count`.
     Raises UsageError for a process that was started beside others, with a trainer that is for it alone.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self.strategy = trainer.strategy
-        self.several = trainer.world_size > 1
-        self.rank = trainer.global_rank
+    def __init__(self, trainer: pl.Trainer | None = None) -> None:
+        self.rank, self.count = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        self.several = self.count > 1
         self.children: list[subprocess.Popen[bytes]] = []
         """The other processes, by rank from 1, where this one has started them."""
+        if trainer is None:
+            return
+        self.strategy = trainer.strategy
         others = started()
         if others.by in ("torchrun", "srun") and others.processes > 1 and not self.several:
             raise UsageError(
@@ -82,10 +88,9 @@ class Processes:
                 _end_with_children(self.children)
         except ValueError as error:  # of cluster environments
             raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
-        assert isinstance(self.strategy, DDPStrategy)
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-            self._meet_again(self.strategy)
-        self.strategy.setup_environment()
+            self._meet_again(cast("DDPStrategy", self.strategy))
+        cast("DDPStrategy", self.strategy).setup_environment()
 
     def _meet_again(self, strategy: DDPStrategy) -> None:
         """Connect after torchrun has started all processes anew: its store still holds what the first ones wrote."""
@@ -94,7 +99,7 @@ class Processes:
         attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         assert strategy.accelerator is not None
         strategy.accelerator.setup_device(strategy.root_device)
-        backend = strategy._get_process_group_backend()
+        backend = process_group_backend(strategy)
         torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=started().processes)
 
     def decide(self, question: Callable[[], Value]) -> Value:
@@ -119,6 +124,10 @@ class Processes:
         if not self.several:
             return here
         return bool(self.sum(torch.tensor(float(here))).item())
+
+    def broadcast(self, value: Value) -> Value:
+        """The first process's value, on every process."""
+        return self.strategy.broadcast(value) if self.several else value
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on the CPU."""
@@ -188,7 +197,9 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
     weight = next(wrapped.parameters())
     images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        wrapped(images).sum().mul(0).backward()
+        output = wrapped(images)
+        total = output.sum() if isinstance(output, Tensor) else torch.stack([each.sum() for each in output]).sum()
+        total.mul(0).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -16,22 +16,13 @@ from budgetnet.errors import RunError, UsageError
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.records import Records, write_text
+from budgetnet.sections import affects_result
 
 Config = Mapping[str, Any]
 
 _LOCK = ".lock"
 _PATIENCE = 5.0
 """Seconds to wait for the directory: data workers of a process that was killed hold the lock until they end too."""
-
-_FREE = (
-    "logger.",
-    "run.",
-    "export",
-    "checkpoint.",
-    "launcher.",
-    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "progress")),
-)
-"""Options that may differ when a run is continued: they do not change what is learned."""
 
 
 @contextmanager
@@ -57,7 +48,7 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
         if done.exists():
             yield done
             return
-        epochs = 0
+        epochs = -1  # what was written before the first checkpoint is written again
         if last.exists():
             epochs = load_checkpoint(last)["budgetnet"]["epochs"]
         else:
@@ -82,7 +73,10 @@ def _passing(path: Path) -> bool:
 
 
 def check_same(config: Config, directory: Path) -> None:
-    """Raises UsageError, naming the keys, if the run in `directory` is of another configuration; RunError if broken."""
+    """Raises UsageError, naming the keys, if the run in `directory` is of another configuration; RunError if broken.
+
+    Options that cannot affect what is learned may differ (`budgetnet.sections.affects_result`).
+    """
     path = directory / "config.yaml"
     try:
         saved = OmegaConf.to_container(OmegaConf.load(path))
@@ -90,8 +84,7 @@ def check_same(config: Config, directory: Path) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} is damaged ({reason}): choose another run.dir or run.name") from error
     old, new = _flat(saved), _flat(config)
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    differing = [key for key in differing if not key.startswith(_FREE)]
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and affects_result(key))
     if differing:
         raise UsageError(
             f"{directory} holds a run of another configuration (differing: {', '.join(differing)}); "

@@ -34,13 +34,9 @@ class Records:
         """One row per epoch."""
         self._append_csv("metrics.csv", {name: row.get(name, "") for name in self.columns})
 
-    def saturation(self, epoch: int, round: int, saturation: Mapping[str, float]) -> None:
-        """One row per epoch of the growing phase: s of every group that may grow."""
-        self._append_csv("saturation.csv", {"epoch": epoch, "round": round, **saturation})
-
-    def edges(self, row: Mapping[str, Any]) -> None:
-        """One row per epoch in which edges are learned: what they cost, and how likely each of them is."""
-        self._append_csv("edges.csv", row)
+    def row(self, name: str, row: Mapping[str, Any]) -> None:
+        """One row for an epoch in <name>.csv, what a method says of its own; its first cell is the epoch."""
+        self._append_csv(f"{name}.csv", row)
 
     def growth(self, record: Mapping[str, Any]) -> None:
         """One line per growth round."""
@@ -58,15 +54,25 @@ class Records:
             np.savez_compressed(file, weights=weights, selected=selected)
         os.replace(temporary, folder / f"round_{round:03d}.npz")
 
+    def task(self, description: Mapping[str, Any]) -> None:
+        """task.json: what the network is trained for, and its metrics."""
+        write_json(self.directory / "task.json", description)
+
+    def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """examples.npz: a few images of the test set and what was made of them, in the order they are drawn in."""
+        temporary = self.directory / "examples.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, self.directory / "examples.npz")
+
     def cut(self, epochs: int) -> None:
-        """Forget what was written after `epochs` epochs: a resumed run writes it again."""
-        for name in ("metrics.csv", "saturation.csv", "edges.csv", "growth.jsonl"):
-            path = self.directory / name
-            if not path.exists():
-                continue
+        """Forget what was written after `epochs` epochs, a resumed run writes it again; of a run that begins, -1."""
+        for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
+            if path.suffix == ".csv" and not "".join(lines[:1]).startswith("epoch"):
+                continue  # not a run's own
             whole = [line for line in lines if line.endswith("\n")]
-            if name == "growth.jsonl":
+            if path.name == "growth.jsonl":
                 kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]
             else:
                 kept = whole[:1] + [

@@ -2,6 +2,14 @@
 
 from budgetnet.tasks.classification import Classification
 from budgetnet.tasks.segmentation import IGNORED, Segmentation
-from budgetnet.tasks.task import Metric, Output, Task
+from budgetnet.tasks.task import Metric, Output, Task, described
 
-__all__ = ["IGNORED", "Classification", "Metric", "Output", "Segmentation", "Task"]
+__all__ = [
+    "IGNORED",
+    "Classification",
+    "Metric",
+    "Output",
+    "Segmentation",
+    "Task",
+    "described",
+]

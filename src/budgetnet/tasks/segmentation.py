@@ -27,6 +27,7 @@ class Segmentation(Task):
     name = "segmentation"
     metrics = (MIOU, PIXEL_ACCURACY)
     target_dims = 3
+    has_examples = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -58,6 +59,10 @@ class Segmentation(Task):
         there = union > 0
         parts = {"miou": (right[there] / union[there]).mean(), "pixel_accuracy": right.sum() / counts.sum()}
         return {name: 100 * part.item() for name, part in parts.items()}
+
+    def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        assert isinstance(output, Tensor)
+        return {"true": targets, "predicted": output.argmax(1)}
 
     def output_shape(self, outputs: int, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
         return (outputs, *input_shape[1:])

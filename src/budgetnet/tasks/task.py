@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -62,6 +61,8 @@ class Task(ABC):
     name: str
     metrics: tuple[Metric, ...]
     target_dims: int = 1
+    has_examples: bool = False
+    """Whether `examples` shows something."""
 
     @property
     def metric(self) -> Metric:
@@ -92,6 +93,11 @@ class Task(ABC):
     def compute(self, sums: Tensor) -> dict[str, float]:
         """The metrics, by name, of the examples whose `sums`, (S,) float64, were added up."""
 
+    def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
+        """What a report draws of a few images below them, row by row: pictures (N, C, H, W) in 0..1, or maps of classes
+        (N, H, W), negative or 255 where there is none."""
+        return {}
+
     # -- what a network must look like --------------------------------------------------------------------------------
 
     def outputs(self, num_classes: int) -> int:
@@ -116,6 +122,6 @@ class Task(ABC):
         return f"{type(self).__name__}()"
 
 
-def described(metrics: tuple[Metric, ...]) -> list[Mapping[str, Any]]:
-    """Metrics as plain values, for files."""
-    return [vars(metric) for metric in metrics]
+def described(task: Task) -> dict[str, Any]:
+    """A task's name and metrics as plain values: task.json of a run directory."""
+    return {"name": task.name, "metrics": [asdict(metric) for metric in task.metrics]}

@@ -14,6 +14,8 @@ from typing import Any
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 
+from budgetnet.sections import Logging
+
 log = logging.getLogger(__name__)
 
 
@@ -32,39 +34,39 @@ class Wandb(WandbLogger):
         return self._experiment
 
 
-def make_loggers(options: Mapping[str, Any], config: Mapping[str, Any], directory: Path) -> list[Any]:
+def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -> list[Any]:
     """The trainer's loggers for conf/logger: none for "csv" (the files are always written), else W&B.
 
     W&B is online where a key is found, else offline; the run's id is a hash of its directory, so that a continued run
     continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line. Its group is
     `group`, else the name of the sweep that it belongs to, else `run.experiment`. Only for the first process of a run.
     """
-    if options["name"] == "csv" or options.get("mode") == "disabled":
+    if options.name == "csv" or options.mode == "disabled":
         return []
     return [Wandb(lambda: _start_run(options, config, directory))]
 
 
-def _start_run(options: Mapping[str, Any], config: Mapping[str, Any], directory: Path) -> Any:
+def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> Any:
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
     sweep = os.environ.get("BUDGETNET_SWEEP")
-    group = options["group"] or (Path(sweep).name if sweep else config["run"]["experiment"])
-    mode = options["mode"] or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    group = options.group or (Path(sweep).name if sweep else config["run"]["experiment"])
+    mode = options.mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
     def start(mode: Any) -> Any:
         return wandb.init(
-            project=options["project"],
-            entity=options["entity"],
+            project=options.project,
+            entity=options.entity,
             group=group,
-            tags=list(options["tags"]),
+            tags=list(options.tags),
             name=directory.name,
             id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
             resume="allow" if mode == "online" else None,
             dir=str(directory),
             config=dict(config),
             mode=mode,
-            settings=wandb.Settings(init_timeout=options["init_timeout"], silent=True, console="off"),
+            settings=wandb.Settings(init_timeout=options.init_timeout, silent=True, console="off"),
         )
 
     try:

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.tasks import Metric, Task
+from budgetnet.training.learner import Learner
 
 
 def describe(
-    config: Mapping[str, Any], directory: Path, module: BudgetedModule, full: Mapping[str, Any], command: str
+    config: Mapping[str, Any], directory: Path, learner: Learner, full: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
     """Everything of summary.json but the metrics; `full` holds the facts of the full backbone."""
-    costs, ledger = module.costs(), module.ledger
+    method, training = learner.method, learner.method.training
+    costs, ledger, budget = method.costs(), training.ledger, training.budget
     spent = {**costs, "train_cost": ledger.spent}
-    used = module.budget.used(spent)
+    used = budget.used(spent)
     return {
         "format": 1,
         "name": directory.name,
@@ -32,21 +33,21 @@ def describe(
         **costs,
         "budget": {
             kind: {"limit": limit, "used": spent[kind], "percent": 100 * used[kind]}
-            for kind, limit in module.budget.limits.items()
+            for kind, limit in budget.limits.items()
         },
         "train_cost_flops": ledger.spent,
         "train_cost_baseline_percent": ledger.percent_of_baseline(),
         "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
-        "widths": module.graph.widths,
+        "widths": training.graph.widths,
         **full,
-        **module.facts(),
-        "stop_reason": module.stop_reason,
-        "rounds": module.round,
+        **method.facts(),
+        "stop_reason": learner.stop_reason,
+        "rounds": training.round,
         "growth_seconds": round(ledger.growth_seconds, 3),
         "compile_seconds": round(ledger.compile_seconds, 3),
         "versions": {name: metadata.version(name) for name in ("torch", "pytorch-lightning", "hydra-core", "numpy")}
         | {"python": platform.python_version()},
-        "hardware": _hardware(module),
+        "hardware": _hardware(learner),
         "command": command,
     }
 
@@ -69,7 +70,7 @@ def validation_at(metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task) 
     return {f"val_{metric.name}": row.get(f"val_{metric.name}") for metric in task.metrics}
 
 
-def _hardware(module: BudgetedModule) -> dict[str, Any]:
-    root = module.trainer.strategy.root_device
+def _hardware(learner: Learner) -> dict[str, Any]:
+    root = learner.trainer.strategy.root_device
     device = torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} {platform.machine()}"
-    return {"device": device, "threads": torch.get_num_threads(), "devices": module.trainer.world_size}
+    return {"device": device, "threads": torch.get_num_threads(), "devices": learner.trainer.world_size}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetnet.errors import UsageError
-from budgetnet.methods.growth.policy import GrowthPlan, Limit
+from budgetnet.methods.growth.policy import Limit
+from budgetnet.methods.plan import WidthPlan
 
 Costs = Mapping[str, int]
 """Params, macs and flops."""
@@ -31,18 +32,18 @@ class DepthRule:
 class Turns:
     """Whose turn it is to grow.
 
-    order: all stages. ended: those that do not grow any more. last: the one that grew last, with `accuracy` (percent)
-    before it did.
+    order: all stages. ended: those that do not grow any more. last: the one that grew last, before which the metric had
+    `reached` this value (more is better).
     """
 
     order: tuple[str, ...]
     ended: tuple[str, ...] = ()
     last: str | None = None
-    accuracy: float = 0.0
+    reached: float = 0.0
 
-    def judged(self, accuracy: float, threshold: float) -> Turns:
-        """The stage that grew last has ended unless accuracy is up by `threshold` since."""
-        if self.last is None or self.last in self.ended or accuracy - self.accuracy >= threshold:
+    def judged(self, reached: float, threshold: float) -> Turns:
+        """The stage that grew last has ended unless the metric is up by `threshold` since."""
+        if self.last is None or self.last in self.ended or reached - self.reached >= threshold:
             return self
         return replace(self, ended=(*self.ended, self.last))
 
@@ -53,15 +54,18 @@ class Turns:
 
 
 @dataclass(frozen=True, repr=False)
-class DepthPlan(GrowthPlan):
+class DepthPlan(WidthPlan):
     """A round of AutoGrow: (blocks before, blocks after) by stage, and whose turn it is from then on."""
 
-    depths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    turns: Turns = Turns(())
+    depths: Mapping[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
+    turns: Turns = field(default_factory=lambda: Turns(()), kw_only=True)
+
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "depths": dict(self.depths)}
 
     @property
-    def details(self) -> dict[str, Any]:
-        return {"depths": dict(self.depths)}
+    def replaces_parameters(self) -> bool:
+        return True  # blocks may have no width of their own
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class NextBlock:
 
 def next_block(
     turns: Turns,
-    accuracy: float,
+    reached: float,
     rule: DepthRule,
     depths: Mapping[str, int],
     costs: Costs,
@@ -84,17 +88,17 @@ def next_block(
 ) -> NextBlock:
     """Judge the last block, and give one to the next stage in turn that may have it.
 
-    accuracy: percent, now. depths: of the stages now. costs: of the network now. blocks: what one block more adds, by
-    stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the limit that holds back
-    the next that has not, or that no round more fits into. The last block is not waited for: where no stage can have
-    another, nothing would follow from what it brings.
+    reached: the metric now, more is better. depths: of the stages now. costs: of the network now. blocks: what one
+    block more adds, by stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the
+    limit that holds back the next that has not, or that no round more fits into. The last block is not waited for:
+    where no stage can have another, nothing would follow from what it brings.
     """
-    turns = turns.judged(accuracy, rule.threshold)
+    turns = turns.judged(reached, rule.threshold)
     refused = _refusals(rule, depths, costs, blocks, limits)
     stage = next((name for name in turns.waiting() if refused[name] is None), None)
     if stage is None:
         return NextBlock(None, turns, next((refused[name] for name in turns.waiting()), "accuracy"))
-    turns = replace(turns, last=stage, accuracy=accuracy)
+    turns = replace(turns, last=stage, reached=reached)
     costs = {kind: cost + blocks[stage][kind] for kind, cost in costs.items()}
     refused = _refusals(rule, {**depths, stage: depths[stage] + 1}, costs, blocks, limits)
     if all(refused[name] for name in turns.waiting()):

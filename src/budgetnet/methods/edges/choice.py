@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
-from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.plan import WidthPlan
 
 Fits = Callable[[Tensor], bool]
 """Whether the network of a choice of edges, bool (edges,), is within the budget."""
@@ -77,12 +77,11 @@ def keep_edges(net: Fabric, names: Collection[str]) -> ChannelGraph:
 
 
 @dataclass(frozen=True)
-class EdgePlan(GrowthPlan):
+class EdgePlan(WidthPlan):
     """The end of the search: the names of the edges that are kept, and their measured microseconds, if limited."""
 
-    edges: tuple[str, ...] = ()
-    latency: int | None = None
+    edges: tuple[str, ...] = field(default=(), kw_only=True)
+    latency: int | None = field(default=None, kw_only=True)
 
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"edges": list(self.edges)}
+    def record(self) -> dict[str, Any]:
+        return {**super().record(), "edges": list(self.edges)}

@@ -13,6 +13,7 @@ from budgetnet.costs.edges import EdgeCosts
 from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.edges.choice import choose
 from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
+from budgetnet.options import require_positive
 from budgetnet.seeding import keyed_generator
 
 CHOICES = ("learned", "random")
@@ -33,11 +34,14 @@ class SuperNetwork:
     baseline: str = "mean"
     decay: float = 0.9
     samples: int | None = None
+    search_epochs: int = 150
+    images: int = 1024
 
     def __post_init__(self) -> None:
         for name, known in (("choice", CHOICES), ("baseline", BASELINES)):
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"method.{name}={value!r} is unknown{nearest(value, known)}")
+        require_positive("method", search_epochs=self.search_epochs, images=self.images)
         if self.warmup_epochs < 0:
             raise UsageError(f"method.warmup_epochs={self.warmup_epochs}: expected 0 or more")
         for name in ("cost_weight", "lr"):
@@ -69,7 +73,7 @@ class EdgeSearch:
         self.average: float | None = None
         """Of what choices cost, for the baseline "ema"."""
         self.sampled = torch.zeros(1 + len(self.shown), dtype=torch.float64)
-        """Choices of all processes since the epoch began, and the sums of their costs, as of the last `settle`."""
+        """Choices of all processes since the epoch began, and the sums of their costs, as of the last `collect`."""
         self._own_sampled = torch.zeros_like(self.sampled)
         self.choices = self.alive = torch.ones(1, count, dtype=torch.bool)
 
@@ -149,7 +153,7 @@ class EdgeSearch:
         gradient = score_gradient(self.logits, choices, advantages(spent, baseline))
         self.logits -= self.options.lr * total(gradient) / world
 
-    def settle(self, total: Callable[[Tensor], Tensor]) -> None:
+    def collect(self, total: Callable[[Tensor], Tensor]) -> None:
         """Add what this process has sampled since the last call to that of all. All must call. Sums are exact."""
         self.sampled += total(self._own_sampled)
         self._own_sampled = torch.zeros_like(self.sampled)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from budgetnet.internals import AnyBatchNorm
 
 
 @torch.no_grad()
 def reestimate(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Running statistics anew: the plain mean over `batches` of images, all of one size; mode and weights stay."""
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in net.modules() if isinstance(module, AnyBatchNorm) and module.track_running_stats]
     momenta, training = [norm.momentum for norm in norms], net.training
     for norm in norms:
         norm.reset_running_stats()

@@ -1,4 +1,4 @@
-"""When and where a network grows."""
+"""Growing a network: how full its layers are, who grows, and how new channels start."""
 
 from budgetnet.methods.growth.capacity import (
     best_scored,
@@ -12,10 +12,10 @@ from budgetnet.methods.growth.capacity import (
 )
 from budgetnet.methods.growth.firefly import Candidates, firefly_candidates, load
 from budgetnet.methods.growth.gradients import growth_gradients
-from budgetnet.methods.growth.policy import GrowthPlan, GrowthRule, Limit, Planner
+from budgetnet.methods.growth.policy import GrowthRule, Limit, Planner
 
 __all__ = [
-    "Candidates", "GrowthPlan", "GrowthRule", "Limit", "Planner",
+    "Candidates", "GrowthRule", "Limit", "Planner",
     "best_scored", "firefly_candidates", "growth_gradients", "initial_norms", "load",
     "path_norms", "saturation", "selection_threshold", "shares", "sparse_sets", "supports",
 ]  # fmt: skip

@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, GraphError, resize
 from budgetnet.channels.graph import layout_size, positions_of
 from budgetnet.channels.initialise import leaks
 from budgetnet.channels.surgery import Surgery
+from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.parts import Part, Side, norms, times
 
 STEPS = 10
@@ -30,17 +32,18 @@ def firefly_candidates(
     fresh: Mapping[str, int],
     batch: Batch,
     seed: int = 0,
+    loss: Loss = functional.cross_entropy,
     steps: int = STEPS,
     radius: float = RADIUS,
 ) -> Candidates:
     """Propose, train and score new channels of the traced `net` on `batch` (inputs, targets); it stays as it is.
 
     Wu, Liu, Stone, Liu, "Firefly Neural Architecture Descent", NeurIPS 2020. fresh: of each group that may grow, how
-    many brand-new channels are proposed besides a split of each of its channels. All candidates together take `steps`
-    gradient steps on the one batch; each stays `radius` away. A function of its arguments. Raises GraphError for a
-    group that is made of blocks (a grouped convolution or a GroupNorm reads it).
+    many brand-new channels are proposed besides a split of each of its channels. loss: of (outputs, targets), a scalar.
+    All candidates together take `steps` gradient steps on the one batch; each stays `radius` away. A function of its
+    arguments. Raises GraphError for a group that is made of blocks (a grouped convolution or a GroupNorm reads it).
     """
-    candidates = Candidates(net, fresh, seed, radius)
+    candidates = Candidates(net, fresh, seed, radius, loss)
     candidates.train(batch, steps)
     return candidates
 
@@ -57,8 +60,8 @@ class Candidates:
     in its gate, -∂L/∂gate, where all gates are 1.
     """
 
-    def __init__(self, net: nn.Module, fresh: Mapping[str, int], seed: int, radius: float) -> None:
-        self.net, self.seed = copy.deepcopy(net).eval(), seed
+    def __init__(self, net: nn.Module, fresh: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
+        self.net, self.seed, self.criterion = copy.deepcopy(net).eval(), seed, loss
         self.graph = ChannelGraph.of(self.net)
         self.before = self.graph.widths
         self.scores: dict[str, list[float]] = {}
@@ -130,8 +133,8 @@ class Candidates:
         return tensors
 
     def loss(self, gates: Gates, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the network with the candidates at these gates, in eval mode."""
-        return nn.functional.cross_entropy(functional_call(self.net, self.tensors(gates), (batch[0],)), batch[1])
+        """The loss of the network with the candidates at these gates, in eval mode."""
+        return self.criterion(functional_call(self.net, self.tensors(gates), (batch[0],)), batch[1])
 
     def train(self, batch: Batch, steps: int) -> None:
         """Take gradient steps with all candidates, their lengths kept, then score them."""

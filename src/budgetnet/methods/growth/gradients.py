@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.channels.gradmax import norm_scale
 
+Loss = Callable[[Any, Tensor], Tensor]
+"""A scalar of (outputs, targets)."""
+
 
 def growth_gradients(
-    net: nn.Module, groups: Collection[str], batch: tuple[Tensor, Tensor], seed: int = 0
+    net: nn.Module,
+    groups: Collection[str],
+    batch: tuple[Tensor, Tensor],
+    seed: int = 0,
+    loss: Loss = functional.cross_entropy,
 ) -> dict[str, float]:
     """Gradient norm that one more channel of each group would begin with, at the best outgoing weights it could have.
 
     GradMax (Evci et al., ICLR 2022) as a criterion: every group of a copy of the traced `net` gets a channel (a block
     one of each) by init="gradmax", and the gradient of its incoming weights on `batch` (inputs, targets) is measured.
+    loss: of (outputs, targets), a scalar.
     The network stays as it is. Raises GraphError where GradMax does not reach (a grouped convolution behind a group).
     """
     trial = copy.deepcopy(net)
     graph = ChannelGraph.of(trial)
     old = {name: graph.group(name) for name in groups}
     wider = {name: group.width + group.blocks for name, group in old.items()}
-    resize(trial, wider, init="gradmax", seed=seed, batch=batch)
+    resize(trial, wider, init="gradmax", seed=seed, batch=batch, loss=loss)
     trial.eval()
-    nn.functional.cross_entropy(trial(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+    loss(trial(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
     return {name: _norm_of_new(graph, name, group.width // group.blocks, group.blocks) for name, group in old.items()}
 
 

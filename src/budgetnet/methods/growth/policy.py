@@ -1,55 +1,20 @@
-"""Who grows, by how much, within the budget: pure functions from saturations to a GrowthPlan."""
+"""Who grows, by how much, within the budget: pure functions from saturations to a WidthPlan."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import UsageError, nearest
+from budgetnet.methods.plan import WidthPlan
 
 FULL = 0.99
 """A budget that is used to this part counts as reached."""
-
-
-@dataclass(frozen=True)
-class GrowthPlan:
-    """What one round does: group -> new width, and why rounds end here if they do (`stop`).
-
-    kept: where the network is narrowed, the channels of each group that stay. start: values, by name, of the tensors
-    that candidates bring along (growth.init=firefly).
-    """
-
-    round: int
-    before: Mapping[str, int]
-    after: Mapping[str, int]
-    saturation: Mapping[str, float] = field(default_factory=dict)
-    candidates: tuple[str, ...] = ()
-    clipped: bool = False
-    stop: str | None = None
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    start: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
-
-    @property
-    def changes(self) -> dict[str, int]:
-        """New widths of the groups that change (what `resize` takes), or that are new (`change_depth` adds those)."""
-        return {name: width for name, width in self.after.items() if width != self.before.get(name)}
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """What growth.jsonl holds beside the widths."""
-        return {}
-
-    def __repr__(self) -> str:
-        changes = ", ".join(f"{name} {self.before.get(name, 0)}->{width}" for name, width in self.changes.items())
-        stop = f"; growth ends: {self.stop}" if self.stop else ""
-        return f"GrowthPlan(round {self.round}: {changes or 'nothing grows'}{', clipped' * self.clipped}{stop})"
 
 
 @dataclass(frozen=True)
@@ -112,7 +77,7 @@ class Planner:
         limits: Sequence[Limit],
         gradients: Mapping[str, float] | None = None,
         scores: Mapping[str, Sequence[float]] | None = None,
-    ) -> GrowthPlan:
+    ) -> WidthPlan:
         """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
 
         gradients: of each group what the policy "gradient" chooses by (`growth_gradients`). scores: of each group's
@@ -129,7 +94,7 @@ class Planner:
             candidates = [name for name in open_groups if wanted[name] > before[name]]
         if wanted == before:
             ended = "saturation" if open_groups else "max_width"
-            return GrowthPlan(round, before, before, dict(saturation), (), False, ended)
+            return WidthPlan(round, before, before, dict(saturation), stop=ended)
         after, clipped = self._clip(before, wanted, limits)
         reached = clipped or not self._room_to_go_on(after, limits)
         if reached:
@@ -138,7 +103,7 @@ class Planner:
                 after = self._top_up(after, self._ranked(order, saturation), limits, self.max_widths, FULL)
         used = self._used(after, limits)
         stop = max(used, key=used.__getitem__) if reached else None
-        return GrowthPlan(round, before, after, dict(saturation), tuple(candidates), clipped, stop)
+        return WidthPlan(round, before, after, dict(saturation), tuple(candidates), clipped=clipped, stop=stop)
 
     # -- how much ---------------------------------------------------------------------------------------------------
 

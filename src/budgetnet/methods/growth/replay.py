@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import torch
-from torch import nn
-
-from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import reshape_fresh
-from budgetnet.costs import Budget, CostModel, TrainCostLedger
 from budgetnet.errors import UsageError
-from budgetnet.methods.growth import GrowthPlan, firefly_candidates
-from budgetnet.methods.options import FineTuning, Optimization, Rounds, must_fit, options
-from budgetnet.methods.resizing import Images, ResizingModule
-from budgetnet.methods.train import sgd
+from budgetnet.methods.growth.firefly import firefly_candidates
+from budgetnet.methods.growth.growing import grow, with_candidates
+from budgetnet.methods.growth.options import NewChannels
+from budgetnet.methods.method import Images, Method, Training, must_fit
+from budgetnet.methods.options import FineTuning, Optimization
+from budgetnet.methods.phases import Phase
+from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.seeding import keyed_seed
 
@@ -24,56 +22,82 @@ Schedule = Mapping[int, Mapping[str, int]]
 """Epochs finished -> the widths from then on; at 0 those of the seed network."""
 
 
-class Replay(ResizingModule):
-    """Grows `net` after the epochs and to the widths of `schedule`, then fine-tunes it; nothing is measured.
+@dataclass(frozen=True)
+class ReplayOptions:
+    """conf/method/replay.yaml: the directory of a finished run that grew."""
 
-    net: the seed network, traced. budget: resolved; that of the run that is replayed, or a larger one.
+    schedule_from: str | None = None
+
+
+class Replay(Method):
+    """Grows a seed network after the epochs and to the widths of another run, then fine-tunes it; nothing is measured.
+
+    The budget is that of the run that is replayed, or a larger one.
     """
 
-    phase = "grow"
+    needs_budget = False
 
-    def __init__(
-        self,
-        net: nn.Module,
-        num_classes: int,
-        ledger: TrainCostLedger,
-        budget: Budget,
-        optim: Optimization,
-        rounds: Rounds,
-        finetune: FineTuning,
-        schedule: Schedule,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(net, num_classes, ledger, budget, optim.label_smoothing)
-        self.optim, self.rounds, self.finetune, self.schedule, self.seed = optim, rounds, finetune, schedule, seed
-        self.images_wanted = int(rounds.init in ("gradmax", "firefly"))
+    def __init__(self, optim: Optimization, growth: NewChannels, finetune: FineTuning, method: ReplayOptions) -> None:
+        super().__init__(optim)
+        if method.schedule_from is None:
+            raise UsageError(
+                "method=replay repeats the growth of another run: state method.schedule_from=RUN_DIRECTORY"
+            )
+        self.growth, self.finetune, self.source = growth, finetune, method.schedule_from
+        self.needs_images = growth.init in ("gradmax", "firefly")
+        self.schedule = schedule_of_run(self.source)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return sgd(self.net, self.optim)
+    def start(self, training: Training) -> list[Phase]:
+        """Raises UsageError for a run that is not of this backbone or does not fit into the epochs, and for a budget
+        below what it came to."""
+        self.training = training
+        schedule, last, price = self.schedule, max(self.schedule), training.pricing.model
+        if any(widths.keys() != self.graph.widths.keys() for widths in schedule.values()):
+            raise UsageError(f"method.schedule_from={self.source}: its width groups are not those of this backbone")
+        tune = self.finetune.epochs
+        grown = f"the {last} growing epochs of method.schedule_from={self.source}"
+        must_fit(training.epochs, last + tune, grown, f"finetune.epochs={tune}")
+        ends = [*sorted(schedule), last + tune]
+        flops = [price.flops(schedule[epoch]) for epoch in sorted(schedule)]
+        images = training.ledger.images_per_epoch
+        spent = sum(images * f * (end - begin) for f, (begin, end) in zip(flops, pairwise(ends), strict=True))
+        costs = {**price.costs(schedule[last]), "train_cost": spent}
+        for kind, most in training.budget.limits.items():
+            if costs[kind] > most:
+                raise UsageError(
+                    f"budget.{kind}={most:,} is below the {costs[kind]:,} of the run that is replayed: raise it"
+                )
+        reshape_fresh(self.net, schedule[0], training.seed)
+        return [self.optim.growing(), self.finetune.phase(self.optim)]
 
-    def round_is_over(self, epochs: int) -> bool:
+    def round_ends(self, epochs: int) -> bool:
         """Whether the run that is replayed had a round after `epochs` epochs."""
-        return self.phase == "grow" and epochs in self.schedule
+        return not self.training.phase.final and epochs > 0 and epochs in self.schedule
 
-    def plan_round(self, epochs: int, images_per_epoch: int, batch: Images | None) -> GrowthPlan:
+    def images(self, epochs: int) -> int:
+        return int(self.needs_images and self.round_ends(epochs))
+
+    def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
         """The widths of the next round."""
+        if not self.round_ends(epochs):
+            return None
         stop = "replayed" if epochs == max(self.schedule) else None
-        plan = GrowthPlan(self.round + 1, self.graph.widths, self.schedule[epochs], stop=stop)
-        if self.rounds.init != "firefly" or not plan.changes:
+        plan = WidthPlan(self.training.round + 1, self.graph.widths, self.schedule[epochs], stop=stop)
+        if self.growth.init != "firefly" or not plan.changes:
             return plan
         assert batch is not None
         fresh = {name: width - plan.before[name] for name, width in plan.changes.items()}
-        return self.started(plan, firefly_candidates(self.net, fresh, batch, keyed_seed(self.seed, plan.round)))
+        seed = keyed_seed(self.training.seed, plan.round)
+        return with_candidates(plan, firefly_candidates(self.net, fresh, batch, seed, self.loss))
 
-    def carry_out(self, plan: GrowthPlan, epochs: int, batch: Images | None) -> None:
+    def apply(self, plan: Plan, batch: Images | None) -> None:
         """Grow; new channels and the optimizer's state as the options of growth say."""
-        optimizer = self.optimizer
-        if self.rounds.state == "reset":
+        assert isinstance(plan, WidthPlan)
+        optimizer = self.training.optimizer
+        if self.growth.state == "reset":
             optimizer.state.clear()
         if plan.changes:
-            seed = keyed_seed(self.seed, plan.round)
-            self.grow(plan, optimizer, seed, batch)
-        self.end_round(plan, epochs)
+            grow(self, plan, self.growth, optimizer, batch)
 
 
 def schedule_of_run(path: str) -> Schedule:
@@ -85,36 +109,3 @@ def schedule_of_run(path: str) -> Schedule:
     if run.summary is None or not run.rounds or not run.grew:
         raise UsageError(f"method.schedule_from={path}: expected the directory of a finished run that grew")
     return {0: run.summary["seed_widths"], **{record["epoch"]: record["widths"] for record in run.rounds}}
-
-
-def build(config: Mapping[str, Any], net: nn.Module, num_classes: int, ledger: TrainCostLedger) -> Replay:
-    """The method for a resolved configuration; `net` is the full backbone, traced, and becomes the seed network.
-
-    Raises UsageError for options out of range, a run that is not of this backbone or does not fit into the epochs, and
-    a budget below what it came to.
-    """
-    if (source := config["method"].get("schedule_from")) is None:
-        raise UsageError("method=replay repeats the growth of another run: state method.schedule_from=RUN_DIRECTORY")
-    schedule = schedule_of_run(str(source))
-    rounds = options(Rounds, "growth", config["growth"])
-    finetune = options(FineTuning, "finetune", config["finetune"])
-    graph = ChannelGraph.of(net)
-    cost = CostModel(graph)
-    final = schedule[max(schedule)]
-    if any(widths.keys() != graph.widths.keys() for widths in schedule.values()):
-        raise UsageError(f"method.schedule_from={source}: its width groups are not those of this backbone")
-    grown = f"the {max(schedule)} growing epochs of method.schedule_from={source}"
-    must_fit(config["epochs"], max(schedule) + finetune.epochs, grown, f"finetune.epochs={finetune.epochs}")
-    budget = Budget(**config["budget"]).resolve({**cost.costs(), "train_cost": ledger.baseline_cost})
-    edges = [*sorted(schedule), max(schedule) + finetune.epochs]
-    flops = [cost.flops(schedule[epoch]) for epoch in sorted(schedule)]
-    spent = sum(ledger.images_per_epoch * f * (b - a) for f, (a, b) in zip(flops, pairwise(edges), strict=True))
-    costs = {**cost.costs(final), "train_cost": spent}
-    for kind, most in budget.limits.items():
-        if costs[kind] > most:
-            raise UsageError(
-                f"budget.{kind}={most:,} is below the {costs[kind]:,} of the run that is replayed: raise it"
-            )
-    reshape_fresh(net, schedule[0], config["seed"])
-    optim = options(Optimization, "optim", config["optim"])
-    return Replay(net, num_classes, ledger, budget, optim, rounds, finetune, schedule, config["seed"])

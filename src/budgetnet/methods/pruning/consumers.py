@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from budgetnet.channels import ChannelGraph, WidthGroup
 from budgetnet.channels.graph import Layout, positions_of
 from budgetnet.errors import UsageError
+from budgetnet.internals import symmetric_padding
 
 Consumer = nn.Conv2d | nn.Linear
 """What the channel graph names as a consumer; a depthwise convolution only passes its group on."""
@@ -94,7 +95,7 @@ def windows(layer: Consumer, inputs: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return inputs[:, :, None, None, None, None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    padded = F.pad(inputs, symmetric_padding(layer), mode=mode)
     count, channels, *space = padded.shape
     by_image, by_channel, *by_place = padded.stride()
     steps = [place * stride for place, stride in zip(by_place, layer.stride)]

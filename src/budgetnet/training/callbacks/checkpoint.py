@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from budgetnet.methods.base import BudgetedModule
+from budgetnet.training.learner import Learner
 
 
 class Checkpoint(pl.callbacks.Checkpoint):
@@ -33,11 +33,11 @@ class Checkpoint(pl.callbacks.Checkpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         epochs = trainer.current_epoch + 1
         metric = pl_module.task.metric
         value = pl_module.results.get(f"val_{metric.name}")
-        final = not pl_module.resizes and epochs > pl_module.growing_epochs  # growth ends at the end of an epoch
+        final = pl_module.final_from is not None and epochs > pl_module.final_from  # growth ends at the end of an epoch
         if pl_module.data.splits.validation is None:
             better = final
         else:  # of equals the last
@@ -54,8 +54,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt after a step in the middle of an epoch. Raises RunError if a loss was not finite till now."""
         module = trainer.lightning_module
-        assert isinstance(module, BudgetedModule)
-        module.settle()
+        assert isinstance(module, Learner)
+        module.collect()
         module.keep_random_state()
         trainer.save_checkpoint(self.directory / "last.ckpt")
 

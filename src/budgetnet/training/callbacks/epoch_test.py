@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from budgetnet.data.sharding import Batch
-from budgetnet.methods.base import BudgetedModule
+from budgetnet.training.learner import Learner
 
 
 class EpochTest(pl.Callback):
@@ -24,7 +24,7 @@ class EpochTest(pl.Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         if self._loader is None:  # made once: it keeps a set in memory on the device
             self._loader = pl_module.data.test_dataloader()
         modes = [(module, module.training) for module in pl_module.modules()]

@@ -10,91 +10,95 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from budgetnet.methods.growth import GrowthPlan
-from budgetnet.methods.resizing import Images, ResizingModule
+from budgetnet.methods.method import Images
+from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.processes.group import order_buckets
 from budgetnet.runs.records import Records
 from budgetnet.training.callbacks.record import log
+from budgetnet.training.learner import Learner
 
 
 class Growth(pl.Callback):
-    """At the end of every round: measure and plan on rank 0, broadcast, resize, wrap again, record."""
+    """Before the first step and after every epoch: plan on rank 0, broadcast, carry out, wrap again, record."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ResizingModule)
-        epochs = trainer.current_epoch + 1
-        pl_module.epoch_is_over(epochs)
-        if not pl_module.round_is_over(epochs):
-            return
-        start = _now(pl_module)
-        images = pl_module.ledger.images_per_epoch
-        batch = _images(trainer, pl_module) if pl_module.images_wanted else None
-        plan = pl_module.plan_round(epochs, images, batch) if trainer.is_global_zero else None
-        plan = trainer.strategy.broadcast(plan)
-        assert isinstance(plan, GrowthPlan)
-        filters = pl_module.first_filters(plan) if trainer.is_global_zero else None
-        pl_module.carry_out(plan, epochs, batch)
-        # Blocks may have no width of their own, and with its last round a method's own parameters may go.
-        replaced = plan.changes or plan.stop or plan.details
-        if isinstance(trainer.strategy, DDPStrategy) and replaced:
-            rewrap(trainer.strategy, pl_module)
-        pause = _now(pl_module) - start
-        pl_module.ledger.growth_seconds += pause
-        if filters is not None:
-            self.records.filters(plan.round, *(part.numpy() for part in filters))
-        if trainer.is_global_zero:
-            self._record(trainer, pl_module, plan, epochs, pause)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        if trainer.current_epoch == 0 and pl_module.batches_done == 0:
+            self._round(trainer, pl_module, 0)
 
-    def _record(self, trainer: pl.Trainer, module: ResizingModule, plan: GrowthPlan, epochs: int, pause: float) -> None:
-        costs = module.costs()
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
+        epochs = trainer.current_epoch + 1
+        pl_module.method.after_epoch(epochs)
+        self._round(trainer, pl_module, epochs)
+
+    def _round(self, trainer: pl.Trainer, learner: Learner, epochs: int) -> None:
+        method, start = learner.method, _now(learner)
+        wanted = method.images(epochs)
+        batch = _images(trainer, learner, wanted) if wanted else None
+        plan = method.plan(epochs, batch) if trainer.is_global_zero else None
+        plan = learner.processes.broadcast(plan)
+        if plan is not None:
+            filters = method.first_filters(plan) if trainer.is_global_zero else None
+            method.apply(plan, batch)
+            if isinstance(trainer.strategy, DDPStrategy) and plan.replaces_parameters:
+                rewrap(trainer.strategy, learner)
+            pause = _now(learner) - start
+            method.training.ledger.growth_seconds += pause
+            if filters is not None:
+                self.records.filters(plan.round, *(part.numpy() for part in filters))
+        learner.end_of_epoch(epochs, plan)
+        if plan is not None and trainer.is_global_zero:
+            self._record(trainer, learner, plan, epochs, pause)
+
+    def _record(self, trainer: pl.Trainer, learner: Learner, plan: Plan, epochs: int, pause: float) -> None:
         self.records.growth(
             {
                 "round": plan.round,
                 "epoch": epochs,
                 "step": trainer.global_step,
-                "saturation": dict(plan.saturation),
-                "candidates": list(plan.candidates),
-                "plan": {name: [plan.before.get(name, 0), width] for name, width in plan.changes.items()},
-                "widths": dict(plan.after),
-                **plan.details,
-                **costs,
-                "train_cost_flops": module.ledger.spent,
+                **plan.record(),
+                **learner.method.costs(),
+                "train_cost_flops": learner.method.training.ledger.spent,
                 "clipped": plan.clipped,
                 "stop": plan.stop,
                 "pause_ms": round(1000 * pause, 3),
             }
         )
-        widths = {f"growth/{name}": float(width) for name, width in plan.after.items()}
-        log(trainer, {"growth/round": float(plan.round), "growth/grown_groups": float(len(plan.changes)), **widths})
+        scalars = {"growth/round": float(plan.round)}
+        if isinstance(plan, WidthPlan):
+            scalars["growth/grown_groups"] = float(len(plan.changes))
+            scalars |= {f"growth/{name}": float(width) for name, width in plan.after.items()}
+        log(trainer, scalars)
 
 
-def _now(module: ResizingModule) -> float:
+def _now(learner: Learner) -> float:
     """The clock, once the device has done what it was asked."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
     return time.perf_counter()
 
 
-def _images(trainer: pl.Trainer, module: ResizingModule) -> Images:
-    """The first batches of the training set, as this process has them, that hold `images_wanted` images."""
+def _images(trainer: pl.Trainer, learner: Learner, wanted: int) -> Images:
+    """The first batches of the training set, as this process has them, that hold so many images."""
     assert trainer.train_dataloader is not None
-    inputs, labels, count = [], [], 0
+    inputs, targets, count = [], [], 0
     for some, of_some in trainer.train_dataloader:
-        inputs.append(trainer.precision_plugin.convert_input(some.to(module.device)))
-        labels.append(of_some.to(module.device))
+        inputs.append(trainer.precision_plugin.convert_input(some.to(learner.device)))
+        targets.append(of_some.to(learner.device))
         count += len(of_some)
-        if count >= module.images_wanted:
+        if count >= wanted:
             break
-    return torch.cat(inputs), torch.cat(labels)
+    return torch.cat(inputs), torch.cat(targets)
 
 
-def rewrap(strategy: DDPStrategy, module: ResizingModule) -> None:
-    """Wrap the resized module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
-    strategy.model = module
+def rewrap(strategy: DDPStrategy, learner: Learner) -> None:
+    """Wrap the changed module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
+    strategy.model = learner
     gc.collect()
     strategy.configure_ddp()
     assert isinstance(strategy.model, DistributedDataParallel)
-    order_buckets(strategy.model, module.data.input_shape)
+    order_buckets(strategy.model, learner.method.training.input_shape)

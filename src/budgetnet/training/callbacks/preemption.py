@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from budgetnet.errors import Preempted
+from budgetnet.internals import leave_signals_alone
 from budgetnet.processes.group import Processes
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 
@@ -45,18 +46,14 @@ class Signals:
 
 
 class Preemption(pl.Callback):
-    """Ends a run that is told to, in training: after the running step, with a checkpoint.
-
-    Lightning's own handlers are put aside: they save under a name of their own and wait for the device every step.
-    """
+    """Ends a run that is told to, in training: after the running step, with a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, signals: Signals) -> None:
         self.checkpoint, self.signals = checkpoint, signals
         self._processes: Processes | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        leave_signals_alone(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.postponed, self._processes = True, Processes(trainer)

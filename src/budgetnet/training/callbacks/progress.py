@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.methods.base import BudgetedModule
+from budgetnet.training.learner import Learner
 
 
 class Progress(pl.callbacks.ProgressBar):
@@ -18,9 +18,8 @@ class Progress(pl.callbacks.ProgressBar):
     It looks at the clock every step and at nothing else, and draws at most `per_second` times.
     """
 
-    def __init__(self, flops_limit: int | None = None, per_second: float = 4.0) -> None:
+    def __init__(self, per_second: float = 4.0) -> None:
         super().__init__()
-        self.flops_limit = flops_limit
         self.interval = 1 / per_second
         self._next = 0.0
         self._terminal = sys.stderr.isatty()
@@ -40,35 +39,31 @@ class Progress(pl.callbacks.ProgressBar):
     ) -> None:
         if self._terminal and trainer.is_global_zero and time.monotonic() >= self._next:
             self._next = time.monotonic() + self.interval
-            assert isinstance(pl_module, BudgetedModule)
+            assert isinstance(pl_module, Learner)
             sys.stderr.write("\r\x1b[2K" + self.line(trainer, pl_module, batch_idx + 1))
             sys.stderr.flush()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            assert isinstance(pl_module, BudgetedModule)
+            assert isinstance(pl_module, Learner)
             start = "\r\x1b[2K" if self._terminal else ""
             sys.stderr.write(start + self.line(trainer, pl_module, int(trainer.num_training_batches)) + "\n")
             sys.stderr.flush()
 
-    def line(self, trainer: pl.Trainer, module: BudgetedModule, batches: int) -> str:
+    def line(self, trainer: pl.Trainer, module: Learner, batches: int) -> str:
         """The text of the bar after `batches` steps of the epoch."""
-        total = int(trainer.num_training_batches)
+        total, training, phase = int(trainer.num_training_batches), module.method.training, module.phase
         filled = 20 * batches // total
-        flops = module.costs()["flops"]
-        of = (
-            f" of {format_quantity(self.flops_limit)} ({100 * flops / self.flops_limit:.0f}%)"
-            if self.flops_limit
-            else ""
-        )
+        flops, limit = module.method.costs()["flops"], training.budget.limits.get("flops")
+        of = f" of {format_quantity(limit)} ({100 * flops / limit:.0f}%)" if limit else ""
         metric = module.task.metric
         value = module.results.get(f"val_{metric.name}")
-        phase = f"{module.phase} round {module.round + 1}" if module.phase == "grow" else module.phase
+        name = phase.name if phase.final else f"{phase.name} round {training.round + 1}"
         parts = [
-            f"epoch {trainer.current_epoch + 1:3d} {phase}",
+            f"epoch {trainer.current_epoch + 1:3d} {name}",
             "█" * filled + "·" * (20 - filled) + f" {batches}/{total}",
             f"{time.monotonic() - self._start:.1f} s",
-            f"widths {sum(module.graph.widths.values())}",
+            f"widths {sum(training.graph.widths.values())}",
             f"FLOPs {format_quantity(flops)}{of}",
             *([f"val {metric.text(value)}"] if value is not None else []),
         ]

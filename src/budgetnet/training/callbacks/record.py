@@ -9,9 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
-from budgetnet.methods.base import BudgetedModule
-from budgetnet.methods.growth.adenel import AdeNeL
 from budgetnet.runs.records import Records
+from budgetnet.training.learner import Learner
 from budgetnet.training.loggers import Wandb
 
 
@@ -22,7 +21,7 @@ def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv, saturation.csv and edges.csv, and logs them.
+    """Writes metrics.csv and the method's own rows (saturation.csv, edges.csv), and logs them.
 
     Comes before Growth: a row is of the epoch's network.
 
@@ -61,44 +60,33 @@ class Recorder(pl.Callback):
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BudgetedModule)
+        assert isinstance(pl_module, Learner)
         row = self.row(trainer, pl_module)
         self._start = None
-        edges = pl_module.edge_record()
-        saturation = pl_module.saturation() if isinstance(pl_module, AdeNeL) and pl_module.phase == "grow" else {}
+        own = pl_module.method.rows()
         if not trainer.is_global_zero:
             return
         self.records.metrics(row)
-        if saturation:
-            self.records.saturation(row["epoch"], row["round"], saturation)
-        if edges:
-            self.records.edges({"epoch": row["epoch"], **edges})
         numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
-        log(
-            trainer,
-            {
-                **numbers,
-                **{f"saturation/{name}": value for name, value in saturation.items()},
-                **{f"edges/{name}": float(value) for name, value in edges.items()},
-            },
-        )
+        for name, values in own.items():
+            self.records.row(name, {"epoch": row["epoch"], **values})
+            numbers |= {f"{name}/{key}": float(value) for key, value in values.items() if key != "round"}
+        log(trainer, numbers)
 
-    def row(self, trainer: pl.Trainer, module: BudgetedModule) -> dict[str, Any]:
+    def row(self, trainer: pl.Trainer, learner: Learner) -> dict[str, Any]:
         """The epoch that just ended (`budgetnet.runs.records.metric_columns` names the columns)."""
-        module.results.update(module.epoch_metrics())
+        learner.end_training_epoch()
+        test, training = f"test_{learner.task.metric.name}", learner.method.training
+        shown = {k: v for k, v in learner.results.items() if k.startswith(("train_", "val_")) or k == test}
         return {
             "epoch": trainer.current_epoch + 1,
-            "phase": module.phase,
-            "round": module.round,
+            "phase": learner.phase.name,
+            "round": training.round,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            **{
-                k: v
-                for k, v in module.results.items()
-                if k.startswith(("train_", "val_")) or k == f"test_{module.task.metric.name}"
-            },
-            **module.costs(),
-            "train_cost_flops": module.ledger.spent,
-            "train_cost_baseline_percent": module.ledger.percent_of_baseline(),
+            **shown,
+            **learner.method.costs(),
+            "train_cost_flops": training.ledger.spent,
+            "train_cost_baseline_percent": training.ledger.percent_of_baseline(),
             "seconds": time.perf_counter() - (self._start or 0.0),
         }

@@ -40,26 +40,29 @@ class SelectionPath(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not isinstance(pl_module, AdeNeL) or pl_module.phase != "grow":
+        method = _method(pl_module)
+        if method is None or not method.growing:
             return
         self.steps += 1
         if self.steps % self.every == 0 or trainer.is_last_batch:
-            self._look(pl_module)
+            self._look(method)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Comes after the growth round: what is written was seen before it."""
-        if not isinstance(pl_module, AdeNeL) or pl_module.round == self.round:
+        method = _method(pl_module)
+        if method is None or method.training.round == self.round:
             return
+        round = method.training.round
         if trainer.is_global_zero:
-            self._write(Path(trainer.default_root_dir) / "selection" / f"round_{pl_module.round:03d}.csv")
-        self.round, self.steps, self.entered, self.last = pl_module.round, 0, {}, {}
+            self._write(Path(trainer.default_root_dir) / "selection" / f"round_{round:03d}.csv")
+        self.round, self.steps, self.entered, self.last = round, 0, {}, {}
 
     @torch.no_grad()
-    def _look(self, module: AdeNeL) -> None:
-        optimizer, rate = module.optimizer, module.optim.lr
-        for group in module.graph.groups:
-            for path in group.producers if group.name in module.planner.max_widths else ():
-                weight = module.net.get_parameter(f"{path}.weight")
+    def _look(self, method: AdeNeL) -> None:
+        optimizer, rate = method.optimizer, method.optim.lr
+        for group in method.graph.groups:
+            for path in group.producers if group.name in method.planner.max_widths else ():
+                weight = method.net.get_parameter(f"{path}.weight")
                 nu = next(g["nu"] for g in optimizer.param_groups if any(weight is p for p in g["params"]))
                 entered = self.entered.setdefault(path, torch.full((len(weight),), -1))
                 entered[optimizer.support(weight).cpu() & (entered < 0)] = self.steps
@@ -73,3 +76,9 @@ class SelectionPath(pl.Callback):
             for number, (step, *norms) in enumerate(zip(entered.tolist(), *(n.tolist() for n in self.last[layer]))):
                 lines.append(",".join([layer, str(number), "" if step < 0 else str(step), *map(repr, norms)]))
         write_text(path, "\n".join(lines) + "\n")
+
+
+def _method(module: pl.LightningModule) -> AdeNeL | None:
+    """The method that grows under LBI, if it is that."""
+    method = getattr(module, "method", None)
+    return method if isinstance(method, AdeNeL) else None

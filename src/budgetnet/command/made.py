@@ -1,0 +1,148 @@
+"""What conf/ describes, made: the dataset, the task, the network. Whatever cannot be is one line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from pkgutil import resolve_name
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from budgetnet.channels import ChannelGraph, GraphError
+from budgetnet.data.datamodule import DataModule
+from budgetnet.data.options import DatasetOptions
+from budgetnet.errors import UsageError
+from budgetnet.tasks import Classification, Segmentation, Task
+
+Config = Mapping[str, Any]
+Made = TypeVar("Made")
+
+
+def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
+    """What the `_target_` of a section of conf/ makes; UsageError if that is not of this kind."""
+    return _expect(name, section, kind, instantiate(section, **arguments))
+
+
+def _expect(name: str, section: Config, kind: type[Made], made: Any) -> Made:
+    if not isinstance(made, kind):
+        target, expected = section["_target_"], f"{kind.__module__}.{kind.__name__}"
+        raise UsageError(f"{name}._target_={target} made a {type(made).__name__}: expected a {expected}")
+    return made
+
+
+def make_data(options: DatasetOptions, section: Config) -> DataModule:
+    """The dataset of conf/dataset: its `_target_` is called with the options and the source."""
+    target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": section.get("source")})
+    return _expect("dataset", section, DataModule, target(options=options))
+
+
+_TASKS = (Classification, Segmentation)
+"""What the labels of a dataset are for, unless the option `task` says it."""
+
+
+def make_task(section: Config | None, data: DataModule, label_smoothing: float) -> Task:
+    """The task of conf/task, or, without one, what the dataset's labels are for.
+
+    It is given label_smoothing if it takes it. Raises UsageError for a task that the labels are not for.
+    """
+    dims = data.splits.train.labels.dim()
+    if section is None:
+        kind = next(kind for kind in _TASKS if kind.target_dims == dims)
+        section = {"_target_": f"{kind.__module__}.{kind.__name__}"}
+    options = {key: value for key, value in section.items() if key != "name"}
+    if "label_smoothing" in _parameters(section["_target_"]):
+        options["label_smoothing"] = label_smoothing
+    elif label_smoothing:
+        raise UsageError(f"optim.label_smoothing={label_smoothing}: task={section['_target_']} does not take it")
+    task = make("task", options, Task)  # type: ignore[type-abstract]
+    if task.target_dims != dims:
+        have, example = ("whole images", "shapes") if dims == 1 else ("pixels", "cifar10")
+        raise UsageError(
+            f"task={task.name}, but the labels of dataset={data.name} are of {have}: leave task out, or choose a "
+            f"dataset for it, such as dataset={example}"
+        )
+    return task
+
+
+def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm: bool = False) -> torch.nn.Module:
+    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven.
+
+    It is called with num_classes and in_channels and, where it takes them, with image_size, a list of height and width,
+    and task, the task's name.
+    sync_batchnorm: batch norms that take their statistics over all processes; replaced before the network is traced.
+    """
+    section = dict(backbone)
+    frozen = section.pop("frozen", [])
+    if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
+        raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
+    name = section.get("name", section["_target_"])
+    outputs = task.outputs(data.num_classes)
+    net = new_network(section, outputs, data.input_shape, task)
+    if sync_batchnorm:
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    try:
+        graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
+        if not section["_target_"].startswith("budgetnet.backbones."):
+            graph.verify()
+    except GraphError as error:
+        raise UsageError(f"backbone={name}: {error}") from error
+    _check_output(name, net, task, outputs, data.input_shape)
+    return net
+
+
+def _parameters(target: str) -> Collection[str]:
+    """Names of what a `_target_` takes; none where that cannot be told, as of one that does not exist."""
+    try:
+        return signature(resolve_name(target)).parameters
+    except Exception:  # whatever importing it raises; building the network says what
+        return ()
+
+
+def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, shape: tuple[int, int, int]) -> None:
+    """Raises UsageError unless a network gives what its task takes. It is run on no data, without a cost."""
+    output = copy.deepcopy(net).to("meta").eval()(torch.empty(2, *shape, device="meta"))
+    try:
+        task.check(output, outputs, shape)
+    except UsageError as error:
+        raise UsageError(f"backbone={name}: {error}") from error
+
+
+def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task | None = None) -> torch.nn.Module:
+    """What conf/backbone describes, for images of this shape (channels, height, width).
+
+    It is told its outputs (num_classes) and channels, and, where it takes them, image_size=[height, width] and the
+    name of the task, which is classification unless it is given.
+    """
+    task = task or Classification()
+    channels, *image_size = shape
+    known: dict[str, Any] = {"image_size": image_size, "task": task.name}
+    arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
+    if "image_size" in arguments:
+        section = {**section, "_convert_": "all"}  # a plain list
+    if isinstance(task, Segmentation) and "task" not in arguments:
+        raise UsageError(
+            f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
+            "such as cnf, or a network of your own that takes task"
+        )
+    return make("backbone", section, torch.nn.Module, num_classes=outputs, in_channels=channels, **arguments)
+
+
+@contextmanager
+def blamed_on(section: str) -> Iterator[None]:
+    """Whatever breaks while a part of the run is put together is the fault of its section's options: one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, OSError, ImportError, HydraException, MisconfigurationException) as error:
+        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+        if isinstance(cause, UsageError):
+            raise cause from error
+        text = " ".join(str(cause).split())
+        raise UsageError(f"{section} cannot be built ({type(cause).__name__}: {text})") from error

@@ -1,0 +1,113 @@
+"""The methods of conf/method: what each reads, and the options that are refused because a method does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from budgetnet.command.compose import CONF
+from budgetnet.costs.budget import KINDS, Budget
+from budgetnet.errors import UsageError
+from budgetnet.options import names_of, reads
+
+KEPT = ("flops", "params", "train_cost")
+"""The kinds of budget that a method keeps unless its class has an attribute `keeps`."""
+
+RENAMED: Mapping[str, str] = {
+    "prune.epochs": "method.search_epochs",
+    "prune.images": "method.images",
+}
+"""Options by the name they had, where a method reads the new one instead; docs/changes.md lists them."""
+
+_OWN = ("budget", "trainer")
+"""Folders of conf/ with a default.yaml that belong to no method."""
+
+
+def method_class(config: Mapping[str, Any]) -> type | None:
+    """The class that `method._target_` names; None if it names something else.
+
+    Raises UsageError for what cannot be imported.
+    """
+    section = config.get("method")
+    target = section.get("_target_") if isinstance(section, Mapping) else None
+    if not isinstance(target, str):
+        return None
+    try:
+        found = resolve_name(target)
+    except Exception as error:  # whatever importing it raises
+        text = " ".join(str(error).split())
+        raise UsageError(f"method._target_={target} cannot be built ({type(error).__name__}: {text})") from error
+    return found if isinstance(found, type) else None
+
+
+def known_methods() -> dict[str, type]:
+    """The classes of conf/method by the name of their file."""
+    classes = {path.stem: class_of(path.stem) for path in sorted((CONF / "method").glob("*.yaml"))}
+    return {name: kind for name, kind in classes.items() if kind is not None}
+
+
+def class_of(name: str) -> type | None:
+    """The class of conf/method/<name>.yaml; None if there is no such file, or no class in it."""
+    path = CONF / "method" / f"{name}.yaml"
+    return method_class({"method": OmegaConf.to_container(OmegaConf.load(path))}) if path.is_file() else None
+
+
+def method_sections() -> list[str]:
+    """The sections of conf/ that methods read, beside the one of their own."""
+    return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OWN)
+
+
+def typed(overrides: Sequence[str]) -> dict[str, str]:
+    """What was typed on the command line of the sections that methods read: override by option ("growth.policy")."""
+    sections, found = {"method", *method_sections()}, {}
+    for override in overrides:
+        section, _, name = override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")
+        option = f"{section}.{name.partition('.')[0]}"
+        if section in sections and name and option not in ("method.name", "method._target_"):
+            found[option] = override
+    return found
+
+
+def refuse_unread(
+    overrides: Sequence[str], chosen: Mapping[str, type], known: Callable[[], Mapping[str, type]] = known_methods
+) -> None:
+    """Raises UsageError if an option that was typed is read by other methods than those that were chosen.
+
+    overrides: as typed on the command line, such as "growth.policy=random"; those of other sections than methods read
+    are left alone. chosen: the class of the run's method by name, or of every method of a sweep. known: gives all
+    that can be chosen, of which those that do read the option are named.
+    """
+    read_by = {name: _options(kind) for name, kind in chosen.items()}
+    for option, override in typed(overrides).items():
+        if any(option in options for options in read_by.values()):
+            continue
+        new = RENAMED.get(option)
+        if renamed := [name for name, options in read_by.items() if new in options]:
+            raise UsageError(f"{override}: with {_named(renamed)} it is called {new}; write {new}=")
+        if others := [name for name, kind in known().items() if option in _options(kind)]:  # else it is unknown
+            raise UsageError(f"{override}: {_named(chosen)} does not read {option}; read by {_named(others)}")
+
+
+def refuse_unkept(budget: Budget, name: str, method: type) -> None:
+    """Raises UsageError for a stated kind of budget that a method does not keep, with the methods that do."""
+    kept = getattr(method, "keeps", KEPT)
+    for kind in KINDS:
+        if getattr(budget, kind) is None or kind in kept:
+            continue
+        others = [each for each, its in known_methods().items() if kind in getattr(its, "keeps", KEPT)]
+        use = f"use {_named(others)}, or state " if others else "state "
+        raise UsageError(
+            f"budget.{kind} is not kept by method={name}: {use}{' or '.join(f'budget.{each}' for each in kept)}"
+        )
+
+
+def _options(method: type) -> frozenset[str]:
+    """Every option that a method reads, such as "growth.policy"."""
+    return frozenset(f"{section}.{name}" for section, kind in reads(method).items() for name in names_of(kind))
+
+
+def _named(methods: Iterable[str]) -> str:
+    return f"method={', '.join(methods)}"

@@ -1,0 +1,74 @@
+"""What a network costs as it is, or would cost at a choice; which kind of choice follows from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.backbones.fabric import Fabric
+from budgetnet.channels import ChannelGraph
+from budgetnet.costs.edges import EdgeCosts
+from budgetnet.costs.model import CostModel
+from budgetnet.costs.sequential import SequentialOperations
+
+
+class Pricing:
+    """Prices a traced network, and the same at other widths. It follows the network as its graph is traced anew."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._model = CostModel(ChannelGraph.of(net))
+        self._flops = self._model.flops()
+
+    @property
+    def model(self) -> CostModel:
+        """Closed forms of the widths of the network now."""
+        graph = ChannelGraph.of(self.net)
+        if self._model.graph is not graph:
+            self._model = CostModel(graph)
+        return self._model
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one image, as of the last `update`: every step asks."""
+        return self._flops
+
+    def update(self) -> None:
+        """Look at the network again after its shape has changed."""
+        self._flops = self.model.flops()
+
+    def costs(self, choice: Any = None) -> dict[str, int]:
+        """By kind, what the network costs. choice: widths of groups; None: as it is."""
+        widths: Mapping[str, int] | None = choice
+        return self.model.costs(widths)
+
+
+class EdgePricing(Pricing):
+    """Prices a network of edges, and what a choice of edges leaves of it. machines: of its sequential operations."""
+
+    def __init__(self, net: Fabric, machines: int = 1) -> None:
+        super().__init__(net)
+        self.fabric, self.machines = net, machines
+
+    @cached_property
+    def edges(self) -> EdgeCosts:
+        """Costs of the edges that the network has when this is first asked for; choices are of these."""
+        return EdgeCosts(self.fabric, self.machines)
+
+    def costs(self, choice: Any = None) -> dict[str, int]:
+        """By kind, the sequential operations too. choice: bool (edges,); None: the network as it is."""
+        if choice is None:
+            steps = SequentialOperations(self.fabric.layout, self.machines).full()
+            return {**super().costs(), "sequential_ops": steps}
+        kept: Tensor = choice
+        assert kept.dtype == torch.bool
+        return self.edges.price(kept)
+
+
+def pricing_of(net: nn.Module, machines: int | None = None) -> Pricing:
+    """Whatever prices this kind of network."""
+    return EdgePricing(net, machines or 1) if isinstance(net, Fabric) else Pricing(net)

@@ -1,0 +1,39 @@
+"""Every name of Lightning's and torch's that is not public, and what it is needed for.
+
+Tried with pytorch-lightning 2.6.6 and torch 2.13.0: what to look at when one of them is raised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning.strategies import DDPStrategy
+
+__all__ = ["AnyBatchNorm", "is_compiler_error", "leave_signals_alone", "process_group_backend", "symmetric_padding"]
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch.compile raised it, for a network or a backend that it cannot compile."""
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException)
+
+
+def leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Lightning's own handlers save under a name of their own and make every step wait for the device."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def process_group_backend(strategy: DDPStrategy) -> str:
+    """The torch.distributed backend that a strategy would choose."""
+    return str(strategy._get_process_group_backend())
+
+
+def symmetric_padding(layer: nn.Conv2d) -> Any:
+    """The padding of a convolution as torch.nn.functional.pad takes it."""
+    return layer._reversed_padding_repeated_twice

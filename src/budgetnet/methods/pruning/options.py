@@ -1,0 +1,53 @@
+"""Options of pruning: conf/prune. Each class is what one kind of method reads of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from budgetnet.methods.pruning.pools import SCOPES
+from budgetnet.options import require_not_negative, require_one_of, require_positive
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which filters may go."""
+
+    scope: str = "all"
+
+    def __post_init__(self) -> None:
+        require_one_of("prune", "scope", self.scope, SCOPES)
+
+
+@dataclass(frozen=True)
+class Pruning(Scope):
+    """When the full backbone is narrowed, and in how many steps."""
+
+    epochs: int = 150
+    steps: int = 1
+    epochs_per_step: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("prune", epochs=self.epochs, steps=self.steps, epochs_per_step=self.epochs_per_step)
+
+
+@dataclass(frozen=True)
+class MeasuredPruning(Pruning):
+    """The same by scores that are measured on so many training images."""
+
+    images: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("prune", images=self.images)
+
+
+@dataclass(frozen=True)
+class PenalisedPruning(Pruning):
+    """The same by norm scales that are drawn to zero, by an L1 penalty of this weight."""
+
+    sparsity: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative("prune", sparsity=self.sparsity)

@@ -1,0 +1,124 @@
+"""Options as value objects: a section of conf/ becomes a frozen dataclass that checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, signature
+from typing import Any, TypeVar, cast, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from budgetnet.errors import UsageError, nearest
+
+Values = TypeVar("Values")
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def require_positive(section: str, **values: float | None) -> None:
+    """Raises UsageError for a number that is not above 0; None is none."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{section}.{name}={value}: expected a number above 0")
+
+
+def require_not_negative(section: str, **values: float | None) -> None:
+    """Raises UsageError for a number below 0; None is none."""
+    for name, value in values.items():
+        if value is not None and not value >= 0:
+            raise UsageError(f"{section}.{name}={value}: expected 0 or more")
+
+
+def require_one_of(section: str, name: str, value: str, options: Sequence[str]) -> None:
+    """Raises UsageError, with the closest of the options, for a value that is none of them."""
+    if value not in options:
+        raise UsageError(f"{section}.{name}={value!r} is unknown{nearest(value, options)}")
+
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+
+NO_EFFECT = {"affects_result": False}
+"""Metadata of a field that cannot affect what is learned: it says where a run is computed and kept.
+
+It is looked at in the sections of `budgetnet.sections`; what a method reads does affect what is learned. A section of
+which no option can has a class attribute `affects_result = False` instead.
+
+>>> @dataclass(frozen=True)
+... class Files:
+...     root: str = field(default="data", metadata=NO_EFFECT)
+"""
+
+
+def without_effect(section: type) -> frozenset[str]:
+    """Names of the options of a section that cannot affect what is learned."""
+    every = getattr(section, "affects_result", True)
+    return frozenset(
+        each.name for each in _fields(section) if not (every and each.metadata.get("affects_result", True))
+    )
+
+
+def names_of(section: type) -> frozenset[str]:
+    """Names of the options of a section."""
+    return frozenset(each.name for each in _fields(section))
+
+
+def as_mapping(values: Any) -> dict[str, Any]:
+    """The options of a value object by name, with their values."""
+    return {each.name: getattr(values, each.name) for each in _fields(type(values))}
+
+
+def read(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
+    """Build a section's value object from its part of the configuration, with OmegaConf's type conversion.
+
+    name: of the section, "" for the options that belong to none. Keys that are no fields are left alone.
+    Raises UsageError for an option that is missing or of a wrong type, and what the section's own checks raise.
+    """
+    known = names_of(section)
+    try:
+        schema = OmegaConf.structured(section)
+        OmegaConf.set_readonly(schema, False)
+        merged = OmegaConf.merge(schema, {key: value for key, value in values.items() if key in known})
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "key", None))
+        stated = f"{name}.{key}".lstrip(".")
+        if isinstance(error, MissingMandatoryValue):
+            raise UsageError(f"{stated} is missing: expected a value, as in conf/{name}") from error
+        raise UsageError(f"{stated}={values.get(key)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(built, section)
+    return built
+
+
+def reads(method: type) -> dict[str, type]:
+    """The sections that a method's constructor takes, as keyword arguments, and the dataclass of each.
+
+    The fields of a dataclass are the options that the method reads in that section. Raises UsageError for an argument
+    that is not annotated with a dataclass.
+    """
+    constructor = cast(Any, method).__init__
+    try:
+        annotations = get_type_hints(constructor)
+    except NameError as error:
+        raise UsageError(
+            f"method {method.__name__}: the annotations of its constructor cannot be read: {error}"
+        ) from error
+    found = {}
+    for name, parameter in list(signature(constructor).parameters.items())[1:]:
+        if parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+            continue
+        kind = annotations.get(name)
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            raise UsageError(
+                f"method {method.__name__}: its constructor takes {name!r}, which is not annotated with a dataclass: "
+                "expected the sections of conf/ that the method reads"
+            )
+        found[name] = kind
+    return found
+
+
+def _fields(section: type) -> Sequence[Any]:
+    return fields(cast(Any, section))

@@ -1,0 +1,41 @@
+"""What a run takes from the summary.json of another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetnet.channels.fresh import UNBOUNDED
+from budgetnet.errors import UsageError
+
+
+def widths_of_run(path: str) -> Mapping[str, int]:
+    """The final widths of another run: `path` is its directory or its summary.json."""
+    widths: dict[str, int] = _summary_of(path)["widths"]
+    return widths
+
+
+def edges_of_run(path: str) -> list[str] | None:
+    """The edges that another run has kept; None if it has not chosen any."""
+    edges: list[str] | None = _summary_of(path).get("edges")
+    return edges
+
+
+def _summary_of(path: str) -> dict[str, Any]:
+    """Raises UsageError where there is no finished run."""
+    try:
+        file = Path(path)
+        file = file / "summary.json" if file.is_dir() else file
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not a file")
+        summary: dict[str, Any] = dict(json.loads(file.read_text()))
+        widths = dict(summary["widths"])
+        if not all(type(width) is int and 0 < width <= UNBOUNDED for width in widths.values()):
+            raise ValueError("its widths are not numbers of channels")
+        if not all(isinstance(edge, str) for edge in summary.get("edges", [])):
+            raise ValueError("its edges are not names")
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        raise UsageError(f"method.widths_from={path}: no finished run's summary.json there ({error})") from error
+    return summary

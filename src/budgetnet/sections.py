@@ -1,0 +1,210 @@
+"""The sections of conf/ that belong to no method, as value objects, and which options can affect a result."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from budgetnet.data.options import DatasetOptions
+from budgetnet.errors import UsageError, nearest
+from budgetnet.options import NO_EFFECT, as_mapping, require_positive, without_effect
+
+MOST_THREADS = 1024
+MOST_DEVICES = 1024
+
+_LOGGERS = ("csv", "wandb")
+_MODES = ("online", "offline", "disabled", None)
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """The options of conf/config.yaml itself."""
+
+    seed: int
+    epochs: int
+    threads: int | None = None
+    export: bool = field(default=True, metadata=NO_EFFECT)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
+        if self.epochs < 1:
+            raise UsageError(f"epochs={self.epochs}: expected 1 or more")
+        if self.threads is not None and not 0 < self.threads <= MOST_THREADS:
+            raise UsageError(f"threads={self.threads}: expected 1 to {MOST_THREADS}, or null")
+
+
+@dataclass(frozen=True)
+class Place:
+    """conf/config.yaml, run: where the files of a run are kept."""
+
+    affects_result: ClassVar[bool] = False
+
+    root: str
+    experiment: str
+    name: str | None = None
+    dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in as_mapping(self).items():
+            if value is None:
+                continue
+            if not value.strip() or not value.isprintable() or max(map(len, os.fsencode(value).split(b"/"))) > 255:
+                raise UsageError(f"run.{name}={value!r}: expected the name of a directory")
+
+
+@dataclass(frozen=True)
+class Launching:
+    """conf/config.yaml, launcher: how many jobs of a sweep run at a time, and on which GPUs."""
+
+    affects_result: ClassVar[bool] = False
+
+    n_jobs: Any = None
+    gpus: Any = None
+
+
+@dataclass(frozen=True)
+class Logging:
+    """conf/logger: the CSV files alone, or Weights & Biases beside them."""
+
+    affects_result: ClassVar[bool] = False
+
+    name: str
+    project: str = "budgetnet"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: str | None = None
+    init_timeout: float = 20
+
+    def __post_init__(self) -> None:
+        if self.name not in _LOGGERS:
+            raise UsageError(f"logger.name={self.name!r} is unknown{nearest(self.name, _LOGGERS)}")
+        if self.mode not in _MODES:
+            raise UsageError(f"logger.mode={self.mode!r}: expected online, offline, disabled or null")
+        if self.init_timeout <= 0:
+            raise UsageError(f"logger.init_timeout={self.init_timeout}: expected a number of seconds above 0")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """conf/config.yaml, checkpoint."""
+
+    affects_result: ClassVar[bool] = False
+
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", every_n_steps=self.every_n_steps)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """conf/trainer: where and how exactly is computed; the last four are options of Lightning's that may be added."""
+
+    accelerator: str = field(default="auto", metadata=NO_EFFECT)
+    devices: Any = field(default=1, metadata=NO_EFFECT)
+    num_nodes: int = field(default=1, metadata=NO_EFFECT)
+    strategy: str = field(default="auto", metadata=NO_EFFECT)
+    precision: str = "32-true"
+    deterministic: Any = field(default="warn", metadata=NO_EFFECT)
+    check_val_every_n_epoch: int = 1
+    test_every_epoch: bool = False
+    sync_batchnorm: bool = False
+    micro_batches: int = 1
+    compile: str | None = None
+    channels_last: bool = field(default=True, metadata=NO_EFFECT)
+    progress: bool = field(default=True, metadata=NO_EFFECT)
+    benchmark: bool | None = field(default=None, metadata=NO_EFFECT)
+    detect_anomaly: bool = field(default=False, metadata=NO_EFFECT)
+    inference_mode: bool = field(default=True, metadata=NO_EFFECT)
+    profiler: str | None = field(default=None, metadata=NO_EFFECT)
+
+    def __post_init__(self) -> None:
+        self._check_devices()
+        if not 0 < self.num_nodes <= MOST_DEVICES:
+            raise UsageError(f"trainer.num_nodes={self.num_nodes}: expected 1 to {MOST_DEVICES}")
+        if self.deterministic not in (True, False, "warn"):
+            raise UsageError(f"trainer.deterministic={self.deterministic!r}: expected true, false or warn")
+        if self.micro_batches < 1:
+            raise UsageError(f"trainer.micro_batches={self.micro_batches}: expected 1 or more")
+        if self.check_val_every_n_epoch < 1:
+            raise UsageError(f"trainer.check_val_every_n_epoch={self.check_val_every_n_epoch}: expected 1 or more")
+
+    def _check_devices(self) -> None:
+        devices = self.devices
+        if isinstance(devices, str) and re.fullmatch(r"-?\d{1,9}(,\d{1,9})*,?", devices, re.ASCII):
+            devices = [int(number) for number in devices.strip(",").split(",")]
+            devices = devices[0] if "," not in self.devices else devices
+        several = isinstance(devices, list) and 0 < len(set(map(str, devices))) == len(devices) <= MOST_DEVICES
+        if several:
+            right = all(type(number) is int and 0 <= number < MOST_DEVICES for number in devices)
+        else:
+            right = devices == "auto" or (type(devices) is int and (devices == -1 or 0 < devices <= MOST_DEVICES))
+        if not right:
+            raise UsageError(
+                f"trainer.devices={self.devices!r}: expected how many, 1 to {MOST_DEVICES}, a list of device "
+                "numbers, or auto"
+            )
+
+    @property
+    def lightning(self) -> dict[str, Any]:
+        """What `pl.Trainer` is called with; the other options are read by name."""
+        ours = ("test_every_epoch", "sync_batchnorm", "micro_batches", "compile", "channels_last", "progress")
+        return {name: value for name, value in as_mapping(self).items() if name not in ours}
+
+    @property
+    def stated(self) -> list[str]:
+        """Those of `lightning` that are not at their defaults, as they are written: "precision=16-mixed"."""
+        defaults = {each.name: each.default for each in fields(self)}
+        return [f"{name}={value}" for name, value in self.lightning.items() if value != defaults[name]]
+
+
+# -- which options can affect a result --------------------------------------------------------------------------------
+
+SECTIONS: Mapping[str, type] = {
+    "": WholeRun,
+    "run": Place,
+    "launcher": Launching,
+    "logger": Logging,
+    "checkpoint": Checkpoints,
+    "trainer": TrainerOptions,
+    "dataset": DatasetOptions,
+}
+"""By the name of the section; "" for the options that belong to none."""
+
+
+def affects_result(option: str) -> bool:
+    """Whether an option, or any option of a section, can affect what is learned.
+
+    One that cannot says where a run is computed and kept: it changes at most the order in which numbers are added. An
+    option that is not one of SECTIONS, such as those of methods, can.
+
+    >>> affects_result("dataset.batch_size"), affects_result("dataset.root"), affects_result("logger")
+    (True, False, False)
+    """
+    section, _, name = option.partition(".")
+    if section not in SECTIONS:
+        section, name = "", option
+    kind = SECTIONS[section]
+    if not getattr(kind, "affects_result", True):  # also of what may be added to it
+        return False
+    return name.partition(".")[0] not in without_effect(kind)
+
+
+def affecting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain configuration without the options that cannot affect what is learned.
+
+    It is what a run's check on continuing and the comparison of runs look at.
+    """
+    kept: dict[str, Any] = {}
+    for section, value in config.items():
+        if not affects_result(section):
+            continue
+        if section in SECTIONS and isinstance(value, Mapping):
+            value = {name: each for name, each in value.items() if affects_result(f"{section}.{name}")}
+        kept[section] = value
+    return kept

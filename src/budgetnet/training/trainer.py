@@ -1,0 +1,106 @@
+"""The Lightning trainer of conf/trainer, with the project's callbacks in the order they must run in."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from budgetnet.errors import UsageError, nearest
+from budgetnet.processes.environment import started
+from budgetnet.runs.checkpoints import DurableFiles
+from budgetnet.sections import TrainerOptions
+
+_REFUSED = {
+    "StochasticWeightAveraging": "it averages weights of networks whose shapes differ while a network changes",
+    "WeightAveraging": "it averages weights of networks whose shapes differ while a network changes",
+    "EMAWeightAveraging": "it averages weights of networks whose shapes differ while a network changes",
+    "GradientAccumulationScheduler": "steps are counted by the run's own clock: use trainer.micro_batches",
+    "ModelPruning": "its masks do not follow a network that changes its shape: use a pruning method",
+    "BackboneFinetuning": "it replaces the optimizer's groups, which a changing network looks after itself",
+}
+"""Callbacks of Lightning's that cannot work with a network that changes its shape, and why."""
+
+
+def make_trainer(
+    options: TrainerOptions, epochs: int, directory: Path, callbacks: Sequence[pl.Callback], unused_parameters: bool
+) -> pl.Trainer:
+    """The trainer of a run of so many epochs at most. unused_parameters: whether a step may leave some out.
+
+    Raises UsageError for what a network that changes its shape cannot be trained with.
+    """
+    if options.strategy not in ("auto", "ddp"):
+        raise UsageError(f"trainer.strategy={options.strategy}: {_why_not(options.strategy)}; use ddp")
+    if options.compile is not None and options.compile not in (known := torch.compiler.list_backends(())):
+        raise UsageError(
+            f"trainer.compile={options.compile!r} is no backend of torch.compile{nearest(options.compile, known)}"
+        )
+    for callback in callbacks:
+        if why := next((_REFUSED[kind.__name__] for kind in type(callback).__mro__ if kind.__name__ in _REFUSED), None):
+            raise UsageError(f"callbacks: {type(callback).__name__} cannot be used here: {why}")
+    lightning: dict[str, Any] = options.lightning
+    if unused_parameters and options.strategy == "ddp":
+        lightning["strategy"] = "ddp_find_unused_parameters_true"
+    trainer = pl.Trainer(
+        **lightning,
+        max_epochs=epochs,
+        logger=False,
+        callbacks=list(callbacks),
+        default_root_dir=directory,
+        enable_progress_bar=options.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        plugins=[DurableFiles(), *_cluster()],
+    )
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # what "auto" makes of a TPU
+        raise UsageError(f"trainer.strategy={type(trainer.strategy).__name__}: {_why_not('')}; use ddp")
+    if options.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
+    return trainer
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """Slurm where srun has started this process; in a mere batch script of Slurm, what serves without it."""
+    if started().by == "srun":
+        try:
+            return [SLURMEnvironment(auto_requeue=False)]
+        except RuntimeError as error:
+            raise UsageError(" ".join(str(error).split())) from error
+    alone = started().by != "torchrun" and SLURMEnvironment.detect()
+    return [LightningEnvironment()] if alone else []
+
+
+def _why_not(strategy: str) -> str:
+    """Why a run cannot have a strategy of Lightning's other than ddp."""
+    if "find_unused" in strategy:
+        return "a parameter that has grown would silently not be reduced, and the processes would drift apart"
+    if strategy.startswith(("fsdp", "deepspeed", "xla", "model_parallel")):
+        return "it cuts parameters into shards, whose shapes cannot change while a network grows"
+    return "not one that a growing run has been proven with"
+
+
+def quiet() -> None:
+    """Leave the terminal to the run: Lightning's notices about devices and workers say nothing here."""
+    for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        "does not have many workers",
+        "smaller than the logging interval",
+        "Total length of `list` across ranks is zero",
+        "Deterministic behavior was enabled",
+        "Grad strides do not match",
+        "It is recommended to use .*sync_dist",  # what is logged is the same on every process
+        "LeafSpec",
+        "treespec",
+    ):
+        warnings.filterwarnings("ignore", f".*{text}.*")
