@@ -19,13 +19,14 @@ class Metric:
     """A number that an evaluation gives.
 
     name: as in files (val_<name>). title: as in tables and on axes. unit: "%", "dB" or none. higher_is_better: which
-    way is up.
+    way is up. in_tables: whether tables of runs have a column of it also where another one selects the network.
     """
 
     name: str
     title: str
     unit: str = "%"
     higher_is_better: bool = True
+    in_tables: bool = True
 
     @property
     def worst(self) -> float:
