@@ -42,8 +42,8 @@ class Metric:
         return value if self.higher_is_better else -value
 
     def text(self, value: float) -> str:
-        """The value with its unit, to two decimals: "91.21 %"."""
-        return f"{value:.2f} {self.unit}".rstrip()
+        """The value with its unit, to two decimals, "91.21 %"; without a unit with four digits, "0.01570"."""
+        return f"{value:.2f} {self.unit}" if self.unit else f"{value:#.4g}"
 
     @property
     def label(self) -> str:
