@@ -130,7 +130,10 @@ def test_without_fine_tuning_the_network_is_left_as_it_was_chosen_with_statistic
         (("budget.flops=50%", "method.choice=learnt"), "did you mean 'learned'?"),
         (("budget.flops=50%", "method.samples=0"), "method.samples=0: expected 1 or more"),
         (("budget.flops=50%", "backbone=lenet5"), "backbone=lenet5 has no edges to choose from"),
-        (("method=l1", "budget.sequential_ops=20"), "budget.sequential_ops is kept by choosing edges: use method=bsn"),
+        (
+            ("method=l1", "budget.sequential_ops=20"),
+            "budget.sequential_ops is not kept by method=l1: use method=bsn, or state",
+        ),
         (("method=l1", "budget.flops=50%", "finetune.epochs=0"), "finetune.epochs=0: expected a number above 0"),
     ],
 )
