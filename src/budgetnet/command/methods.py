@@ -50,9 +50,12 @@ def known_methods() -> dict[str, type]:
 
 
 def class_of(name: str) -> type | None:
-    """The class of conf/method/<name>.yaml; None if there is no such file, or no class in it."""
+    """The class of conf/method/<name>.yaml; None if there is no such file, or no class in it, as in own.yaml."""
     path = CONF / "method" / f"{name}.yaml"
-    return method_class({"method": OmegaConf.to_container(OmegaConf.load(path))}) if path.is_file() else None
+    section = OmegaConf.load(path) if path.is_file() else None
+    if section is None or OmegaConf.is_missing(section, "_target_"):
+        return None
+    return method_class({"method": OmegaConf.to_container(section)})
 
 
 def method_sections() -> list[str]:
