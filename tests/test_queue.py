@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -155,23 +155,41 @@ def test_every_entry_for_cpu_cores_trains_on_the_cpu_with_one_thread() -> None:
         assert (config["trainer"]["accelerator"], config["threads"], config["export"]) == ("cpu", 1, False)
 
 
+class Timer:
+    """Like threading's, but the time is over when a test says so."""
+
+    last: Timer
+
+    def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+        self.seconds, self.function, self.started, self.cancelled = seconds, function, False, False
+        Timer.last = self
+
+    def start(self) -> None:
+        self.started = True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 @pytest.mark.parametrize(("over", "code"), [(True, 0), (False, 130)])
 def test_when_the_time_is_over_the_jobs_are_told_to_stop_and_that_is_no_error(
     over: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*_: object) -> None:
         """Like run_jobs, which ends so when Ctrl-C is pressed."""
+        assert Timer.last.started and Timer.last.seconds == 540
         with pytest.raises(KeyboardInterrupt):
-            if not over:
-                os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
+            Timer.last.function() if over else os.kill(os.getpid(), signal.SIGINT)
+            Event().wait(60)  # the signal ends it at once
         raise Interrupted("jobs done: 0")
 
     file = tmp_path / "QUEUE.md"
     file.write_text(SMALL_QUEUE.replace("ROOT", str(tmp_path)))
     monkeypatch.setattr(run_queue, "QUEUE", file)
     monkeypatch.setattr(run_queue, "run_jobs", stopped)
-    assert run_queue.main(["--minutes", "0.005" if over else "10"]) == code
+    monkeypatch.setattr(run_queue, "Timer", Timer)
+    assert run_queue.main(["--minutes", "9"]) == code
+    assert Timer.last.cancelled
     assert ("minutes are over" in capsys.readouterr().out) == over
 
 

@@ -11,8 +11,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from budgetnet.errors import UsageError
-from budgetnet.tasks import IGNORED, Classification, Metric, Segmentation, Task
-from budgetnet.tasks.task import described
+from budgetnet.tasks import IGNORED, Classification, Metric, Segmentation, Task, described
 
 PREDICTED = [[[0, 0], [1, 1]], [[2, 2], [0, 1]]]
 LABELLED = torch.tensor([[[0, 1], [1, IGNORED]], [[IGNORED, IGNORED], [0, 0]]])
@@ -69,7 +68,9 @@ def test_metrics_are_those_that_the_task_names_in_their_order(kind: type[Task], 
     task = kind()
     assert list(task.compute(task.sums(*batch()).double())) == [metric.name for metric in task.metrics]
     assert task.metric is task.metrics[0]
-    assert [Metric(**entry) for entry in described(task.metrics)] == list(task.metrics)
+    written = described(task)
+    assert written["name"] == task.name
+    assert [Metric(**entry) for entry in written["metrics"]] == list(task.metrics)
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import nn
 
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import CONF, plain
 from budgetnet.costs import CostModel
 from budgetnet.optim import LBI
@@ -30,7 +30,7 @@ _GROWING = ("budget.flops=95%", "growth.seed_shape=equal", "growth.epochs_per_ro
 
 
 @contextmanager
-def parts(device: torch.device, *overrides: str) -> Iterator[Parts]:
+def parts(device: torch.device, *overrides: str) -> Iterator[Components]:
     """A run that keeps its files in a temporary folder, without validation, W&B and a progress bar."""
     shared = ("epochs=2000", "dataset.validation=0", "logger=csv", "trainer.progress=false", "export=false")
     options = [*shared, f"trainer.accelerator={'gpu' if device.type == 'cuda' else 'cpu'}", *overrides]
@@ -40,7 +40,7 @@ def parts(device: torch.device, *overrides: str) -> Iterator[Parts]:
         yield build(config, Path(folder))
 
 
-def fit(run: Parts, callback: pl.Callback) -> None:
+def fit(run: Components, callback: pl.Callback) -> None:
     run.trainer.callbacks.append(callback)  # type: ignore[attr-defined]
     run.trainer.fit(run.learner, datamodule=run.data)
 

@@ -16,11 +16,11 @@ import os
 import re
 import shlex
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import torch
@@ -205,14 +205,20 @@ def run(entries: Sequence[Entry], queue: Sequence[Entry], parallel: int, minutes
     sweep = Sweep.current()
     sweep.begin([])
     gpus = visible_gpus() * parallel
-    timer = threading.Timer(60 * (minutes or 0), os.kill, (os.getpid(), signal.SIGINT))
+    over = Event()
+
+    def stop() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = Timer(60 * (minutes or 0), stop)
     timer.daemon = True
     if minutes is not None:
         timer.start()
     try:
         run_jobs(jobs(entries, len(gpus)), gpus, len(gpus) or parallel)
     except Interrupted:
-        if not timer.finished.is_set():
+        if not over.is_set():
             raise
         print(f"{minutes:g} minutes are over; the same command continues")
     finally:

@@ -12,8 +12,7 @@ from torch import nn
 from budgetnet import ChannelGraph, CostModel, backbones
 from budgetnet.channels import GraphError
 from budgetnet.channels.depth import Stage, change_depth, depths, find_stages
-from budgetnet.methods.options import Optimization
-from budgetnet.methods.train import sgd
+from budgetnet.optim.sgd import sgd
 
 
 class Picky(nn.Module):
@@ -124,7 +123,7 @@ def test_zero_out_keeps_the_function_of_residual_stages_and_he_does_not(make: ob
 def test_old_state_stays_bit_for_bit_and_new_parameters_join_their_kind_in_the_order_of_the_model() -> None:
     net, stages = resnet()
     change_depth(net, stages, dict.fromkeys(depths(net, stages), 1))
-    optimizer = sgd(net, Optimization(lr=0.1))
+    optimizer = sgd(net, lr=0.1, momentum=0.9, weight_decay=5e-4)
     net(torch.randn(4, 3, 16, 16)).sum().backward()
     optimizer.step()
     old = {name: (p, p.detach().clone(), optimizer.state[p]["momentum_buffer"]) for name, p in net.named_parameters()}
@@ -132,7 +131,7 @@ def test_old_state_stays_bit_for_bit_and_new_parameters_join_their_kind_in_the_o
     for name, (parameter, value, momentum) in old.items():
         assert net.get_parameter(name) is parameter and torch.equal(parameter, value)
         assert optimizer.state[parameter]["momentum_buffer"] is momentum
-    fresh = sgd(net, Optimization(lr=0.1))
+    fresh = sgd(net, lr=0.1, momentum=0.9, weight_decay=5e-4)
     for group, expected in zip(optimizer.param_groups, fresh.param_groups, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in expected["params"]]
         assert group["weight_decay"] == expected["weight_decay"]

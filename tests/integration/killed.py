@@ -107,16 +107,16 @@ class Steps:
     path: Path
 
     def __call__(self) -> None:
-        from budgetnet.methods.base import BudgetedModule
+        from budgetnet.training.learner import Learner
 
-        original = BudgetedModule.training_step
+        original = Learner.training_step
 
-        def counted(module: BudgetedModule, batch: Any, batch_idx: int) -> None:
+        def counted(learner: Learner, batch: Any, batch_idx: int) -> None:
             with open(self.path, "a") as file:
-                file.write(f"{module.current_epoch} {batch_idx}\n")
-            original(module, batch, batch_idx)
+                file.write(f"{learner.current_epoch} {batch_idx}\n")
+            original(learner, batch, batch_idx)
 
-        mock.patch.object(BudgetedModule, "training_step", counted).start()
+        mock.patch.object(Learner, "training_step", counted).start()
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import RunError
 from budgetnet.methods.edges.bsn import BSN
-from budgetnet.methods.growth import GrowthPlan
 from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.methods.plan import WidthPlan
 from budgetnet.methods.pruning.grow_prune import GrowPrune
+from budgetnet.training.learner import Learner
 
 FOLDER = "RANKS_FOLDER"
 TROUBLE = "RANKS_TROUBLE"
@@ -39,9 +40,15 @@ def sha(*tensors: Tensor) -> str:
     return found.hexdigest()[:16]
 
 
-def state(module: AdeNeL, *names: str) -> dict[str, str]:
+def adenel(module: pl.LightningModule) -> AdeNeL | None:
+    """The method that is trained, if it is that."""
+    assert isinstance(module, Learner)
+    return module.method if isinstance(module.method, AdeNeL) else None
+
+
+def state(method: AdeNeL, *names: str) -> dict[str, str]:
     """Digests of what the optimizer keeps of every parameter it has anything of."""
-    slots = [module.optimizer.state.get(parameter, {}) for parameter in module.parameters()]
+    slots = [method.optimizer.state.get(parameter, {}) for parameter in method.net.parameters()]
     return {name: sha(*[slot[name] for slot in slots if name in slot]) for name in names}
 
 
@@ -58,22 +65,25 @@ class Witness(pl.Callback):
                 file.write(json.dumps({"event": event, "epoch": trainer.current_epoch, **values}) + "\n")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not isinstance(pl_module, AdeNeL):
+        method = adenel(pl_module)
+        if stage != "fit" or method is None:
             return
-        plan_round, grow = pl_module.plan_round, pl_module.carry_out
+        plan, apply = method.plan, method.apply
 
-        @functools.wraps(plan_round)
-        def planned(*args: Any) -> GrowthPlan:
-            self.note(trainer, "planned")
-            return plan_round(*args)
+        @functools.wraps(plan)
+        def planned(*args: Any) -> WidthPlan | None:
+            made = plan(*args)
+            if made is not None:
+                self.note(trainer, "planned")
+            return made
 
-        @functools.wraps(grow)
-        def grown(plan: GrowthPlan, *args: Any) -> None:
-            self.note(trainer, "round", plan=repr(plan), **state(pl_module, "z", "momentum_buffer"))
-            self.grown = {name: (plan.before[name], width) for name, width in plan.changes.items()}
-            grow(plan, *args)
+        @functools.wraps(apply)
+        def applied(made: WidthPlan, *args: Any) -> None:
+            self.note(trainer, "round", plan=repr(made), **state(method, "z", "momentum_buffer"))
+            self.grown = {name: (made.before[name], width) for name, width in made.changes.items()}
+            apply(made, *args)
 
-        pl_module.__dict__.update(plan_round=planned, carry_out=grown)
+        vars(method).update(plan=planned, apply=applied)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, number: int) -> None:
         images, labels = batch
@@ -83,11 +93,11 @@ class Witness(pl.Callback):
         )  # fmt: skip
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
-        assert isinstance(pl_module, AdeNeL)
+        assert isinstance(pl_module, Learner)
         grown, self.grown = self.grown, {}
         new = {}
         for group, (old, width) in grown.items():
-            for producer in pl_module.graph.group(group).producers:
+            for producer in pl_module.method.graph.group(group).producers:
                 gradient = pl_module.net.get_parameter(f"{producer}.weight").grad
                 assert gradient is not None and len(gradient) == width
                 new[producer] = (sha(gradient[old:]), float(gradient[old:].norm()))
@@ -95,28 +105,29 @@ class Witness(pl.Callback):
         self.note(trainer, "gradients", new=new, all=sha(*gradients), number=len(gradients))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, AdeNeL)
+        method = adenel(pl_module)
+        assert method is not None and isinstance(pl_module, Learner)
         self.note(
-            trainer, "epoch", widths=pl_module.graph.widths, phase=pl_module.phase, results=pl_module.results,
-            weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()), spent=pl_module.ledger.spent,
-            **state(pl_module, "z", "momentum_buffer"),
+            trainer, "epoch", widths=method.graph.widths, phase=pl_module.phase.name, results=pl_module.results,
+            weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()),
+            spent=method.training.ledger.spent, **state(method, "z", "momentum_buffer"),
         )  # fmt: skip
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, AdeNeL)
+        assert isinstance(pl_module, Learner)
         self.note(trainer, "end", weights=sha(*pl_module.parameters()), buffers=sha(*pl_module.buffers()),
-                  widths=pl_module.graph.widths, results=pl_module.results)  # fmt: skip
+                  widths=pl_module.method.graph.widths, results=pl_module.results)  # fmt: skip
 
 
 class Waiting(pl.Callback):
     """Of method=grow_prune: a line per epoch for the network that there is, and what waits beside it."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, GrowPrune)
+        assert isinstance(pl_module, Learner) and isinstance(pl_module.method, GrowPrune)
         there = sha(*pl_module.parameters(), *pl_module.buffers())
-        full = pl_module.full
+        full = pl_module.method.full
         Witness().note(
-            trainer, "epoch", widths=pl_module.graph.widths, there=there, waiting=sha(*full.tensors.values()),
+            trainer, "epoch", widths=pl_module.method.graph.widths, there=there, waiting=sha(*full.tensors.values()),
             momentum=sha(*full.momentum.values()),
         )  # fmt: skip
 
@@ -125,12 +136,13 @@ class Searching(pl.Callback):
     """Of method=bsn: a line per epoch for the weights and the logits of edges."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, BSN)
-        logits = pl_module.search.logits
-        moved = not torch.equal(logits, torch.full_like(logits, pl_module.search.options.initial))
+        assert isinstance(pl_module, Learner) and isinstance(pl_module.method, BSN)
+        method = pl_module.method
+        logits = method.search.logits
+        moved = not torch.equal(logits, torch.full_like(logits, method.options.initial))
         Witness().note(
             trainer, "epoch", weights=sha(*pl_module.parameters()), logits=sha(logits), moved=moved,
-            kept=sha(pl_module.kept), spent=pl_module.ledger.spent,
+            kept=sha(method.kept), spent=method.training.ledger.spent,
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def test_two_processes_add_the_same_blocks_and_go_on_after_a_kill_to_the_same_bi
     assert depths[1] == {"body.wide": [2, 2], "body.deep": [1, 2], "body.joined": [1, 1], "body.plain": [1, 1]}
     killed = launched(tmp_path / "b", *COMMAND, f"run.dir={tmp_path}/run", trouble="SIGKILL:1:2:2")
     assert killed.code != 0
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["depths"] == {
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["method"]["depths"] == {
         name: after for name, (_, after) in depths[1].items()
     }
     again = forked(tmp_path / "b", *COMMAND, f"run.dir={tmp_path}/run")

@@ -11,8 +11,8 @@ from several import DDP, forked, launched, of_each_rank
 COMMAND = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
     "dataset.limit_train=64", "dataset.batch_size=16", "dataset.validation=0", "budget.flops=40%",
-    "method.warmup_epochs=1", "method.lr=20", "prune.epochs=3", "prune.images=32", "finetune.epochs=1", "epochs=4",
-    "optim.lr=0.02", "export=false", "logger=csv", *DDP,
+    "method.warmup_epochs=1", "method.lr=20", "method.search_epochs=3", "method.images=32", "finetune.epochs=1",
+    "epochs=4", "optim.lr=0.02", "export=false", "logger=csv", *DDP,
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_it_meets_its_budget_is_continued_to_the_same_bits_and_can_be_replayed(t
     killed = run(
         *FIREFLY,
         f"run.dir={tmp_path}/run",
-        before=At("budgetnet.methods.base.BudgetedModule.resize", 2, after=True),
+        before=At("budgetnet.methods.method.Training.resize", 2, after=True),
     )
     assert killed.returncode == -9
     continued = run(*FIREFLY, f"run.dir={tmp_path}/run")

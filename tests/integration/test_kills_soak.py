@@ -109,5 +109,5 @@ def reached(directory: Path) -> str:
         return "in the report"
     if not (directory / "last.ckpt").exists():
         return "before the first checkpoint"
-    growing = load_checkpoint(directory / "last.ckpt")["budgetnet"]["phase"] == "grow"
+    growing = load_checkpoint(directory / "last.ckpt")["budgetnet"]["phase"] == 0
     return "while growing" if growing else "in fine-tuning and evaluation"

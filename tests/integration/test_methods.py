@@ -22,50 +22,31 @@ from budgetnet.costs.edges import EdgeCosts
 
 DIGITS = (
     "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
-    "finetune.epochs=2", "logger=csv", "trainer.progress=false",
+    "logger=csv", "trainer.progress=false",
 )  # fmt: skip
-PRUNED = ("backbone=lenet5", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
-RESIDUAL = (
-    "backbone=resnet20",
-    "backbone.multiplier=0.25",
-    "epochs=6",
-    "prune.epochs=2",
-    "prune.steps=2",
-    "prune.epochs_per_step=1",
-)
-GROWN = (
-    "backbone=lenet5", "growth.seed_shape=equal", "growth.epochs_per_round=1", "epochs=12", "growth.cost_ratio=0.2",
-)  # fmt: skip
-DEEPENED = (
-    "backbone=resnet20",
-    "backbone.multiplier=0.25",
-    "growth.epochs_per_round=1",
-    "method.threshold=-100",
-    "epochs=8",
-)
+TUNED = ("backbone=lenet5", "finetune.epochs=2")
+SLIM = ("backbone=resnet20", "backbone.multiplier=0.25", "finetune.epochs=2")
+IN_STEPS = ("epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1")
+PRUNED = (*TUNED, *IN_STEPS)
 METHODS: dict[str, tuple[str, ...]] = {
-    "adenel": GROWN,
+    "adenel": (
+        *TUNED, "growth.seed_shape=equal", "growth.epochs_per_round=1", "epochs=12", "growth.cost_ratio=0.2",
+    ),
     "width": ("backbone=lenet5", "epochs=3"),
     "l1": PRUNED,
     "fpgm": PRUNED,
     "soft": PRUNED,
-    "slimming": RESIDUAL,
+    "slimming": (*SLIM, *IN_STEPS),
     "thinet": PRUNED,
     "pfp": PRUNED,
-    "grow_prune": ("backbone=lenet5", "epochs=6", "prune.epochs=4"),
-    "replay": (*GROWN, "method.schedule_from={grown}"),
-    "autogrow": DEEPENED,
+    "grow_prune": (*TUNED, "epochs=6", "method.search_epochs=4"),
+    "replay": (*TUNED, "epochs=12", "method.schedule_from={grown}"),
+    "autogrow": (*SLIM, "growth.epochs_per_round=1", "method.threshold=-100", "epochs=8"),
     "bsn": (
-        "backbone=cnf",
-        "backbone.columns=2",
-        "backbone.channels=4",
-        "method.warmup_epochs=1",
-        "method.lr=20",
-        "epochs=6",
-        "prune.epochs=3",
-        "prune.images=64",
+        "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "method.warmup_epochs=1", "method.lr=20",
+        "epochs=6", "method.search_epochs=3", "method.images=64", "finetune.epochs=2",
     ),
-}
+}  # fmt: skip
 
 
 def one_more_fits(summary: dict[str, Any]) -> bool:
@@ -152,10 +133,10 @@ def test_a_method_that_is_killed_goes_on_to_the_same_bits(
     method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     again = [*command(method, whole), "export=false", f"run.dir={tmp_path}/run"]
-    own = {"autogrow": "autogrow.AutoGrow.deepen", "bsn": "bsn.BSN._extract"}
-    change = own.get(method, "base.BudgetedModule.resize")
+    own = {"autogrow": "depth.autogrow.AutoGrow._deepen", "bsn": "edges.bsn.BSN._extract"}
+    change = own.get(method, "method.Training.resize")
     resized = At(f"budgetnet.methods.{change}", 1, after=True)
-    in_an_epoch = At("budgetnet.methods.base.BudgetedModule.training_step", 15)
+    in_an_epoch = At("budgetnet.training.learner.Learner.training_step", 15)
     killed = run(*again, before=resized if rounds(whole(method)) else in_an_epoch)
     assert killed.returncode == -9
     continued = run(*again)

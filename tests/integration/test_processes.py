@@ -113,7 +113,7 @@ def test_a_plan_is_made_once_and_carried_out_by_all(uninterrupted: Path) -> None
     assert len(list(notes(folder, 0, "planned"))) == len(rounds) >= 3
     assert not list(notes(folder, 1, "planned"))
     written = [json.loads(line) for line in (uninterrupted / "growth.jsonl").read_text().splitlines()]
-    assert [first["plan"].split(":")[0] for first, _ in rounds] == [f"GrowthPlan(round {r['round']}" for r in written]
+    assert [first["plan"].split(":")[0] for first, _ in rounds] == [f"WidthPlan(round {r['round']}" for r in written]
     for (first, second), record in zip(of_each_rank(folder, "epoch"), written, strict=False):
         assert first["widths"] == second["widths"] == record["widths"]
 

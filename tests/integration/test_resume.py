@@ -19,10 +19,10 @@ from killed import At, Replaced, SmallFiles, Steps, digest, learned
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.records import Records
 
-STEP = "budgetnet.methods.base.BudgetedModule.training_step"
-SAVE = "budgetnet.training.callbacks.checkpoint.DurableFiles.save_checkpoint"
+STEP = "budgetnet.training.learner.Learner.training_step"
+SAVE = "budgetnet.runs.checkpoints.DurableFiles.save_checkpoint"
 DRAW = "matplotlib.figure.Figure.savefig"
-GROW = "budgetnet.methods.growth.adenel.AdeNeL.carry_out"
+GROW = "budgetnet.methods.growth.adenel.AdeNeL.apply"
 LAST, BEST = "last.ckpt.tmp", "best.ckpt.tmp"
 SLURM = {
     "SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
@@ -35,7 +35,7 @@ PLACES: dict[str, Callable[[], object]] = {
     "before the first line of metrics.csv": At("builtins.open", 1, after=True, file="metrics.csv"),
     "in the middle of a growing epoch": At(STEP, 26),
     "before a resize": At(GROW, 3),
-    "after a resize": At("budgetnet.methods.base.BudgetedModule.resize", 3, after=True),
+    "after a resize": At("budgetnet.methods.method.Training.resize", 3, after=True),
     "after a growth round": At(GROW, 3, after=True),
     "after a row of metrics.csv": At("budgetnet.runs.records.Records.metrics", 4, after=True),
     "with half a checkpoint written": SmallFiles(SAVE, 5, size=165_000, deadly=True),
@@ -136,13 +136,13 @@ def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(
 
 def test_ctrl_c_while_it_is_evaluated_ends_a_run_that_goes_on(short_run: Path, tmp_path: Path) -> None:
     command = [*SHORT, f"run.dir={tmp_path}/run"]
-    place = At("budgetnet.methods.base.BudgetedModule.on_test_epoch_end", number=signal.SIGINT)
+    place = At("budgetnet.training.learner.Learner.on_test_epoch_end", number=signal.SIGINT)
     assert the_line(run(*command, before=place), 130).startswith("interrupted: ")
     assert_continues(command, short_run)
 
 
 def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(tmp_path: Path) -> None:
-    place = At("budgetnet.command.build.make_module", number=signal.SIGUSR1)
+    place = At("budgetnet.command.build.make_method", number=signal.SIGUSR1)
     line = the_line(run(*SHORT, f"run.dir={tmp_path}/run", before=place), 143)
     assert line.startswith("stopped by SIGUSR1: start again with: python -m src.run")
     assert not (tmp_path / "run").exists()
@@ -202,12 +202,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continu
 
 def test_a_table_that_was_cut_off_anywhere_is_begun_again(tmp_path: Path) -> None:
     records, table = Records(tmp_path), tmp_path / "saturation.csv"
-    records.saturation(1, 0, {"conv1": 0.5})
+    records.row("saturation", {"epoch": 1, "round": 0, "conv1": 0.5})
     whole = table.read_text()
     for length in range(len(whole)):
         table.write_text(whole[:length])
         records.cut(0)
-        records.saturation(1, 0, {"conv1": 0.5})
+        records.row("saturation", {"epoch": 1, "round": 0, "conv1": 0.5})
         assert table.read_text() == whole
 
 

@@ -17,13 +17,16 @@ from commands import TINY, run, run_command, start, start_command
 from killed import Facts, learned, rows
 from zygote import IMPORTED, Forked
 
-from budgetnet import building, experiment, loggers
+from budgetnet.command import build, experiment
 from budgetnet.command.compose import composed
+from budgetnet.command.configuration import Configuration, parse
 from budgetnet.command.experiment import command_line
+from budgetnet.command.methods import method_class
 from budgetnet.errors import RunError
-from budgetnet.methods.base import BudgetedModule
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.training import loggers
+from budgetnet.training.learner import Learner
 
 FEW = ("dataset.limit_train=320", "dataset.batch_size=32")
 ENOUGH = ("dataset.limit_train=640", "dataset.batch_size=32")
@@ -114,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert failed.returncode == 1
     last = load_checkpoint(tmp_path / "run" / "last.ckpt")
     epochs = last["epoch"] + 1
-    assert last["budgetnet"]["phase"] == "finetune" and epochs == last["budgetnet"]["growing_epochs"]
+    assert last["budgetnet"]["phase"] == 1 and epochs == last["budgetnet"]["phase_start"]
     assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
     (line,) = [line for line in failed.stderr.splitlines() if not line.startswith("epoch")]
     step = int(re.findall(r"error: the (?:val )?loss is not finite at step (\d+)", line)[0])
@@ -196,8 +199,9 @@ def test_an_option_does_what_it_says(override: str, fact: Callable[[Any], bool],
     assert summary["flops"] <= summary["budget"]["flops"]["limit"]
 
 
-def configuration(root: Path, *overrides: str) -> dict[str, Any]:
-    return composed([*TINY, "threads=1", "trainer.progress=false", f"run.root={root}", *overrides])
+def configuration(root: Path, *overrides: str) -> Configuration:
+    config = composed([*TINY, "threads=1", "trainer.progress=false", f"run.root={root}", *overrides])
+    return parse(config, method_class(config))
 
 
 class Listener(pl.loggers.Logger):
@@ -217,7 +221,7 @@ class Listener(pl.loggers.Logger):
 
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
-    monkeypatch.setattr(building, "make_loggers", lambda *_: [listener])
+    monkeypatch.setattr(build, "make_loggers", lambda *_: [listener])
     monkeypatch.setattr(experiment, "log_images", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
     experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
@@ -234,7 +238,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    step = BudgetedModule.training_step
+    step = Learner.training_step
 
     def stepped(*args: Any) -> None:
         events.append("step")
@@ -248,7 +252,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
         events.append("wandb")
         raise Started
 
-    monkeypatch.setattr(BudgetedModule, "training_step", stepped)
+    monkeypatch.setattr(Learner, "training_step", stepped)
     monkeypatch.setattr(loggers, "_start_run", start)
     config = configuration(tmp_path, "logger=wandb")
     with pytest.raises(Started):
@@ -261,7 +265,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
 
 
 def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, tmp_path: Path) -> None:
-    base = [o for o in TINY if not o.startswith("budget")]
+    base = [o for o in TINY if not o.startswith(("budget", "growth", "lbi", "finetune", "epochs"))]
     finished = run(*base, "method=train", f"method.widths_from={tiny_run}", "epochs=2", f"run.dir={tmp_path}/run")
     assert finished.returncode == 0, finished.stderr
     grown, fixed = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, tmp_path / "run"))

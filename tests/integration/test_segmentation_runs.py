@@ -19,7 +19,7 @@ from budgetnet.errors import UsageError
 from budgetnet.reports.page import page
 from budgetnet.reports.tables import as_csv, final_row, header
 from budgetnet.runs.directory import RunDirectory
-from budgetnet.runs.records import METRICS
+from budgetnet.runs.records import metric_columns
 from budgetnet.tasks import Segmentation
 
 SMALL = (
@@ -43,15 +43,18 @@ def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_mean_iou_stands_beside_the_accuracy_of_pixels_everywhere(segmented: Path) -> None:
+def test_mean_iou_selects_and_stands_everywhere_with_the_accuracy_of_pixels_beside_it(segmented: Path) -> None:
     run_directory = RunDirectory(segmented)
     summary, metrics, row = run_directory.summary, run_directory.metrics, final_row(run_directory)
     assert summary is not None and summary["rounds"] > 1 and summary["stop_reason"] == "flops"
-    assert list(metrics[0]) == [{"val_top5": "val_miou"}.get(name, name) for name in METRICS]
-    assert all(0 < line["val_miou"] < line["val_top1"] <= 100 for line in metrics)
-    best = next(line for line in metrics if line["epoch"] == summary["best_epoch"])
-    assert (summary["val_top1"], summary["val_miou"]) == (best["val_top1"], best["val_miou"])
-    assert {"test_miou", "test_miou_last", "test_top1_best"} <= set(summary) and "test_top5" not in summary
+    assert tuple(metrics[0]) == metric_columns(["miou", "pixel_accuracy"])
+    assert all(0 < line["val_miou"] < line["val_pixel_accuracy"] <= 100 for line in metrics)
+    final = [line for line in metrics if line["phase"] == "finetune"]
+    best = max(final, key=lambda line: (line["val_miou"], line["epoch"]))
+    assert summary["best_epoch"] == best["epoch"]
+    assert all(summary[f"val_{name}"] == best[f"val_{name}"] for name in ("miou", "pixel_accuracy"))
+    assert {"test_miou", "test_miou_last", "test_miou_best", "test_pixel_accuracy"} <= set(summary)
+    assert not [name for name in summary if "top" in name and name.startswith(("val_", "test_"))]
     assert row.test_miou == summary["test_miou"] and "Test mIoU %" in header([row])
     assert "test_miou" in as_csv([row]).splitlines()[0].split(",")
     for text in ((segmented / "report.md").read_text(), page([run_directory])):
@@ -66,7 +69,7 @@ def test_the_exported_network_has_the_scores_of_the_summary(segmented: Path) -> 
     logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
     assert logits.shape == (40, 4, 16, 16)
     task = Segmentation()
-    scores = task.scores(task.confusion(logits, test.labels.long()))
+    scores = task.compute(task.sums(logits, test.labels.long()))
     assert scores == {name: pytest.approx(summary[f"test_{name}"], abs=0.02) for name in scores}
     assert torch.allclose(torch.export.load(segmented / "model.pt2").module()(images), logits, atol=1e-3)
 
@@ -75,8 +78,8 @@ def test_a_network_that_is_left_as_its_search_ends_has_the_validation_scores_of_
     """They are measured anew: the last epoch's are of other batch-norm statistics."""
     options = (
         *SMALL, "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "budget.flops=50%",
-        "method.warmup_epochs=1", "method.lr=20", "prune.epochs=2", "prune.images=64", "finetune.epochs=0", "epochs=2",
-        "threads=1",
+        "method.warmup_epochs=1", "method.lr=20", "method.search_epochs=2", "method.images=64", "finetune.epochs=0",
+        "epochs=2", "threads=1",
     )  # fmt: skip
     finished = run(*options, f"run.dir={tmp_path}/run")
     assert finished.returncode == 0, finished.stderr
@@ -87,14 +90,14 @@ def test_a_network_that_is_left_as_its_search_ends_has_the_validation_scores_of_
     session = onnxruntime.InferenceSession(directory.path / "model.onnx", providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
     task = Segmentation()
-    scores = task.scores(task.confusion(logits, data.splits.validation.labels.long()))
+    scores = task.compute(task.sums(logits, data.splits.validation.labels.long()))
     assert scores == {name: pytest.approx(summary[f"val_{name}"], abs=0.02) for name in scores}
     assert scores["miou"] != pytest.approx(directory.metrics[-1]["val_miou"], abs=0.02)
 
 
 def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_path: Path) -> None:
     command = [*TINY, f"run.dir={tmp_path}/run"]
-    killed = run(*command, "export=false", before=At("budgetnet.methods.base.BudgetedModule.training_step", 34))
+    killed = run(*command, "export=false", before=At("budgetnet.training.learner.Learner.training_step", 34))
     assert killed.returncode == -9 and len(rows(tmp_path / "run" / "metrics.csv")) == 3
     continued = run(*command, "export=false", "task=segmentation")
     assert continued.returncode == 2 and "(differing: task)" in continued.stderr

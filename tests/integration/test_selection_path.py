@@ -42,7 +42,7 @@ def test_a_path_ends_at_the_saturation_that_is_read_and_a_killed_run_has_the_sam
         below = [float(row["mean_norm"]) for row in lines if not row["step"]]
         assert max(below, default=0) <= min((float(row["mean_norm"]) for row in selected), default=9)  # one bar for all
 
-    place = At("budgetnet.methods.base.BudgetedModule.training_step", 17)
+    place = At("budgetnet.training.learner.Learner.training_step", 17)
     killed = run(*command, f"run.dir={tmp_path}/run", "checkpoint.every_n_steps=3", before=place)
     assert killed.returncode == -9
     continued = run(*command, f"run.dir={tmp_path}/run", "checkpoint.every_n_steps=3")

@@ -20,7 +20,7 @@ def fit(tmp_path: Path) -> Iterator[Fit]:
     def fitted(*overrides: str) -> Parts:
         directory = Path(tempfile.mkdtemp(dir=tmp_path))
         parts = build(composed([*SHORT, *overrides]), directory)
-        parts.trainer.fit(parts.module, datamodule=parts.data)
+        parts.trainer.fit(parts.learner, datamodule=parts.data)
         return parts
 
     yield fitted

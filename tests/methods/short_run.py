@@ -29,4 +29,4 @@ def metrics(parts: Parts) -> list[dict[str, str]]:
 
 
 def weights(parts: Parts) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in parts.module.net.state_dict().items()}
+    return {name: value.detach().clone() for name, value in parts.learner.net.state_dict().items()}

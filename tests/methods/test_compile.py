@@ -33,9 +33,9 @@ def test_the_network_is_compiled_once_after_the_last_growth_and_learns_the_same(
     assert len(compiled) == 1
     first, second = weights(plain), weights(fast)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert set(plain.module.state_dict()) == set(fast.module.state_dict())
-    assert fast.module.ledger.spent == plain.module.ledger.spent
-    assert fast.module.ledger.compile_seconds > 0 == plain.module.ledger.compile_seconds
+    assert set(plain.learner.state_dict()) == set(fast.learner.state_dict())
+    assert fast.method.training.ledger.spent == plain.method.training.ledger.spent
+    assert fast.method.training.ledger.compile_seconds > 0 == plain.method.training.ledger.compile_seconds
 
 
 def test_a_backend_that_fails_or_does_not_exist_is_named_in_one_line(fit: Fit) -> None:

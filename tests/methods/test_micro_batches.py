@@ -22,7 +22,7 @@ def test_a_batch_in_parts_is_the_same_step(fit: Fit, precision: str, epochs: int
         {key for key in one if one[key] != other[key]} - {"seconds"} for one, other in zip(metrics(whole), metrics(cut))
     ]
     assert set().union(*differing) <= {"train_loss", "val_loss"}  # rounding; the same steps, cost, rates and accuracy
-    assert whole.module.ledger.spent == cut.module.ledger.spent > 0
+    assert whole.method.training.ledger.spent == cut.method.training.ledger.spent > 0
     assert whole.trainer.global_step == cut.trainer.global_step
 
 

@@ -61,9 +61,9 @@ def test_with_one_process_a_run_has_the_same_bits_with_it(tmp_path: Path) -> Non
     def learned(directory: Path, overrides: Sequence[str]) -> dict[str, torch.Tensor]:
         directory.mkdir()
         parts = build(composed([*OVERRIDES, *overrides]), directory)
-        parts.trainer.fit(parts.module, datamodule=parts.data)
-        assert parts.module.round >= 3
-        return parts.module.net.state_dict()
+        parts.trainer.fit(parts.learner, datamodule=parts.data)
+        assert parts.method.training.round >= 3
+        return parts.learner.net.state_dict()
 
     without = learned(tmp_path / "without", [])
     synced = learned(tmp_path / "with", ["trainer.sync_batchnorm=true"])

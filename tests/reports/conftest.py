@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from budgetnet.tasks import Classification, Metric
-from budgetnet.tasks.task import described
 
 IMAGES, IMAGE_AREA = 1000, 100
 
@@ -114,7 +114,7 @@ def write_run(
         "run": {"dir": str(path)}, "optim": {"lr": 0.05},
     }  # fmt: skip
     (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    (path / "task.json").write_text(json.dumps({"name": "any", "metrics": described(metrics)}))
+    (path / "task.json").write_text(json.dumps({"name": "any", "metrics": [asdict(metric) for metric in metrics]}))
     for name, rows in (("metrics.csv", epochs), ("saturation.csv", saturations)):
         if rows:
             with open(path / name, "w", newline="") as file:
@@ -146,6 +146,12 @@ def write_run(
         (path / "summary.json").write_text(json.dumps(summary))
         (path / "done.json").write_text("{}")
     return path
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Path]:
+    """write_run(path, ...)."""
+    return write_run
 
 
 @pytest.fixture

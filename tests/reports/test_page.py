@@ -18,7 +18,7 @@ from budgetnet.reports import drawing
 from budgetnet.reports.comparison import pareto_front
 from budgetnet.reports.page import page, write_page
 from budgetnet.reports.tables import as_csv, cells, final_row, header
-from budgetnet.runs.directory import RunDirectory, find_run_directories
+from budgetnet.runs.directory import RunDirectory
 from src.report import main
 
 MakeRun = Callable[..., Path]
@@ -61,12 +61,14 @@ def data_of(text: str) -> dict[str, Any]:
     return data
 
 
-@pytest.fixture
-def several(make_run: MakeRun) -> list[RunDirectory]:
+@pytest.fixture(scope="module")
+def several(write: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
     """Repetitions, a full backbone that was tested after every epoch, an unfinished run, and names that do harm."""
-    paths = [make_run(f"seed{seed}", seed=seed) for seed in range(3)]
-    paths += [make_run("full", method="train", test_every_epoch=True), make_run("killed", finished=False, seed=7)]
-    paths += [make_run("<b>&'bold\"", backbone=EVIL, names=("<i>1", "a&b", 'c"d'), ratio=0.8)]
+    folder = tmp_path_factory.mktemp("several")
+    paths = [write(folder / f"seed{seed}", seed=seed) for seed in range(3)]
+    paths += [write(folder / "full", method="train", test_every_epoch=True)]
+    paths += [write(folder / "killed", finished=False, seed=7)]
+    paths += [write(folder / "<b>&'bold\"", backbone=EVIL, names=("<i>1", "a&b", 'c"d'), ratio=0.8)]
     return [RunDirectory(path) for path in paths]
 
 
@@ -175,11 +177,8 @@ def test_the_same_runs_give_the_same_page(several: list[RunDirectory]) -> None:
 
 def test_two_hundred_runs_take_less_than_five_megabytes(make_run: MakeRun) -> None:
     names = [f"layer{depth}" for depth in range(19)]
-    paths = [
-        make_run(f"run{number}", names=names, full=[64] * 19, seed=number, rounds=8, epochs_per_round=10, finetune=80)
-        for number in range(200)
-    ]
-    text = page(find_run_directories(paths))
+    run = make_run(names=names, full=[64] * 19, rounds=8, epochs_per_round=10, finetune=80)
+    text = page([RunDirectory(run)] * 200)
     assert len(data_of(text)["runs"]) == 200
     assert len(text.encode()) < 5_000_000
 
@@ -224,10 +223,19 @@ class Visitor:
     """A page in the browser, used by mouse and keyboard."""
 
     def __init__(self, browser: Any, runs: list[RunDirectory], file: Path) -> None:
-        self.browser, self.runs = browser, runs
-        browser.get(write_page(runs, file).as_uri())
-        panels = len(data_of(file.read_text(encoding="utf-8"))["panels"])
-        self.wait(lambda: len(self.all("#panels .main-svg .xaxislayer-above")) >= panels)
+        self.browser, self.runs, self.address = browser, runs, write_page(runs, file).as_uri()
+        self.panels = len(data_of(file.read_text(encoding="utf-8"))["panels"])
+        self.load()
+
+    def go(self) -> None:
+        """Open the page anew."""
+        self.browser.get("about:blank")
+        self.browser.get(self.address)
+
+    def load(self) -> None:
+        """Open the page anew and wait for its figures."""
+        self.go()
+        self.wait(lambda: len(self.all("#panels .main-svg .xaxislayer-above")) >= self.panels)
 
     def all(self, selector: str) -> list[Any]:
         return list(self.browser.find_elements("css selector", selector))
@@ -272,15 +280,26 @@ class Visitor:
         return [str(title) for title in titles]
 
 
+@pytest.fixture(scope="module")
+def opened_page(browser: Any, several: list[RunDirectory], tmp_path_factory: pytest.TempPathFactory) -> Visitor:
+    return Visitor(browser, several, tmp_path_factory.mktemp("page") / "page.html")
+
+
 @pytest.fixture
-def visitor(browser: Any, several: list[RunDirectory], tmp_path: Path) -> Iterator[Visitor]:
-    yield Visitor(browser, several, tmp_path / "page.html")
+def visitor(browser: Any, opened_page: Visitor) -> Iterator[Visitor]:
+    """With no run open. The page is loaded once for all tests: one that asks for its first state loads it."""
+    if browser.current_url.partition("#")[0] != opened_page.address:
+        opened_page.load()
+    opened_page.script("[dialog.close(), document.querySelector('.scroll').scrollTo(0, 0), scrollTo(0, 0)]")
+    opened_page.wait(lambda: opened_page.script("location.hash") == "")
+    yield opened_page
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert browser.execute_script("return window.broken === undefined")
 
 
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(visitor: Visitor) -> None:
+    visitor.load()
     place = visitor.place("Test top-1 %")
     head = visitor.all("th button")[place]
     head.click()
@@ -322,6 +341,7 @@ def test_what_is_not_known_is_sorted_last_either_way(visitor: Visitor) -> None:
 def test_the_table_is_used_with_the_keyboard_alone(visitor: Visitor) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    visitor.load()
     visitor.press(Keys.TAB)  # the table, which scrolls
     visitor.press(Keys.TAB)
     assert visitor.script("document.activeElement.textContent") == "Run"
@@ -389,23 +409,18 @@ def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     assert visitor.all("#details img, #details b b, td b") == []
 
 
-def test_the_command_is_copied(visitor: Visitor) -> None:
-    granted = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
-    visitor.browser.execute_cdp_cmd("Browser.grantPermissions", granted)
+def test_a_click_selects_the_whole_command(visitor: Visitor) -> None:
     visitor.one("a[href='#run-0']").click()
     visitor.opened("seed0")
-    button = visitor.one(".command button")
-    button.click()
-    visitor.wait(lambda: button.text == "Copied")
-    copied = visitor.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-    assert copied == (visitor.runs[0].summary or {})["command"]
+    visitor.one("#details pre").click()
+    visitor.wait(lambda: visitor.script("getSelection().toString()") == (visitor.runs[0].summary or {})["command"])
 
 
 def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -> None:
     source = {"source": "delete window.DecompressionStream"}
     hidden = visitor.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
     try:
-        visitor.browser.refresh()
+        visitor.go()
         visitor.wait(lambda: "cannot unpack the figures" in visitor.one("#panels").text)
         visitor.one("a[href='#run-0']").click()
         text = visitor.opened("seed0")
@@ -413,6 +428,7 @@ def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -
         assert "cannot unpack the figures" in text
     finally:
         visitor.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hidden)
+        visitor.load()
 
 
 def test_a_table_with_every_column_fits_into_1400_pixels(browser: Any, make_run: MakeRun, tmp_path: Path) -> None:

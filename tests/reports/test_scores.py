@@ -26,7 +26,7 @@ from budgetnet.tasks.segmentation import MIOU
 
 MakeRun = Callable[..., Path]
 ERROR = (Metric("mae", "mean absolute error", "", higher_is_better=False),)
-DECIBELS = (Metric("psnr", "PSNR", "dB"), Metric("ssim", "SSIM", ""))
+DECIBELS = (Metric("psnr", "PSNR", "dB"), Metric("ssim", "SSIM", "", in_tables=False))
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_runs_of_several_tasks_have_the_columns_of_each_and_are_empty_in_those_o
               for of in ("", "_last", "_best", "val")]  # fmt: skip
     assert list(lines[0])[7:19] == scores
     assert [sum(bool(line[name]) for name in scores) for line in lines] == [4, 4, 4]
+
+
+def test_another_metric_has_one_column_unless_its_task_leaves_it_out(make_run: MakeRun) -> None:
+    run = RunDirectory(make_run(metrics=Segmentation.metrics))
+    row = final_row(run)
+    assert header([row])[5:8] == ("Test mIoU %", "last epoch %", "Test pixel accuracy %")
+    assert cells([row])[0][7] == f"{(run.summary or {})['test_pixel_accuracy']:.2f}"
+    (line,) = csv.DictReader(io.StringIO(as_csv([row])))
+    assert [name for name in line if name.startswith("test_pixel")] == ["test_pixel_accuracy"]
+    assert not any("top5" in name for name in as_csv([final_row(RunDirectory(make_run("classes")))]).split(","))
 
 
 def test_the_best_epoch_so_far_has_the_least_error(make_run: MakeRun) -> None:

@@ -36,7 +36,7 @@ from budgetnet.training.trainer import make_trainer, quiet
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a run is made of. full: widths and costs of the full backbone that the method started from."""
 
     data: DataModule
@@ -51,7 +51,7 @@ class Parts:
         return self.learner.method
 
 
-def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: Signals | None = None) -> Parts:
+def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: Signals | None = None) -> Components:
     """The parts of a run that will be kept in `directory`.
 
     config: plain and resolved, or parsed. signals: those that may end it.
@@ -109,7 +109,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     method.check(continued=(directory / "last.ckpt").exists())
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
     facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
-    return Parts(data, learner, trainer, processes, facts)
+    return Components(data, learner, trainer, processes, facts)
 
 
 def make_method(options: Configuration) -> Method:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
-from budgetnet.processes.environment import requeue
-from budgetnet.processes.group import Processes, after_rank_0
+from budgetnet.processes.group import Processes, in_rank_order
+from budgetnet.processes.launch import requeue
 from budgetnet.runs.adoption import check_same, occupied
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
@@ -59,8 +59,8 @@ def run(options: Configuration, directory: Path, command: str) -> dict[str, Any]
             return _train(config, directory, command, parts, checkpoint)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
-            told = signals.received is not None
-            error = after_rank_0(error) if processes is None else processes.fail(error, told)
+            signalled = signals.received is not None
+            error = in_rank_order(error) if processes is None else processes.fail(error, signalled)
             if isinstance(error, Preempted):
                 name = f"by {signals.received.name}: " if signals.received else ""
                 requeued = "requeued, " if requeue() else ""
@@ -100,7 +100,7 @@ def _summary(config: Config, directory: Path) -> dict[str, Any]:
     return summary
 
 
-def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoint: Path | None) -> dict[str, Any]:
+def _train(config: Config, directory: Path, command: str, parts: Components, checkpoint: Path | None) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
     trainer, learner = parts.trainer, parts.learner
     try:
@@ -120,7 +120,7 @@ def _train(config: Config, directory: Path, command: str, parts: Parts, checkpoi
         close_loggers(trainer.loggers)
 
 
-def _fit(parts: Parts, checkpoint: Path | None) -> None:
+def _fit(parts: Components, checkpoint: Path | None) -> None:
     trainer, learner = parts.trainer, parts.learner
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
@@ -144,7 +144,7 @@ def _how_to_continue(directory: Path, command: str) -> str:
     return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
-def _evaluate(parts: Parts, directory: Path) -> dict[str, Any]:
+def _evaluate(parts: Components, directory: Path) -> dict[str, Any]:
     """The test metrics of the last epoch, then of the validation-selected one, whose weights the learner keeps.
 
     And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
@@ -193,7 +193,7 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
-def _finish(config: Config, directory: Path, parts: Parts, summary: dict[str, Any]) -> None:
+def _finish(config: Config, directory: Path, parts: Components, summary: dict[str, Any]) -> None:
     from budgetnet.reports.report import write_report
 
     if config["export"]:
@@ -210,7 +210,7 @@ def _finish(config: Config, directory: Path, parts: Parts, summary: dict[str, An
 
 
 @torch.no_grad()
-def _examples(parts: Parts) -> dict[str, np.ndarray]:
+def _examples(parts: Components) -> dict[str, np.ndarray]:
     """A few images of the test set as pixels in 0..1, and what the task shows of the network's output for them."""
     learner, data = parts.learner.eval(), parts.data
     images, targets = next(iter(data.test_dataloader()))

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from budgetnet.command.compose import CONF
 from budgetnet.command.methods import RENAMED
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
-from budgetnet.processes.environment import started
+from budgetnet.processes.launch import launch
 
 Line = tuple[str, int]
 """What is said of an error, and the exit code."""
@@ -31,7 +31,7 @@ def explain(error: BaseException) -> int:
         return _say(f"interrupted: {error if isinstance(error, Interrupted) else 'nothing was started'}", 130, "")
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
-    if started().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
+    if launch().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
         return 2  # every process finds the same, and rank 0 says it
     for kind, line_of in _LINES:
         if isinstance(error, kind) and (line := line_of(error)) is not None:

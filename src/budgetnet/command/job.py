@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.command.names import SWEEP, run_directory
 from budgetnet.errors import UsageError
-from budgetnet.processes.environment import end_with_parent, started
+from budgetnet.processes.launch import end_with_parent, launch
 
 if TYPE_CHECKING:
     from budgetnet.tasks import Metric
@@ -21,7 +21,7 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
     Raises UsageError with the command to use.
     """
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
-    if several and started().by != "srun":
+    if several and launch().by != "srun":
         raise UsageError(
             f"-m with trainer.devices={trainer['devices']}: with this launcher a job is a single process and cannot "
             f"have several devices; use: {command}"
@@ -45,7 +45,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     directory = run_directory(configuration.plain, overrides)
     command = experiment.command_line(overrides if multirun else None)
     experiment.run(configuration, directory, command)
-    if started().rank == 0:  # once for all processes of a run
+    if launch().rank == 0:  # once for all processes of a run
         show(directory)
     return objective(directory)
 

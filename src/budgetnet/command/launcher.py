@@ -20,7 +20,7 @@ from budgetnet.command.job import score
 from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
-from budgetnet.processes.environment import requeue, without_others
+from budgetnet.processes.launch import requeue, single_process_environment
 
 GRACE = 30.0
 """Seconds that jobs have to write a checkpoint when the sweep is stopped; then they are killed."""
@@ -177,7 +177,7 @@ class _Jobs:
             return
         gpus, self.free = self.free[: job.gpus], self.free[job.gpus :]
         command = [sys.executable, "-m", "src.run", *job.arguments]
-        environment = without_others()
+        environment = single_process_environment()
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         with open(self.sweep.log(job.name), "a") as log:

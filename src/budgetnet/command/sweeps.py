@@ -25,7 +25,7 @@ from budgetnet.command.methods import known_methods, refuse_unread, typed
 from budgetnet.command.names import SWEEP as SWEEP
 from budgetnet.command.names import run_name, sweep_name
 from budgetnet.errors import UsageError
-from budgetnet.processes.environment import started
+from budgetnet.processes.launch import launch
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.records import write_text
 
@@ -125,7 +125,7 @@ class SweepStart(Callback):
 def _refuse(config: DictConfig) -> None:
     """Raises UsageError for a sweep in several processes, jobs that need several and have one, a search downwards."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
-    others = started()
+    others = launch()
     if others.processes > 1:
         raise UsageError(f"-m under {others.by} starts the whole sweep in every process; use: {_with_local_launcher()}")
     if "minimize" in str(OmegaConf.select(config, "hydra.sweeper.direction")):

@@ -67,7 +67,7 @@ class EdgeCosts:
             return _medians(self.latency)[1:].tolist()
         return self.edges[kind].tolist()
 
-    def shares(self, limits: Mapping[str, int]) -> list[float]:
+    def budget_fractions(self, limits: Mapping[str, int]) -> list[float]:
         """By edge, what parts of the limits it takes, added up; 0 without a limit."""
         parts = [[weight / most for weight in self.weights(kind)] for kind, most in limits.items()]
         return [sum(part) for part in zip(*parts, strict=True)] or [0.0] * len(self.names)

@@ -17,7 +17,7 @@ _WARM_UP = 3
 
 
 @torch.no_grad()
-def measured(compute: Callable[[], object], device: torch.device, samples: int = SAMPLES) -> list[int]:
+def timed(compute: Callable[[], object], device: torch.device, samples: int = SAMPLES) -> list[int]:
     """Microseconds, at least 1, that `compute` takes, so many times; on a GPU until it has done what it was asked."""
     found = []
     for number in range(_WARM_UP + samples):
@@ -38,10 +38,10 @@ def edge_latencies(net: Fabric, image_shape: Sequence[int]) -> Tensor:
     image, last = _one(net, image_shape), _one(net, net.layout.nodes[-1].shape)
     net.eval()
     try:
-        columns = [measured(lambda: (net.stem(image), net.head(last)), device)]
+        columns = [timed(lambda: (net.stem(image), net.head(last)), device)]
         for edge in net.layout.edges:
             module, value = net.edges[edge.name], _one(net, shapes[edge.source])
-            columns.append(measured(lambda module=module, value=value: module(value), device))  # type: ignore[misc]
+            columns.append(timed(lambda module=module, value=value: module(value), device))  # type: ignore[misc]
     finally:
         net.train(training)
     return torch.tensor(columns).T.contiguous()
@@ -52,7 +52,7 @@ def latency_of(net: Fabric, alive: Tensor, image_shape: Sequence[int]) -> int:
     training, image, choice = net.training, _one(net, image_shape), alive[None]
     net.eval()
     try:
-        return sorted(measured(lambda: net.masked(image, choice), image.device))[SAMPLES // 2]
+        return sorted(timed(lambda: net.masked(image, choice), image.device))[SAMPLES // 2]
     finally:
         net.train(training)
 

@@ -245,7 +245,7 @@ class Method:
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """(width,) which filters of a group a plan keeps; none where it does not choose among them."""
         chosen = torch.zeros(self.graph.group(group).width, dtype=torch.bool)
-        chosen[torch.tensor(plan.kept.get(group, ()), dtype=torch.long)] = True
+        chosen[torch.tensor(plan.keep.get(group, ()), dtype=torch.long)] = True
         return chosen
 
     # -- what is said of it -------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Plan:
 class WidthPlan(Plan):
     """New widths of the groups: before -> after.
 
-    saturation: of the groups, where it was measured. candidates: the groups that the rule wanted to change. kept: where
+    saturation: of the groups, where it was measured. candidates: the groups that the rule wanted to change. keep: where
     the network is narrowed, the channels of each group that stay. start: values, by name, of the tensors that new
     channels bring along (growth.init=firefly).
     """
@@ -44,7 +44,7 @@ class WidthPlan(Plan):
     after: Mapping[str, int]
     saturation: Mapping[str, float] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict, kw_only=True)
+    keep: Mapping[str, Sequence[int]] = field(default_factory=dict, kw_only=True)
     start: Mapping[str, Tensor] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property

@@ -9,7 +9,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.channels.fresh import reshape_fresh
 from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import UsageError
-from budgetnet.methods.edges.choice import keep_edges
+from budgetnet.methods.edges.selection import keep_edges
 from budgetnet.methods.method import Method, Training
 from budgetnet.methods.options import Optimization
 from budgetnet.methods.phases import Phase

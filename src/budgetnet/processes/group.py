@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import Preempted, RunError, UsageError
 from budgetnet.internals import process_group_backend
-from budgetnet.processes.environment import PARENT, started
+from budgetnet.processes.launch import PARENT, launch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -29,17 +29,17 @@ Value = TypeVar("Value")
 
 _CONTINUES = "the last checkpoint is kept, the same command continues"
 _AGREED = (130, 143)
-"""Exit codes of processes that all end together, when they are told to."""
+"""Exit codes of processes that all end together, when a signal reaches one."""
 _GRACE = 3.0
 """Seconds that a process which lost the others waits, so that the one with the cause can say it first."""
 
 
-def after_rank_0(error: BaseException) -> BaseException:
+def in_rank_order(error: BaseException) -> BaseException:
     """The error for this process to raise, some time later on ranks above 0.
 
     Rank 0 may have the same to say; then it has said it by now, and whoever started the processes ends this one.
     """
-    rank = started().rank
+    rank = launch().rank
     if rank == 0:
         return error
     if threading.current_thread() is threading.main_thread():
@@ -63,7 +63,7 @@ class Processes:
         if trainer is None:
             return
         self.strategy = trainer.strategy
-        others = started()
+        others = launch()
         if others.by in ("torchrun", "srun") and others.processes > 1 and not self.several:
             raise UsageError(
                 f"{others.by} has started {others.processes} processes for trainer.devices={trainer.num_devices}: give "
@@ -100,7 +100,7 @@ class Processes:
         assert strategy.accelerator is not None
         strategy.accelerator.setup_device(strategy.root_device)
         backend = process_group_backend(strategy)
-        torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=started().processes)
+        torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=launch().processes)
 
     def decide(self, question: Callable[[], Value]) -> Value:
         """What `question` answers on rank 0, on every process. If it raises, the others end quietly."""
@@ -145,14 +145,14 @@ class Processes:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
-    def share(self, values: Iterable[Tensor]) -> None:
+    def synchronise(self, values: Iterable[Tensor]) -> None:
         """Give every process rank 0's values, in place."""
         if self.several:
             for value in values:
                 torch.distributed.broadcast(value, 0)
 
-    def fail(self, error: BaseException, told: bool) -> BaseException:
-        """End the others and return what this process is to raise. told: whether a signal has told this one to end.
+    def fail(self, error: BaseException, signalled: bool) -> BaseException:
+        """End the others and return what this process is to raise. signalled: whether a signal has reached it.
 
         The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
         connection comes last, and those that end by agreement, or because torchrun ends them, say nothing.
@@ -161,14 +161,14 @@ class Processes:
             return error
         if _lost(error):
             error = self._who_ended(error)
-            if self.rank != 0 and told:
+            if self.rank != 0 and signalled:
                 return SystemExit(143)
         elif self.rank != 0:
             if isinstance(error, (Preempted, KeyboardInterrupt)):
                 return SystemExit(143 if isinstance(error, Preempted) else 130)
             if isinstance(error, UsageError) and not torch.distributed.is_initialized():
                 return SystemExit(2)  # every process found the same before they joined
-            error = after_rank_0(error)
+            error = in_rank_order(error)
         if not isinstance(error, Preempted):
             _kill(self.children)
         return error

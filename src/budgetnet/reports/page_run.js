@@ -262,25 +262,8 @@ function budgets(run) {
 }
 
 function command(run) {
-  const text = make("pre", { textContent: run.command });
-  const button = make("button", { type: "button", textContent: "Copy" });
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(run.command);
-      button.textContent = "Copied";
-    } catch {
-      // a browser that lets no page write: the text is selected for the reader to copy
-      getSelection().selectAllChildren(text);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => (button.textContent = "Copy"), 2000);
-  });
-  return make(
-    "section",
-    {},
-    make("h3", { textContent: "Command" }),
-    make("div", { className: "command" }, text, button),
-  );
+  // one click selects all of it
+  return make("section", {}, make("h3", { textContent: "Command" }), make("pre", { textContent: run.command }));
 }
 
 function repetitions(index) {

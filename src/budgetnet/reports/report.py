@@ -152,8 +152,8 @@ def _sizes(run: RunDirectory) -> str:
     seed, final, full = sizes
     lines = []
     for name, size in final.items():
-        share = f"{100 * size / full[name]:.0f} %" if name in full else ""
-        lines.append([name, str(seed.get(name, "")), str(size), str(full.get(name, "")), share])
+        of_full = f"{100 * size / full[name]:.0f} %" if name in full else ""
+        lines.append([name, str(seed.get(name, "")), str(size), str(full.get(name, "")), of_full])
     title, what = ("Depths (blocks)", "Stage") if run.depths() else ("Widths", "Width group")
     header = (what, "Seed", "Final" if run.summary else "So far", "Full backbone", "Of full")
     return f"## {title}\n\n" + markdown_table(header, lines)

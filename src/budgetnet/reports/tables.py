@@ -78,7 +78,7 @@ class Row:
         cells: dict[str, Any] = {}
         for item in fields(self):
             if item.name == "scores":
-                cells |= {name: self.number(name) for name in score_names(self.metric)}
+                cells |= {name: self.number(name) for name in _names_in_tables(self.metrics)}
             elif item.name not in ("metrics", "budget", "settings"):
                 cells[item.name] = getattr(self, item.name)
         return cells | {f"budget_{kind}_percent": percent for kind, percent in self.budget.items()}
@@ -88,6 +88,12 @@ def score_names(metric: Metric) -> tuple[str, ...]:
     """The names of a metric's scores, as in summary.json."""
     test = f"test_{metric.name}"
     return (test, f"{test}_last", f"{test}_best", f"val_{metric.name}")
+
+
+def _names_in_tables(metrics: Sequence[Metric]) -> list[str]:
+    """All scores of the metric that selects, and of the others the one of the epoch that it selects."""
+    others = [f"test_{metric.name}" for metric in metrics[1:] if metric.in_tables]
+    return [*score_names(metrics[0]), *others]
 
 
 class Spread(NamedTuple):
@@ -285,21 +291,23 @@ _COSTS = (
 )
 
 
-def _scores(metric: Metric) -> list[Column]:
-    """The columns of a metric's test scores."""
+def _scores(metrics: Sequence[Metric]) -> list[Column]:
+    """The columns of the test scores of one task."""
+    metric, others = metrics[0], [metric for metric in metrics[1:] if metric.in_tables]
     titles = (f"Test {metric.title}", "last epoch", "best test epoch")
+    shown = [(metric, title, name) for title, name in zip(titles, score_names(metric), strict=False)]
+    shown += [(other, f"Test {other.title}", f"test_{other.name}") for other in others]
     return [
         Column.of_numbers(
-            title, name, score_text(metric), metric.unit,
-            smallest_first=not metric.higher_is_better, optional=title == titles[2],
+            title, name, score_text(of), of.unit, smallest_first=not of.higher_is_better, optional=title == titles[2]
         )
-        for title, name in zip(titles, score_names(metric), strict=False)
+        for of, title, name in shown
     ]  # fmt: skip
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns of the table of `rows`: those of every metric that selected a network, optional ones where needed."""
-    scores = [column for metric in metrics_of(rows) for column in _scores(metric)]
+    """The columns of the table of `rows`: those of the metrics of every task, optional ones where needed."""
+    scores = list({column.number: column for row in rows for column in _scores(row.metrics)}.values())
     return [
         column
         for column in (*_IDENTITY, *scores, *_COSTS)
@@ -343,7 +351,7 @@ def as_csv(rows: Sequence[Row]) -> str:
         name for line in lines for name, value in line.items() if value is not None
     }
     names = [name for line in lines for name in line if name not in absent]
-    scores = [name for metric in metrics_of(rows) for name in score_names(metric)]
+    scores = [name for row in rows for name in _names_in_tables(row.metrics)]
     before = names[: names.index(scores[0])]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys([*before, *scores, *names])), lineterminator="\n")

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from budgetnet.tasks.task import Metric, Output, Task
 
-TOP1, TOP5 = Metric("top1", "top-1"), Metric("top5", "top-5")
+TOP1, TOP5 = Metric("top1", "top-1"), Metric("top5", "top-5", in_tables=False)
 
 
 class Classification(Task):

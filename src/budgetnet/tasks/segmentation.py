@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from budgetnet.tasks.task import Metric, Output, Task
 
@@ -40,6 +39,8 @@ class Segmentation(Task):
 
     def sums(self, output: Output, targets: Tensor) -> Tensor:
         """(K²,): how many labelled pixels of class i (rows) were taken for class j (columns), row by row."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix  # takes a second to import
+
         assert isinstance(output, Tensor)
         counts: Tensor = multiclass_confusion_matrix(
             output, targets, output.shape[1], ignore_index=IGNORED, validate_args=False

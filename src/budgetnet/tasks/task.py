@@ -19,13 +19,14 @@ class Metric:
     """A number that an evaluation gives.
 
     name: as in files (val_<name>). title: as in tables and on axes. unit: "%", "dB" or none. higher_is_better: which
-    way is up.
+    way is up. in_tables: whether tables of runs have a column of it also where another one selects the network.
     """
 
     name: str
     title: str
     unit: str = "%"
     higher_is_better: bool = True
+    in_tables: bool = True
 
     @property
     def worst(self) -> float:
@@ -41,8 +42,8 @@ class Metric:
         return value if self.higher_is_better else -value
 
     def text(self, value: float) -> str:
-        """The value with its unit, to two decimals: "91.21 %"."""
-        return f"{value:.2f} {self.unit}".rstrip()
+        """The value with its unit, to two decimals, "91.21 %"; without a unit with four digits, "0.01570"."""
+        return f"{value:.2f} {self.unit}" if self.unit else f"{value:#.4g}"
 
     @property
     def label(self) -> str:

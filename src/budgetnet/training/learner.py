@@ -258,7 +258,7 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._evaluated.clear()
-        self.processes.share(self.net.buffers())  # each process has the running statistics of its own images
+        self.processes.synchronise(self.net.buffers())  # each process has the running statistics of its own images
         self.method.refresh()
 
     def on_test_epoch_start(self) -> None:

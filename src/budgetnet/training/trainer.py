@@ -16,7 +16,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from budgetnet.errors import UsageError, nearest
-from budgetnet.processes.environment import started
+from budgetnet.processes.launch import launch
 from budgetnet.runs.checkpoints import DurableFiles
 from budgetnet.sections import TrainerOptions
 
@@ -71,12 +71,12 @@ def make_trainer(
 
 def _cluster() -> list[ClusterEnvironment]:
     """Slurm where srun has started this process; in a mere batch script of Slurm, what serves without it."""
-    if started().by == "srun":
+    if launch().by == "srun":
         try:
             return [SLURMEnvironment(auto_requeue=False)]
         except RuntimeError as error:
             raise UsageError(" ".join(str(error).split())) from error
-    alone = started().by != "torchrun" and SLURMEnvironment.detect()
+    alone = launch().by != "torchrun" and SLURMEnvironment.detect()
     return [LightningEnvironment()] if alone else []
 
 

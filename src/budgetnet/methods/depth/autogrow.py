@@ -13,7 +13,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import DEPTH_INITIALISATIONS, Stage, change_depth, depths, find_stages
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.methods.depth.turns import DepthPlan, DepthRule, Turns, next_block
+from budgetnet.methods.depth.stage_order import DepthPlan, DepthRule, StageOrder, next_block
 from budgetnet.methods.growth.growing import bounded, growth_limits, rounds_must_fit
 from budgetnet.methods.growth.options import Rounds
 from budgetnet.methods.method import Images, Method, Training
@@ -84,7 +84,7 @@ class AutoGrow(Method):
         change_depth(self.net, self.stages, dict.fromkeys(self.full_depths, 1))
         training.pricing.update()
         self.block_costs = block_costs(self.net, self.stages)
-        self.turns = Turns(tuple(stage.name for stage in self.stages))
+        self.stage_order = StageOrder(tuple(stage.name for stage in self.stages))
         self.best: float | None = None
         self._check_budget()
         return [self.optim.growing(), self.finetune.phase(self.optim)]
@@ -128,7 +128,7 @@ class AutoGrow(Method):
             return None
         deep, before = depths(self.net, self.stages), self.graph.widths
         limits = growth_limits(self.training, self.growth, self.finetune)
-        step = next_block(self.turns, self.reached, self.rule, deep, self.costs(), self.block_costs, limits)
+        step = next_block(self.stage_order, self.reached, self.rule, deep, self.costs(), self.block_costs, limits)
         after = before
         if step.stage is not None:
             deeper = {step.stage: deep[step.stage] + 1}
@@ -137,10 +137,10 @@ class AutoGrow(Method):
             self.training.round + 1,
             before,
             after,
-            candidates=self.turns.judged(self.reached, self.rule.threshold).waiting(),
+            candidates=self.stage_order.judged(self.reached, self.rule.threshold).waiting(),
             stop=step.stop,
             depths={name: (depth, depth + (name == step.stage)) for name, depth in deep.items()},
-            turns=step.turns,
+            stage_order=step.stage_order,
         )
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)
 
@@ -153,7 +153,7 @@ class AutoGrow(Method):
         if deeper := {name: after for name, (before, after) in plan.depths.items() if after != before}:
             seed = keyed_seed(self.training.seed, plan.round)
             self._deepen(deeper, optimizer=optimizer, init=self.growth.init, seed=seed)
-        self.turns = plan.turns
+        self.stage_order = plan.stage_order
 
     def _deepen(self, plan: Mapping[str, int], **options: Any) -> None:
         """Change depths of the live network (see `channels.depth.change_depth`) and price it anew."""
@@ -166,8 +166,12 @@ class AutoGrow(Method):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        turns = {"ended": list(self.turns.ended), "last": self.turns.last, "reached": self.turns.reached}
-        return {"depths": depths(self.net, self.stages), "turns": turns, "best": self.best}
+        stage_order = {
+            "ended": list(self.stage_order.ended),
+            "last": self.stage_order.last,
+            "reached": self.stage_order.reached,
+        }
+        return {"depths": depths(self.net, self.stages), "turns": stage_order, "best": self.best}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
         now = depths(self.net, self.stages)
@@ -175,6 +179,6 @@ class AutoGrow(Method):
             self._deepen(changes, seed=self.training.seed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        turns = state["turns"]
-        self.turns = replace(self.turns, **{**turns, "ended": tuple(turns["ended"])})
+        order = state["stage_order"]
+        self.stage_order = replace(self.stage_order, **{**order, "ended": tuple(order["ended"])})
         self.best = state["best"]

@@ -1,8 +1,8 @@
 """Learning which edges of a network to keep, under a budget: pure functions behind `budgetnet.methods.edges.bsn`."""
 
-from budgetnet.methods.edges.choice import EdgePlan, Fits, choose, keep_edges, within
 from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
 from budgetnet.methods.edges.search import EdgeSearch, SuperNetwork
+from budgetnet.methods.edges.selection import EdgePlan, Fits, choose, keep_edges, within
 from budgetnet.methods.edges.statistics import reestimate
 
 __all__ = [

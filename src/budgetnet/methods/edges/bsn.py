@@ -278,7 +278,7 @@ class BSN(Method):
             del optimizer.state[gone]
         size = max(1, self.training.batch_size // self.training.processes.count)
         reestimate(self.net, [batch[0][start : start + size] for start in range(0, len(batch[0]), size)])
-        self.training.processes.share(self.net.buffers())
+        self.training.processes.synchronise(self.net.buffers())
 
     def _extract(self, names: Sequence[str]) -> None:
         keep_edges(self.supernet, names)
@@ -325,7 +325,7 @@ def affordable_path(
                 f"budget.{kind}={amount(kind, limits[kind])} is below the {amount(kind, cost)} of the shortest path "
                 "from end to end: raise it"
             )
-    balanced = costs.layout.path(costs.shares(limits))
+    balanced = costs.layout.path(costs.budget_fractions(limits))
     assert balanced is not None
     fits = within(costs, limits)
     for path in (*paths.values(), balanced):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.errors import UsageError, nearest
-from budgetnet.methods.edges.choice import choose
 from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
+from budgetnet.methods.edges.selection import choose
 from budgetnet.options import require_positive
 from budgetnet.seeding import keyed_generator
 

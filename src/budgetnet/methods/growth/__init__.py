@@ -5,8 +5,8 @@ from budgetnet.methods.growth.capacity import (
     initial_norms,
     path_norms,
     saturation,
+    selected_fractions,
     selection_threshold,
-    shares,
     sparse_sets,
     supports,
 )
@@ -15,7 +15,19 @@ from budgetnet.methods.growth.gradients import growth_gradients
 from budgetnet.methods.growth.policy import GrowthRule, Limit, Planner
 
 __all__ = [
-    "Candidates", "GrowthRule", "Limit", "Planner",
-    "best_scored", "firefly_candidates", "growth_gradients", "initial_norms", "load",
-    "path_norms", "saturation", "selection_threshold", "shares", "sparse_sets", "supports",
+    "Candidates",
+    "GrowthRule",
+    "Limit",
+    "Planner",
+    "best_scored",
+    "firefly_candidates",
+    "growth_gradients",
+    "initial_norms",
+    "load",
+    "path_norms",
+    "saturation",
+    "selected_fractions",
+    "selection_threshold",
+    "sparse_sets",
+    "supports",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ from budgetnet.methods.growth.capacity import (
     best_scored,
     initial_norms,
     path_norms,
+    selected_fractions,
     selection_threshold,
-    shares,
     sparse_sets,
     supports,
 )
@@ -118,7 +118,7 @@ class AdeNeL(Method):
 
     def saturation(self) -> dict[str, float]:
         """s of every group that may grow, now (equation 9)."""
-        return shares(self.saturated(), self.growth.reduction)
+        return selected_fractions(self.saturated(), self.growth.reduction)
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """(width,) which filters of a group are saturated."""

@@ -51,10 +51,10 @@ def selection_threshold(selection_norm: float, initial_norm: float, lr: float, n
 
 def saturation(graph: ChannelGraph, optimizer: LBI, reduction: str = "max") -> dict[str, float]:
     """s = |support| / |filters| of every width group (equation 9), in 0..1, with one host synchronisation."""
-    return shares(supports(graph, graph.widths, optimizer), reduction)
+    return selected_fractions(supports(graph, graph.widths, optimizer), reduction)
 
 
-def shares(selected: Mapping[str, Sequence[Tensor]], reduction: str = "max") -> dict[str, float]:
+def selected_fractions(selected: Mapping[str, Sequence[Tensor]], reduction: str = "max") -> dict[str, float]:
     """What part of each group is selected, in 0..1, with one host synchronisation.
 
     selected: group -> which filters are, for each layer that produces it; `reduction` ("max" or "mean") joins those.

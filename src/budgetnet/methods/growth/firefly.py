@@ -15,7 +15,7 @@ from budgetnet.channels.graph import layout_size, positions_of
 from budgetnet.channels.initialise import leaks
 from budgetnet.channels.surgery import Surgery
 from budgetnet.methods.growth.gradients import Loss
-from budgetnet.methods.growth.parts import Part, Side, norms, times
+from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
 
 STEPS = 10
 """Gradient steps that the candidates take."""
@@ -191,20 +191,20 @@ class Candidates:
         """The channels that are copies."""
         return range(self.before[name], self.before[name] + self.splits[name])
 
-    def _part(self, tensor: str, dim: int, name: str, channels: range) -> Part:
+    def _part(self, tensor: str, dim: int, name: str, channels: range) -> ChannelSlice:
         positions = positions_of(self.graph.axes[tensor][dim], name, self.graph.widths)
-        return Part(tensor, dim, positions[list(channels)])
+        return ChannelSlice(tensor, dim, positions[list(channels)])
 
-    def _filters(self, name: str, channels: range) -> list[Part]:
+    def _filters(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that make these channels."""
         return [self._part(f"{path}.weight", 0, name, channels) for path in self.graph.group(name).producers]
 
-    def _columns(self, name: str, channels: range) -> list[Part]:
+    def _columns(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that read these channels."""
         reading = [t for t, dims in self.graph.axes.items() if any(s.group == name for s in dims.get(1, ()))]
         return [self._part(tensor, 1, name, channels) for tensor in reading]
 
-    def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[Part]:
+    def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[ChannelSlice]:
         """What lets these channels out."""
         if name not in leaking:
             return self._columns(name, channels)

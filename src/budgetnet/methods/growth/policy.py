@@ -219,13 +219,13 @@ class Planner:
     def _clip(
         self, before: Mapping[str, int], wanted: Mapping[str, int], limits: Sequence[Limit]
     ) -> tuple[dict[str, int], bool]:
-        """The largest common share of every increase that fits."""
+        """The largest common fraction of every increase that fits."""
         if self._fits(wanted, limits):
             return dict(wanted), False
 
-        def at(share: float) -> dict[str, int]:
+        def at(fraction: float) -> dict[str, int]:
             return {
-                name: max(width, self._round_down(name, width + share * (wanted[name] - width)))
+                name: max(width, self._round_down(name, width + fraction * (wanted[name] - width)))
                 if wanted[name] > width
                 else width
                 for name, width in before.items()

@@ -1,5 +1,5 @@
-"""Shrinking a network to a budget: what matters (criteria), what goes together (pools), how much goes (allocate)."""
+"""Shrinking a network to a budget: what matters (criteria), what goes together (coupled), how much goes (allocate)."""
 
-from budgetnet.methods.pruning.pools import Pool, Scores, kept, pools
+from budgetnet.methods.pruning.coupled import CoupledChannels, Scores, channels_to_keep, coupled_channels
 
-__all__ = ["Pool", "Scores", "kept", "pools"]
+__all__ = ["CoupledChannels", "Scores", "channels_to_keep", "coupled_channels"]

@@ -1,4 +1,4 @@
-"""How many channels each pool keeps, so that the network fits its budget."""
+"""How many channels each set of coupled channels keeps, so that the network fits its budget."""
 
 from __future__ import annotations
 
@@ -8,58 +8,58 @@ import torch
 
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.methods.pruning.pools import Pool, Scores, pools
+from budgetnet.methods.pruning.coupled import CoupledChannels, Scores, coupled_channels
 
 Counts = list[int]
 Fits = Callable[[Mapping[str, int]], bool]
 """Whether a network of these widths is within the budget."""
 
 
-def widths(pools: Sequence[Pool], counts: Sequence[int]) -> dict[str, int]:
-    """Widths of the groups if each pool keeps so many channels."""
+def widths(coupled: Sequence[CoupledChannels], counts: Sequence[int]) -> dict[str, int]:
+    """Widths of the groups if each set keeps so many channels."""
     found: dict[str, int] = {}
-    for pool, count in zip(pools, counts, strict=True):
-        for name in pool.groups:
+    for each, count in zip(coupled, counts, strict=True):
+        for name in each.groups:
             found[name] = found.get(name, 0) + count
     return found
 
 
-def uniform(pools: Sequence[Pool], scores: Scores, fits: Fits) -> Counts:
-    """The largest common share of every pool that fits; then single channels while they fit, the best-scored first."""
-    counts = _largest(lambda share: [_at_least_one(pool, share * len(pool)) for pool in pools], pools, fits)
-    return _top_up(pools, scores, counts, fits)
+def uniform(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+    """The largest common fraction of every set that fits; then single channels while they fit, the best first."""
+    counts = _largest(lambda fraction: [_at_least_one(each, fraction * len(each)) for each in coupled], coupled, fits)
+    return _top_up(coupled, scores, counts, fits)
 
 
-def ranked(pools: Sequence[Pool], scores: Scores, fits: Fits) -> Counts:
-    """The channels with the highest scores of the whole network, as many as fit, and at least one of each pool."""
-    by_pool = [pool.scores(scores).sort(descending=True).values for pool in pools]
+def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+    """The channels with the highest scores of the whole network, as many as fit, and at least one of each set."""
+    by_pool = [each.scores(scores).sort(descending=True).values for each in coupled]
     values = torch.cat(by_pool)
-    owner = torch.cat([torch.full((len(pool),), number) for number, pool in enumerate(pools)])
-    # of equal scores, such as those of scales that have not been trained, every pool gets the same share
-    order = torch.cat([torch.arange(len(pool)) / len(pool) for pool in pools]).argsort(stable=True)
+    owner = torch.cat([torch.full((len(each),), number) for number, each in enumerate(coupled)])
+    # of equal scores, such as those of scales that have not been trained, every set gets the same fraction
+    order = torch.cat([torch.arange(len(each)) / len(each) for each in coupled]).argsort(stable=True)
     order = order[values[order].argsort(descending=True, stable=True)]
 
-    def above(share: float) -> Counts:
-        best = owner[order[: int(share * len(order))]].bincount(minlength=len(pools))
-        return [_at_least_one(pool, float(count)) for pool, count in zip(pools, best, strict=True)]
+    def above(fraction: float) -> Counts:
+        best = owner[order[: int(fraction * len(order))]].bincount(minlength=len(coupled))
+        return [_at_least_one(each, float(count)) for each, count in zip(coupled, best, strict=True)]
 
-    return _top_up(pools, scores, _largest(above, pools, fits), fits)
+    return _top_up(coupled, scores, _largest(above, coupled, fits), fits)
 
 
-def by_error(pools: Sequence[Pool], scores: Scores, fits: Fits) -> Counts:
-    """The lowest common error: in every pool the weakest channels may go whose scores add up to that part of all."""
-    shares = []
-    for pool in pools:
-        ascending = pool.scores(scores).sort().values
-        shares.append(ascending.cumsum(0) / ascending.sum().clamp_min(1e-30))
+def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+    """The lowest common error: in every set the weakest channels may go whose scores add up to that part of all."""
+    fractions = []
+    for each in coupled:
+        ascending = each.scores(scores).sort().values
+        fractions.append(ascending.cumsum(0) / ascending.sum().clamp_min(1e-30))
 
-    def within(share: float) -> Counts:
+    def within(fraction: float) -> Counts:
         return [
-            _at_least_one(pool, len(pool) - float((lost <= 1 - share).sum()))
-            for pool, lost in zip(pools, shares, strict=True)
+            _at_least_one(each, len(each) - float((lost <= 1 - fraction).sum()))
+            for each, lost in zip(coupled, fractions, strict=True)
         ]
 
-    return _top_up(pools, scores, _largest(within, pools, fits), fits)
+    return _top_up(coupled, scores, _largest(within, coupled, fits), fits)
 
 
 ALLOCATIONS = {"uniform": uniform, "ranked": ranked, "by_error": by_error}
@@ -78,11 +78,11 @@ def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
 def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 0) -> None:
     """Whether there is anything to remove, and the narrowest network that pruning may leave is within the limits.
 
-    limits: by kind ("flops", "params", "train_cost"). scope: see `pools`. images: trained on in the whole run, for a
-    train cost. Raises UsageError otherwise.
+    limits: by kind ("flops", "params", "train_cost"). scope: see `coupled_channels`. images: trained
+    on in the whole run, for a train cost. Raises UsageError otherwise.
     """
-    found = pools(cost.graph, scope)
-    full, least = cost.costs(), cost.costs(widths(found, [pool.blocks for pool in found]))
+    found = coupled_channels(cost.graph, scope)
+    full, least = cost.costs(), cost.costs(widths(found, [each.blocks for each in found]))
     for costs in (full, least):
         costs["train_cost"] = images * costs["flops"]
     if all(most >= full[kind] for kind, most in limits.items()):
@@ -95,34 +95,34 @@ def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 
             )
 
 
-def _at_least_one(pool: Pool, count: float) -> int:
-    return min(len(pool), max(1, int(count) // pool.blocks) * pool.blocks)
+def _at_least_one(each: CoupledChannels, count: float) -> int:
+    return min(len(each), max(1, int(count) // each.blocks) * each.blocks)
 
 
-def _largest(counts: Callable[[float], Counts], pools: Sequence[Pool], fits: Fits) -> Counts:
-    """The counts of the largest share in 0..1 that fit; those of 0, the least there are, if none does."""
-    if fits(widths(pools, counts(1.0))):
+def _largest(counts: Callable[[float], Counts], coupled: Sequence[CoupledChannels], fits: Fits) -> Counts:
+    """The counts of the largest fraction in 0..1 that fit; those of 0, the least there are, if none does."""
+    if fits(widths(coupled, counts(1.0))):
         return counts(1.0)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(widths(pools, counts(middle))) else (low, middle)
+        low, high = (middle, high) if fits(widths(coupled, counts(middle))) else (low, middle)
     return counts(low)
 
 
-def _top_up(pools: Sequence[Pool], scores: Scores, counts: Counts, fits: Fits) -> Counts:
-    """One more of each pool in turn while any fits; first where the next channel is nearest to the pool's best."""
+def _top_up(coupled: Sequence[CoupledChannels], scores: Scores, counts: Counts, fits: Fits) -> Counts:
+    """One more of each set in turn while any fits; first where the next channel is nearest to the set's best."""
     counts = list(counts)
-    by_pool = [pool.scores(scores).sort(descending=True).values for pool in pools]
-    waiting = [number for number, pool in enumerate(pools) if counts[number] < len(pool)]
+    by_pool = [each.scores(scores).sort(descending=True).values for each in coupled]
+    waiting = [number for number, each in enumerate(coupled) if counts[number] < len(each)]
     while waiting:
         waiting.sort(key=lambda number: -float(by_pool[number][counts[number]] / by_pool[number][0].clamp_min(1e-30)))
         fitted = []
         for number in waiting:
-            counts[number] += pools[number].blocks
-            if not fits(widths(pools, counts)):
-                counts[number] -= pools[number].blocks
-            elif counts[number] < len(pools[number]):
+            counts[number] += coupled[number].blocks
+            if not fits(widths(coupled, counts)):
+                counts[number] -= coupled[number].blocks
+            elif counts[number] < len(coupled[number]):
                 fitted.append(number)
         waiting = fitted
     return counts

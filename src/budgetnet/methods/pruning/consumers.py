@@ -21,7 +21,7 @@ Consumer = nn.Conv2d | nn.Linear
 _AT_ONCE = 64  # images in a forward pass
 
 
-def measured(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
+def measurable_groups(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
     """The convolution groups, each of which can be judged by what its consumers make of it.
 
     Raises UsageError without images, and for a group that no layer reads.

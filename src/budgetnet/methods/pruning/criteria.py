@@ -9,7 +9,7 @@ from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.errors import UsageError
-from budgetnet.methods.pruning.pools import Scores
+from budgetnet.methods.pruning.coupled import Scores
 
 
 def _by_producer(graph: ChannelGraph, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

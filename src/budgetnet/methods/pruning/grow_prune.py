@@ -16,7 +16,7 @@ from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan, WidthPlan
-from budgetnet.methods.pruning import allocate, kept, pools
+from budgetnet.methods.pruning import allocate, channels_to_keep, coupled_channels
 from budgetnet.methods.pruning.indicators import (
     Indicators,
     active_of,
@@ -71,14 +71,14 @@ class GrowPrune(Method):
         must_fit(training.epochs, epochs + tune, f"method.search_epochs={epochs}", f"finetune.epochs={tune}")
         images = (epochs + tune) * training.ledger.images_per_epoch
         allocate.check(training.budget.limits, training.pricing.model, self.scope, images)
-        self.pools = pools(self.graph, self.scope)
-        indicators = Indicators(self.pools, sampling.start, epochs, sampling.temperature)
+        self.coupled = coupled_channels(self.graph, self.scope)
+        indicators = Indicators(self.coupled, sampling.start, epochs, sampling.temperature)
         self.modules["indicators"] = indicators
-        self.full = FullNetwork(self.graph, by_channel(self.pools, indicators.activity))
+        self.full = FullNetwork(self.graph, by_channel(self.coupled, indicators.activity))
         self.distance = 0.0
         """Δu of the running epoch."""
         self._columns: dict[str, Tensor] | None = None
-        first = kept_by(self.pools, self._sampled(indicators, 0))
+        first = kept_by(self.coupled, self._sampled(indicators, 0))
         self._begin(indicators, first, 0)
         resize(self.net, first)
         training.pricing.update()
@@ -139,36 +139,36 @@ class GrowPrune(Method):
             return None
         last, price = epochs >= self.sampling.search_epochs, self.training.pricing.model
         if last:
-            scores = by_channel(self.pools, nn.functional.softplus(_logits(self.indicators)))  # -log(1 - σ(βs))
-            counts = allocate.ranked(self.pools, scores, allocate.fits(price, self.allowed(epochs)))
-            keep = kept(self.pools, scores, counts)
+            scores = by_channel(self.coupled, nn.functional.softplus(_logits(self.indicators)))  # -log(1 - σ(βs))
+            counts = allocate.ranked(self.coupled, scores, allocate.fits(price, self.allowed(epochs)))
+            keep = channels_to_keep(self.coupled, scores, counts)
         else:
-            keep = kept_by(self.pools, self._sampled(self.indicators, epochs))
+            keep = kept_by(self.coupled, self._sampled(self.indicators, epochs))
         before, spent = self.graph.widths, self.training.ledger.spent
         after = {**before, **{name: len(channels) for name, channels in keep.items()}}
         stop = self.training.budget.binding({**price.costs(after), "train_cost": spent}) if last else None
-        return WidthPlan(self.training.round + 1, before, after, stop=stop, kept=keep)
+        return WidthPlan(self.training.round + 1, before, after, stop=stop, keep=keep)
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
         """Put back what was trained and take out what is next; in the end, fold the masks into the weights."""
         assert isinstance(plan, WidthPlan) and self.indicators is not None
         optimizer, training = self.training.optimizer, self.training
-        training.processes.share(self.net.buffers())
-        self.full.take(kept_by(self.pools, self.indicators.active), optimizer)
+        training.processes.synchronise(self.net.buffers())
+        self.full.take(kept_by(self.coupled, self.indicators.active), optimizer)
         if plan.changes:
             training.resize(plan.changes, optimizer=optimizer, seed=training.seed)
-        self.full.give(plan.kept, optimizer)
-        self._begin(self.indicators, plan.kept, training.epoch + 1)
+        self.full.give(plan.keep, optimizer)
+        self._begin(self.indicators, plan.keep, training.epoch + 1)
         if plan.stop is not None:
             self._fold(self.indicators, optimizer)
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """(width,) which of the filters that were trained in this round go on."""
         assert self.indicators is not None
-        live = kept_by(self.pools, self.indicators.active).get(group)
+        live = kept_by(self.coupled, self.indicators.active).get(group)
         if live is None:
             return super().selected(group, plan)
-        return torch.isin(torch.tensor(live), torch.tensor(plan.kept[group]))
+        return torch.isin(torch.tensor(live), torch.tensor(plan.keep[group]))
 
     def _sampled(self, indicators: Indicators, epochs: int) -> Tensor:
         """Which indicators are active in the epoch after `epochs`: a function of them, the seed and the epoch."""
@@ -176,20 +176,20 @@ class GrowPrune(Method):
         key = keyed_generator("indicators", self.training.seed, epochs)
         draws = torch.rand(len(logits), generator=key, dtype=logits.dtype)
         fits = allocate.fits(self.training.pricing.model, self.allowed(epochs))
-        return sample(self.pools, logits, draws, fits)
+        return sample(self.coupled, logits, draws, fits)
 
     def _begin(self, indicators: Indicators, keep: Mapping[str, Sequence[int]], epochs: int) -> None:
         """An epoch with the channels `keep` of the full network, which is pulled by the distance from the budget."""
-        indicators.active.copy_(active_of(self.pools, keep))
+        indicators.active.copy_(active_of(self.coupled, keep))
         masks = indicators.masks().cpu()
-        self.distance = distance(self.pools, masks, self.training.pricing.model, self.allowed(epochs))
+        self.distance = distance(self.coupled, masks, self.training.pricing.model, self.allowed(epochs))
         self._columns = None
 
     def _masked_columns(self, indicators: Indicators) -> dict[str, Tensor]:
         """See `columns`; on the indicators' device."""
         with torch.inference_mode(False):  # a validation may ask first, and training goes on with them
-            numbers = by_channel(self.pools, torch.arange(len(indicators.scores)))
-            keep = kept_by(self.pools, indicators.active)
+            numbers = by_channel(self.coupled, torch.arange(len(indicators.scores)))
+            keep = kept_by(self.coupled, indicators.active)
             here = {name: own[keep[name]] for name, own in numbers.items()}
             found = columns(self.graph, here, len(indicators.scores))
             return {path: own.to(indicators.active.device) for path, own in found.items()}

@@ -1,7 +1,7 @@
 """One indicator s for each filter: its mask σ(βs), which filters are sampled from it, and what pulls it.
 
 Yuan, Savarese and Maire, "Growing Efficient Deep Networks by Structured Continuous Sparsification", ICLR 2021. Channels
-that can only go together (`pools`) share an indicator, and so do channels in the same place of a pool's blocks.
+that can only go together (`coupled_channels`) have one indicator, and so do those in one place of their blocks.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from budgetnet.costs import CostModel
 from budgetnet.methods.pruning import allocate
 from budgetnet.methods.pruning.allocate import Fits
 from budgetnet.methods.pruning.consumers import by_column, input_layout, units
-from budgetnet.methods.pruning.pools import Pool
+from budgetnet.methods.pruning.coupled import CoupledChannels
 
 
 class Indicators(nn.Module):
-    """The indicators of all pools, (n,), one pool after the other.
+    """The indicators of all sets of coupled channels, (n,), one set after the other.
 
     start: the probability that each begins with. epochs: after so many in which it was active an indicator has the
     temperature `highest`.
     """
 
-    def __init__(self, pools: Sequence[Pool], start: float, epochs: int, highest: float) -> None:
+    def __init__(self, coupled: Sequence[CoupledChannels], start: float, epochs: int, highest: float) -> None:
         super().__init__()
-        count = sum(sizes(pools))
+        count = sum(sizes(coupled))
         self.epochs, self.highest = epochs, highest
         self.scores = nn.Parameter(torch.full((count,), math.log(start / (1 - start))))
         """s."""
@@ -64,38 +64,38 @@ def temperature(activity: Tensor, epochs: int, highest: float) -> Tensor:
     return torch.pow(highest, activity / epochs)
 
 
-def sizes(pools: Sequence[Pool]) -> list[int]:
-    """Indicators of each pool."""
-    return [len(pool) // pool.blocks for pool in pools]
+def sizes(coupled: Sequence[CoupledChannels]) -> list[int]:
+    """Indicators of each set."""
+    return [len(each) // each.blocks for each in coupled]
 
 
-def by_channel(pools: Sequence[Pool], values: Tensor) -> dict[str, Tensor]:
+def by_channel(coupled: Sequence[CoupledChannels], values: Tensor) -> dict[str, Tensor]:
     """Of (n,) values of the indicators, those of each group's channels, (full width,)."""
     found: dict[str, list[Tensor]] = {}
-    for pool, own in zip(pools, torch.split(values, sizes(pools)), strict=True):
-        for name in pool.groups:
-            found.setdefault(name, []).append(own.repeat(pool.blocks))
+    for each, own in zip(coupled, torch.split(values, sizes(coupled)), strict=True):
+        for name in each.groups:
+            found.setdefault(name, []).append(own.repeat(each.blocks))
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def kept_by(pools: Sequence[Pool], active: Tensor) -> dict[str, list[int]]:
+def kept_by(coupled: Sequence[CoupledChannels], active: Tensor) -> dict[str, list[int]]:
     """The channels of each group whose indicators are active, (n,): increasing, as `resize` takes them."""
-    return {name: channels.nonzero().flatten().tolist() for name, channels in by_channel(pools, active.cpu()).items()}
+    return {name: channels.nonzero().flatten().tolist() for name, channels in by_channel(coupled, active.cpu()).items()}
 
 
-def active_of(pools: Sequence[Pool], keep: Mapping[str, Sequence[int]]) -> Tensor:
+def active_of(coupled: Sequence[CoupledChannels], keep: Mapping[str, Sequence[int]]) -> Tensor:
     """(n,) whether each indicator's channels are among those kept: the inverse of `kept_by`."""
     found = []
-    for pool, size in zip(pools, sizes(pools), strict=True):
-        own = set(keep[pool.groups[0]])
-        found += [pool.start + place in own for place in range(size)]
+    for each, size in zip(coupled, sizes(coupled), strict=True):
+        own = set(keep[each.groups[0]])
+        found += [each.start + place in own for place in range(size)]
     return torch.tensor(found)
 
 
-def sample(pools: Sequence[Pool], logits: Tensor, draws: Tensor, fits: Fits) -> Tensor:
+def sample(coupled: Sequence[CoupledChannels], logits: Tensor, draws: Tensor, fits: Fits) -> Tensor:
     """Which are active, (n,): q ~ Bernoulli(σ(βs)), without the least likely of them until the network fits.
 
-    logits: (n,) βs. draws: (n,) uniform in 0..1; they decide among equally likely ones too. At least one of each pool
+    logits: (n,) βs. draws: (n,) uniform in 0..1; they decide among equally likely ones too. At least one of each set
     is active.
     """
     drawn = draws < logits.sigmoid()
@@ -105,8 +105,8 @@ def sample(pools: Sequence[Pool], logits: Tensor, draws: Tensor, fits: Fits) -> 
     place[order] = torch.arange(len(order))
     place = torch.where(drawn, place, place + len(order))  # those drawn come first
 
-    owner = torch.repeat_interleave(torch.tensor(sizes(pools)))
-    first = [start + int(own.argmin()) for start, own in _parts(pools, place)]
+    owner = torch.repeat_interleave(torch.tensor(sizes(coupled)))
+    first = [start + int(own.argmin()) for start, own in _parts(coupled, place)]
     needed = torch.zeros(len(order), dtype=torch.bool)
     needed[first] = True
     further = order[(drawn & ~needed)[order]]
@@ -117,9 +117,9 @@ def sample(pools: Sequence[Pool], logits: Tensor, draws: Tensor, fits: Fits) -> 
         return active
 
     def within(number: int) -> bool:
-        counts = owner[chosen(number)].bincount(minlength=len(pools)).tolist()
-        channels = [count * pool.blocks for pool, count in zip(pools, counts, strict=True)]
-        return fits(allocate.widths(pools, channels))
+        counts = owner[chosen(number)].bincount(minlength=len(coupled)).tolist()
+        channels = [count * each.blocks for each, count in zip(coupled, counts, strict=True)]
+        return fits(allocate.widths(coupled, channels))
 
     low, high = 0, len(further)
     while low < high:
@@ -128,21 +128,23 @@ def sample(pools: Sequence[Pool], logits: Tensor, draws: Tensor, fits: Fits) -> 
     return chosen(low)
 
 
-def _parts(pools: Sequence[Pool], values: Tensor) -> list[tuple[int, Tensor]]:
-    """Where each pool's indicators begin, and their values."""
+def _parts(coupled: Sequence[CoupledChannels], values: Tensor) -> list[tuple[int, Tensor]]:
+    """Where each set's indicators begin, and their values."""
     starts, parts = 0, []
-    for own in torch.split(values, sizes(pools)):
+    for own in torch.split(values, sizes(coupled)):
         parts.append((starts, own))
         starts += len(own)
     return parts
 
 
-def distance(pools: Sequence[Pool], masks: Tensor, cost: CostModel, limits: Mapping[str, int]) -> float:
+def distance(coupled: Sequence[CoupledChannels], masks: Tensor, cost: CostModel, limits: Mapping[str, int]) -> float:
     """Δu: by which part the expected network, Σσ(βs) channels wide, costs more than the budget; negative: less.
 
     masks: (n,) σ(βs). limits: by kind ("flops", "params"); of several the scarcest counts.
     """
-    widths = {name: max(1, round(float(own.sum()))) for name, own in by_channel(pools, masks.detach().double()).items()}
+    widths = {
+        name: max(1, round(float(own.sum()))) for name, own in by_channel(coupled, masks.detach().double()).items()
+    }
     vector = cost.vector({**cost.graph.widths, **widths})
     return max(cost.price(kind, vector) / most for kind, most in limits.items()) - 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from budgetnet.methods.pruning.pools import SCOPES
+from budgetnet.methods.pruning.coupled import SCOPES
 from budgetnet.options import require_not_negative, require_one_of, require_positive
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.methods.pruning.consumers import Consumer, measured, observe, rows, units, windows
-from budgetnet.methods.pruning.pools import Scores
+from budgetnet.methods.pruning.consumers import Consumer, measurable_groups, observe, rows, units, windows
+from budgetnet.methods.pruning.coupled import Scores
 
 _ENTRIES = 2**20
 _POSITIONS = 512
@@ -26,7 +26,7 @@ def pfp(graph: ChannelGraph, images: Tensor) -> Scores:
     takes some 6 (ResNet-20) to 25 (VGG-16) forward passes. The model stays as it is.
     Raises UsageError without images, and for a group that no layer reads.
     """
-    groups = measured(graph, images)
+    groups = measurable_groups(graph, images)
     found = {group.name: images.new_zeros(group.width) for group in groups}
     read: dict[str, dict[str, Tensor]] = {}
     for group in groups:

@@ -19,10 +19,10 @@ from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan, WidthPlan
-from budgetnet.methods.pruning import allocate, criteria, kept, pools
+from budgetnet.methods.pruning import allocate, channels_to_keep, coupled_channels, criteria
+from budgetnet.methods.pruning.coupled import CoupledChannels, Scores
 from budgetnet.methods.pruning.options import MeasuredPruning, PenalisedPruning, Pruning
 from budgetnet.methods.pruning.pfp import pfp
-from budgetnet.methods.pruning.pools import Pool, Scores
 from budgetnet.methods.pruning.thinet import rescale, thinet
 
 
@@ -30,7 +30,7 @@ class Prune(Method):
     """Trains the full backbone for `prune.epochs`, narrows it in `prune.steps` steps, and fine-tunes it.
 
     The steps divide the way to the budget into equal factors, with `prune.epochs_per_step` of fine-tuning after each
-    but the last, which the whole fine-tuning follows. allocation: how many channels each pool keeps.
+    but the last, which the whole fine-tuning follows. allocation: how many channels each each keeps.
     """
 
     allocation: ClassVar[Callable[..., list[int]]] = staticmethod(allocate.uniform)
@@ -79,9 +79,9 @@ class Prune(Method):
     # -- pruning ------------------------------------------------------------------------------------------------------
 
     @property
-    def pools(self) -> list[Pool]:
+    def coupled(self) -> list[CoupledChannels]:
         """Channels of the network now that can only be removed together."""
-        return pools(self.graph, self.options.scope)
+        return coupled_channels(self.graph, self.options.scope)
 
     def round_ends(self, epochs: int) -> bool:
         """Whether a step follows after `epochs` epochs."""
@@ -89,30 +89,30 @@ class Prune(Method):
         return not self.training.phase.final and epochs >= done
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
-        """The next step: who stays, so that the step's share of the way to the budget is done."""
+        """The next step: who stays, so that the step's part of the way to the budget is done."""
         if not self.round_ends(epochs):
             return None
         step = self.training.round + 1
-        keep = self.kept(step, None if batch is None else batch[0])
+        keep = self.to_keep(step, None if batch is None else batch[0])
         before, budget, price = self.graph.widths, self.training.budget, self.training.pricing.model
         after = {**before, **{name: len(channels) for name, channels in keep.items()}}
         last, spent = step == self.options.steps, self.training.ledger.spent
         stop = budget.binding({**price.costs(after), "train_cost": spent}) if last else None
-        return WidthPlan(step, before, after, stop=stop, kept=keep)
+        return WidthPlan(step, before, after, stop=stop, keep=keep)
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
         """Narrow the network and the optimizer's state."""
         assert isinstance(plan, WidthPlan)
         if plan.changes:
-            changed = {name: plan.kept[name] for name in plan.changes}
+            changed = {name: plan.keep[name] for name in plan.changes}
             self.training.resize(changed, optimizer=self.training.optimizer)
 
-    def kept(self, step: int, images: Tensor | None) -> dict[str, list[int]]:
+    def to_keep(self, step: int, images: Tensor | None) -> dict[str, list[int]]:
         """Who stays within the limits of a step."""
         limits = limits_after(step, self.options.steps, self.training.budget, self.full)
-        scores, found = self.scores(images), self.pools
+        scores, found = self.scores(images), self.coupled
         fits = allocate.fits(self.training.pricing.model, limits)
-        return kept(found, scores, type(self).allocation(found, scores, fits))
+        return channels_to_keep(found, scores, type(self).allocation(found, scores, fits))
 
 
 class L1(Prune):
@@ -142,7 +142,7 @@ class SoftPruning(Prune):
     def after_epoch(self, epochs: int) -> None:
         if self.training.phase.final:
             return
-        for name, channels in self.kept(self.options.steps, None).items():
+        for name, channels in self.to_keep(self.options.steps, None).items():
             gone = torch.ones(self.graph.group(name).width, dtype=torch.bool)
             gone[channels] = False
             for path in self.graph.group(name).producers:
@@ -198,7 +198,7 @@ class ThiNet(Measured):
     def apply(self, plan: Plan, batch: Images | None) -> None:
         assert isinstance(plan, WidthPlan) and batch is not None
         if plan.changes:
-            rescale(self.graph, plan.kept, batch[0])
+            rescale(self.graph, plan.keep, batch[0])
         super().apply(plan, batch)
 
 

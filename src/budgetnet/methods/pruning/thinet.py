@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.methods.pruning.consumers import Consumer, measured, observe, rows, scale_columns, units, windows
-from budgetnet.methods.pruning.pools import Scores
+from budgetnet.methods.pruning.consumers import (
+    Consumer,
+    measurable_groups,
+    observe,
+    rows,
+    scale_columns,
+    units,
+    windows,
+)
+from budgetnet.methods.pruning.coupled import Scores
 
 SAMPLES = 2048
 """Outputs of each consumer that are looked at; the paper takes 10 of every image."""
@@ -18,7 +26,7 @@ _DEAD = 1e-9  # of the largest eigenvalue: directions in which the kept channels
 
 
 def thinet(graph: ChannelGraph, images: Tensor, seed: int = 0) -> Scores:
-    """The place of every channel in the order in which its group's are removed, as a share of them; 0 goes first.
+    """The place of every channel in the order in which its group's are removed, from 0, which goes first, up to 1.
 
     A sampled output of a consumer is the sum over channels of what each contributes, x_j. The removed set T grows by
     the channel that keeps the squared sum of what is removed, Σ (Σ_{j∈T} x_j)², smallest (section 3.2 and
@@ -27,7 +35,7 @@ def thinet(graph: ChannelGraph, images: Tensor, seed: int = 0) -> Scores:
     images: (N, C, height, width) on the model's device. seed: of the sampled outputs. The model stays as it is.
     Raises UsageError without images, and for a group that no layer reads.
     """
-    groups = measured(graph, images)
+    groups = measurable_groups(graph, images)
     products = _products(graph, [group.name for group in groups], images, seed)
     scores = {}
     for group in groups:
@@ -48,7 +56,7 @@ def rescale(graph: ChannelGraph, kept: Mapping[str, Sequence[int]], images: Tens
     nothing keeps its weights. All layers are fitted to the full network, at once.
     Raises UsageError without images, and for a group that no layer reads.
     """
-    measured(graph, images)
+    measurable_groups(graph, images)
     kept = {name: channels for name, channels in kept.items() if len(channels) < graph.group(name).width}
     for products in _products(graph, list(kept), images, seed).values():
         stays = torch.zeros(len(products.sums), dtype=torch.bool)

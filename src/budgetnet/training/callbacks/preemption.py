@@ -46,7 +46,7 @@ class Signals:
 
 
 class Preemption(pl.Callback):
-    """Ends a run that is told to, in training: after the running step, with a checkpoint."""
+    """Ends a run that a signal has reached, in training: after the running step, with a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, signals: Signals) -> None:
         self.checkpoint, self.signals = checkpoint, signals
@@ -59,12 +59,12 @@ class Preemption(pl.Callback):
         self.signals.postponed, self._processes = True, Processes(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._told():
+        if self._signalled():
             raise Preempted  # the epoch before has its checkpoint
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.postponed = False
-        if self._told():
+        if self._signalled():
             raise Preempted
 
     def on_train_batch_end(
@@ -73,11 +73,11 @@ class Preemption(pl.Callback):
         steps = batch_idx + 1
         if steps == trainer.num_training_batches or (trainer.world_size > 1 and steps % _AGREE_EVERY):
             return
-        if self._told():
+        if self._signalled():
             self.checkpoint.save(trainer)
             raise Preempted
 
-    def _told(self) -> bool:
+    def _signalled(self) -> bool:
         """Whether a signal has come to any process. All must ask."""
         assert self._processes is not None
         return self._processes.any(self.signals.received is not None)

@@ -19,11 +19,11 @@ Scores = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Pool:
+class CoupledChannels:
     """Channels that compete with each other: the range start..stop of every group in `groups`, removed in all of them.
 
-    Most pools are one whole group. Groups that a parameter-free shortcut joins (it pads and crops at the end, so that
-    equal indices are added) share their channels: a channel that goes, goes from all of them, and what is left stays
+    Most sets are one whole group. Groups that a parameter-free shortcut joins (it pads and crops at the end, so that
+    equal indices are added) are coupled: a channel that goes, goes from all of them, and what is left stays
     aligned. blocks: equal parts that must lose equally many.
     """
 
@@ -47,8 +47,8 @@ class Pool:
         return [self.start + index for index in sorted(chosen.flatten().tolist())]
 
 
-def pools(graph: ChannelGraph, scope: str = "all") -> list[Pool]:
-    """The pools of all convolution filters, in order of execution; the input, the logits and linear layers stay.
+def coupled_channels(graph: ChannelGraph, scope: str = "all") -> list[CoupledChannels]:
+    """The sets of all convolution filters, in order of execution; the input, the logits and linear layers stay.
 
     So do channels that a parameter-free shortcut adds to others than those of equal index in a group: to channels of
     a width that never changes, of a concatenation, or of groups in blocks with different widths.
@@ -58,7 +58,7 @@ def pools(graph: ChannelGraph, scope: str = "all") -> list[Pool]:
     """
     joined = _joined(graph)
     inner = [group for group in graph.groups if group.kind == "convolution" and group.name not in joined]
-    found = {group.name: [Pool((group.name,), 0, group.width, group.blocks)] for group in inner}
+    found = {group.name: [CoupledChannels((group.name,), 0, group.width, group.blocks)] for group in inner}
     if scope == "all":
         widths = graph.widths
         for chain in dict.fromkeys(joined.values()):
@@ -68,8 +68,8 @@ def pools(graph: ChannelGraph, scope: str = "all") -> list[Pool]:
                 continue
             for start, stop in pairwise(edges):
                 wide = tuple(name for name in chain if widths[name] >= stop)
-                found.setdefault(wide[0], []).append(Pool(wide, start, stop, blocks))
-    return [pool for group in graph.groups for pool in found.get(group.name, [])]
+                found.setdefault(wide[0], []).append(CoupledChannels(wide, start, stop, blocks))
+    return [each for group in graph.groups for each in found.get(group.name, [])]
 
 
 def _joined(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
@@ -92,10 +92,10 @@ def _joined(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
     }
 
 
-def kept(pools: list[Pool], scores: Scores, counts: list[int]) -> dict[str, list[int]]:
-    """Channels to keep by group, increasing, if each pool keeps its best so many: a plan for `resize`."""
+def channels_to_keep(coupled: list[CoupledChannels], scores: Scores, counts: list[int]) -> dict[str, list[int]]:
+    """Channels to keep by group, increasing, if each set keeps its best so many: a plan for `resize`."""
     plan: dict[str, list[int]] = {}
-    for pool, count in zip(pools, counts, strict=True):
-        for name in pool.groups:
-            plan.setdefault(name, []).extend(pool.best(scores, count))
+    for each, count in zip(coupled, counts, strict=True):
+        for name in each.groups:
+            plan.setdefault(name, []).extend(each.best(scores, count))
     return {name: sorted(channels) for name, channels in plan.items()}

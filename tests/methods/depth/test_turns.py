@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from budgetnet.methods.depth.turns import DepthRule, NextBlock, Turns, next_block
 
 from budgetnet import UsageError
-from budgetnet.methods.depth.turns import DepthRule, NextBlock, Turns, next_block
 from budgetnet.methods.growth import Limit
 
 ORDER = ("a", "b", "c")
@@ -33,12 +33,12 @@ def test_stages_grow_in_turn_while_accuracy_rises() -> None:
 
 
 def test_a_stage_ends_when_its_block_brought_less_than_the_threshold_and_the_others_go_on() -> None:
-    turns = Turns(ORDER, last="b", accuracy=50.0)
+    turns = Turns(ORDER, last="b", reached=50.0)
     assert turns.judged(50.25, 0.25).ended == ()
     assert turns.judged(50.24, 0.25).ended == ("b",)
     result = step(turns, 50.0)
     assert (result.stage, result.turns.ended) == ("c", ("b",))
-    assert result.turns.accuracy == 50.0 and result.turns.waiting() == ("a", "c")
+    assert result.turns.reached == 50.0 and result.turns.waiting() == ("a", "c")
 
 
 def test_growth_ends_by_accuracy_when_no_stage_brings_any_more() -> None:
@@ -53,7 +53,7 @@ def test_growth_ends_by_accuracy_when_no_stage_brings_any_more() -> None:
 
 
 def test_a_stage_that_has_ended_is_judged_once() -> None:
-    turns = Turns(ORDER, ended=("a",), last="a", accuracy=60.0)
+    turns = Turns(ORDER, ended=("a",), last="a", reached=60.0)
     assert turns.judged(10.0, 0.05) is turns
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
-from budgetnet.methods.growth import GrowthPlan, GrowthRule, Limit, Planner
+from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from budgetnet.methods.growth.policy import POLICIES
+from budgetnet.methods.plan import WidthPlan
 
 SHAPES = {"lenet5": (1, 28, 28)}
 
@@ -121,7 +122,7 @@ def test_train_cost_ends_growth_when_another_round_would_not_fit() -> None:
     assert 0.99 * 3 * now <= cost.flops(last.after) <= 3 * now
 
 
-def grown(cost: CostModel, saturation: float | dict[str, float], most: list[Limit], **rule: object) -> list[GrowthPlan]:
+def grown(cost: CostModel, saturation: float | dict[str, float], most: list[Limit], **rule: object) -> list[WidthPlan]:
     """All rounds of cost-aware growth with these saturations throughout; `cost`'s network is left as it is."""
     net = copy.deepcopy(cost.graph.model)
     plans = planner(CostModel(ChannelGraph.of(net)), most=4096, policy="cost_aware", **rule)
@@ -225,4 +226,4 @@ def test_a_plan_prints_what_will_happen() -> None:
     cost = COSTS["lenet5"]
     plans = planner(cost, policy="saturation", number=2, ratio=0)
     plan = plans.plan(3, {"conv1": 1.0, "conv2": 0.1}, limits(cost, flops=9))
-    assert repr(plan) == "GrowthPlan(round 3: conv1 6->8)"
+    assert repr(plan) == "WidthPlan(round 3: conv1 6->8)"

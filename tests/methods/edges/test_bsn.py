@@ -20,8 +20,8 @@ from budgetnet.seeding import keyed_generator
 
 SEARCH = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
-    "growth.seed_width=4", "dataset.limit_train=80", "dataset.batch_size=20", "method.warmup_epochs=1",
-    "prune.epochs=3", "prune.images=40", "finetune.epochs=1", "epochs=4", "method.lr=20",
+    "dataset.limit_train=80", "dataset.batch_size=20", "method.warmup_epochs=1",
+    "method.search_epochs=3", "method.images=40", "finetune.epochs=1", "epochs=4", "method.lr=20",
 )  # fmt: skip
 """One epoch with every edge on, two of drawing edges, one of tuning; four steps each. Probabilities move fast."""
 
@@ -33,32 +33,32 @@ def edges(parts: object) -> list[dict[str, str]]:
 
 def test_phases_follow_each_other_and_the_network_that_is_left_is_the_one_that_was_chosen(fit: Fit) -> None:
     parts = fit(*SEARCH, "budget.flops=40%")
-    module = parts.module
-    assert isinstance(module, BSN)
+    method = parts.method
+    assert isinstance(method, BSN)
     assert [row["phase"] for row in metrics(parts)] == ["warmup", "sample", "sample", "finetune"]
-    limit = module.budget.limits["flops"]
-    costs = module.cost.costs()
-    assert costs["flops"] <= limit < module.full["flops"]
-    kept = module.search.layout.names(module.kept)
-    assert kept == tuple(edge.name for edge in module.supernet.layout.edges) == tuple(module.supernet.edges)
-    assert {kind: module.costs()[kind] for kind in costs} == costs
+    limit = method.training.budget.limits["flops"]
+    costs = method.training.pricing.model.costs()
+    assert costs["flops"] <= limit < method.full["flops"]
+    kept = method.search.layout.names(method.kept)
+    assert kept == tuple(edge.name for edge in method.supernet.layout.edges) == tuple(method.supernet.edges)
+    assert {kind: method.costs()[kind] for kind in costs} == costs
     round = json.loads(Path(parts.trainer.default_root_dir, "growth.jsonl").read_text())
     assert tuple(round["edges"]) == kept and round["flops"] == costs["flops"] and round["stop"] == "flops"
     state = parts.trainer.optimizers[0]
-    assert {p for group in state.param_groups for p in group["params"]} == set(module.net.parameters())
+    assert {p for group in state.param_groups for p in group["params"]} == set(method.net.parameters())
 
 
 def test_costs_sampled_pruned_and_full_stand_side_by_side(fit: Fit) -> None:
     parts = fit(*SEARCH, "budget.flops=40%")
-    rows, module = edges(parts), parts.module
-    assert isinstance(module, BSN)
+    rows, method = edges(parts), parts.method
+    assert isinstance(method, BSN)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert {int(row["full_flops"]) for row in rows} == {module.full["flops"]}
-    assert float(rows[0]["sampled_flops"]) == int(rows[0]["pruned_flops"]) == module.full["flops"]
-    assert float(rows[2]["sampled_flops"]) < float(rows[1]["sampled_flops"]) < module.full["flops"]
-    assert int(rows[2]["pruned_flops"]) == module.cost.flops()
-    gamma = [float(rows[2][edge.name]) for edge in module.search.layout.edges]
-    assert gamma == module.search.probabilities.tolist() and rows[2]["decided"] == str(module.search.decided())
+    assert {int(row["full_flops"]) for row in rows} == {method.full["flops"]}
+    assert float(rows[0]["sampled_flops"]) == int(rows[0]["pruned_flops"]) == method.full["flops"]
+    assert float(rows[2]["sampled_flops"]) < float(rows[1]["sampled_flops"]) < method.full["flops"]
+    assert int(rows[2]["pruned_flops"]) == method.training.pricing.model.flops()
+    gamma = [float(rows[2][edge.name]) for edge in method.search.layout.edges]
+    assert gamma == method.search.probabilities.tolist() and rows[2]["decided"] == str(method.search.decided())
 
 
 @pytest.mark.parametrize("samples", [None, 4])
@@ -66,25 +66,25 @@ def test_the_ledger_holds_what_was_computed_of_every_choice(fit: Fit, samples: i
     """Random choices have probabilities that do not move, so that every draw can be repeated."""
     shared = f"method.samples={'null' if samples is None else samples}"
     parts = fit(*SEARCH, "budget.flops=40%", "method.choice=random", "method.initial=0.0", shared)
-    module = parts.module
-    assert isinstance(module, BSN) and torch.equal(module.search.logits, torch.zeros(len(module.kept)))
-    layout, costs = module.search.layout, module.search.costs
-    spent = 80 * module.full["flops"] + 80 * module.cost.flops()
+    method = parts.method
+    assert isinstance(method, BSN) and torch.equal(method.search.logits, torch.zeros(len(method.kept)))
+    layout, costs = method.search.layout, method.search.costs
+    spent = 80 * method.full["flops"] + 80 * method.training.pricing.model.flops()
     for epoch in (1, 2):
         for step in range(4):
             key = keyed_generator("edges", 0, epoch, step)
             on = torch.rand(samples or 20, len(layout.edges), generator=key, dtype=torch.float64) < 0.5
             computed = layout.alive(on) if samples else layout.alive(on).any(0)[None]
             spent += sum(20 // len(computed) * f for f in costs.of(computed, ("flops",))["flops"].tolist())
-    assert module.ledger.spent == spent < 4 * 80 * module.full["flops"]
+    assert method.training.ledger.spent == spent < 4 * 80 * method.full["flops"]
 
 
 def test_a_cost_on_machines_is_learned_as_any_other(fit: Fit) -> None:
     parts = fit(*SEARCH, "budget.flops=null", "budget.sequential_ops=16", "budget.machines=2")
-    module = parts.module
-    assert isinstance(module, BSN)
-    assert EdgeCosts(module.supernet, machines=2).full()["sequential_ops"] == module.costs()["sequential_ops"] <= 16
-    assert module.full["sequential_ops"] > 16
+    method = parts.method
+    assert isinstance(method, BSN)
+    assert EdgeCosts(method.supernet, machines=2).full()["sequential_ops"] == method.costs()["sequential_ops"] <= 16
+    assert method.full["sequential_ops"] > 16
     rows = edges(parts)
     assert float(rows[2]["sampled_sequential_ops"]) < float(rows[1]["sampled_sequential_ops"])
 
@@ -94,20 +94,20 @@ def test_random_edges_use_the_budget_by_draws_of_the_seed_alone(fit: Fit) -> Non
     for name, options in {
         "a": (), "b": ("method.lr=0.1", "optim.lr=0.001"), "c": ("seed=1",)
     }.items():  # fmt: skip
-        module = fit(*SEARCH, "budget.flops=40%", "method.choice=random", *options).module
-        assert isinstance(module, BSN)
-        kept[name] = module.kept
-        assert module.cost.flops() <= module.budget.limits["flops"]
+        method = fit(*SEARCH, "budget.flops=40%", "method.choice=random", *options).method
+        assert isinstance(method, BSN)
+        kept[name] = method.kept
+        assert method.training.pricing.model.flops() <= method.training.budget.limits["flops"]
     assert torch.equal(kept["a"], kept["b"]) and not torch.equal(kept["a"], kept["c"])
 
 
 def test_without_fine_tuning_the_network_is_left_as_it_was_chosen_with_statistics_of_its_own(fit: Fit) -> None:
     parts = fit(*SEARCH, "budget.flops=40%", "finetune.epochs=0")
-    module = parts.module
-    assert isinstance(module, BSN)
-    assert len(metrics(parts)) == 3 and module.phase == "finetune"
-    norms = [norm for norm in module.net.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
-    assert {int(norm.num_batches_tracked) for norm in norms} == {2}  # prune.images=40, in batches of 20
+    method = parts.method
+    assert isinstance(method, BSN)
+    assert len(metrics(parts)) == 3 and parts.learner.phase.name == "finetune"
+    norms = [norm for norm in method.net.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2}  # method.images=40, in batches of 20
     assert {norm.momentum for norm in norms} == {0.1}
 
 
@@ -117,17 +117,23 @@ def test_without_fine_tuning_the_network_is_left_as_it_was_chosen_with_statistic
         (("budget.sequential_ops=9",), "budget.sequential_ops=9 is below the 12 of the shortest path from end to end"),
         (("budget.flops=1k",), "of the shortest path from end to end: raise it"),
         (("budget.params=1%",), "of the shortest path from end to end: raise it"),
-        (("budget.flops=50%", "budget.train_cost=1M"), "prune.epochs=3 of the whole network and finetune.epochs=1"),
+        (
+            ("budget.flops=50%", "budget.train_cost=1M"),
+            "method.search_epochs=3 of the whole network and finetune.epochs=1",
+        ),
         (("budget.latency=1us",), "budget.latency=1us is below the"),
         (("budget.latency=50%",), "budget.latency=50%: expected a positive time such as"),
         (("budget.flops=50%", "budget.machines=0"), "budget.machines=0: expected a whole number"),
         ((), "no budget: state at least one of"),
-        (("budget.flops=50%", "method.warmup_epochs=3"), "leaves no epoch of prune.epochs=3"),
-        (("budget.flops=50%", "prune.epochs=4"), "do not fit into epochs=4: raise it to 5"),
+        (("budget.flops=50%", "method.warmup_epochs=3"), "leaves no epoch of method.search_epochs=3"),
+        (("budget.flops=50%", "method.search_epochs=4"), "do not fit into epochs=4: raise it to 5"),
         (("budget.flops=50%", "method.choice=learnt"), "did you mean 'learned'?"),
         (("budget.flops=50%", "method.samples=0"), "method.samples=0: expected 1 or more"),
         (("budget.flops=50%", "backbone=lenet5"), "backbone=lenet5 has no edges to choose from"),
-        (("method=l1", "budget.sequential_ops=20"), "budget.sequential_ops is kept by choosing edges: use method=bsn"),
+        (
+            ("method=l1", "budget.sequential_ops=20"),
+            "budget.sequential_ops is not kept by method=l1: use method=bsn, or state",
+        ),
         (("method=l1", "budget.flops=50%", "finetune.epochs=0"), "finetune.epochs=0: expected a number above 0"),
     ],
 )
@@ -157,9 +163,9 @@ def test_choices_that_cannot_be_shared_out_are_refused(fit: Fit, options: tuple[
 
 
 def test_a_moving_average_takes_one_choice_and_learns_too(fit: Fit) -> None:
-    module = fit(*SEARCH, "budget.flops=40%", "method.samples=1", "method.baseline=ema").module
-    assert isinstance(module, BSN) and module.search.average is not None
-    assert not torch.equal(module.search.logits, torch.full_like(module.search.logits, 3.0))
+    method = fit(*SEARCH, "budget.flops=40%", "method.samples=1", "method.baseline=ema").method
+    assert isinstance(method, BSN) and method.search.average is not None
+    assert not torch.equal(method.search.logits, torch.full_like(method.search.logits, 3.0))
 
 
 def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_measures_nothing_anew(
@@ -170,20 +176,20 @@ def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_mea
     monkeypatch.setattr(f"{module}.edge_latencies", lambda net, shape: torch.full((9, 1 + len(net.edges)), 100))
     monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: 200 * (1 + int(alive.sum())))
     parts = fit(*SEARCH, "budget.flops=null", "budget.latency=2.5ms")
-    bsn = parts.module
+    bsn = parts.method
     assert isinstance(bsn, BSN) and bsn.costs()["latency"] == bsn.latency == 200 * (1 + int(bsn.kept.sum())) <= 2500
-    assert bsn.full["latency"] == 2700 and bsn.phase == "finetune"
+    assert bsn.full["latency"] == 2700 and parts.learner.phase.name == "finetune"
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured")
 
     monkeypatch.setattr(f"{module}.edge_latencies", refuse)
     directory = Path(parts.trainer.default_root_dir)
-    again = build(composed([*SHORT, *SEARCH, "budget.flops=null", "budget.latency=2.5ms"]), directory).module
+    again = build(composed([*SHORT, *SEARCH, "budget.flops=null", "budget.latency=2.5ms"]), directory)
     state = load_checkpoint(directory / "last.ckpt")
-    again.on_load_checkpoint(state)
-    again.load_state_dict(state["state_dict"])
-    assert again.costs() == bsn.costs() and again.facts() == bsn.facts()
+    again.learner.on_load_checkpoint(state)
+    again.learner.load_state_dict(state["state_dict"])
+    assert again.method.costs() == bsn.costs() and again.method.facts() == bsn.facts()
 
 
 def test_a_limit_that_even_the_shortest_path_turns_out_to_exceed_ends_the_run(
@@ -199,6 +205,6 @@ def test_a_limit_that_even_the_shortest_path_turns_out_to_exceed_ends_the_run(
 
 def test_a_frozen_module_of_an_edge_may_go_with_it(fit: Fit) -> None:
     frozen = "+backbone.frozen=[edges.c1s0_from_c0s0.0,stem.0]"
-    module = fit(*SEARCH, "budget.flops=40%", "method.choice=random", frozen).module
-    assert "edges.c1s0_from_c0s0.0" not in dict(module.net.named_modules())
-    assert module.graph.frozen == {"stem.0"}
+    method = fit(*SEARCH, "budget.flops=40%", "method.choice=random", frozen).method
+    assert "edges.c1s0_from_c0s0.0" not in dict(method.net.named_modules())
+    assert method.graph.frozen == {"stem.0"}

@@ -57,10 +57,10 @@ def choose(
             kept = alive
     if not fits(kept):
         kept = fallback.clone()
-    shares = costs.shares(limits)
+    fractions = costs.budget_fractions(limits)
     for edge in falling:
         if on[edge] and not kept[edge]:
-            weights = [0.0 if here else share for here, share in zip(kept.tolist(), shares, strict=True)]
+            weights = [0.0 if here else fraction for here, fraction in zip(kept.tolist(), fractions, strict=True)]
             path = graph.path(weights, kept | on, through=edge)
             if path is not None and fits(kept | path):
                 kept = kept | path

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from budgetnet import backbones, export
+from budgetnet import backbones
 from budgetnet.backbones import match_channels
 from budgetnet.errors import RunError
+from budgetnet.runs import export
 from budgetnet.runs.export import export_model
 
 

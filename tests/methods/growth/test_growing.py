@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from short_run import Fit, metrics
 
-from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.training.learner import Learner
 
 NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
 
@@ -23,10 +23,11 @@ class Lengths(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Comes after the growth round."""
-        assert isinstance(pl_module, AdeNeL)
-        if pl_module.round > self.rounds:
-            self.rounds = pl_module.round
-            weights = [pl_module.net.get_parameter(f"{name}.weight") for name in pl_module.graph.norm_after]
+        assert isinstance(pl_module, Learner)
+        method = pl_module.method
+        if method.training.round > self.rounds:
+            self.rounds = method.training.round
+            weights = [method.net.get_parameter(f"{name}.weight") for name in method.graph.norm_after]
             self.found.append(torch.cat([weight.detach().flatten(1).norm(dim=1) for weight in weights]))
 
 

@@ -13,7 +13,7 @@ RATE = 0.1
 
 
 @dataclass(frozen=True)
-class Part:
+class ChannelSlice:
     """Of one tensor what belongs to each of n channels: `positions`, (n, k), along its dimension `dim`."""
 
     tensor: str
@@ -39,12 +39,12 @@ class Part:
 class Side:
     """One thing that n candidates have, and that is trained: what they add to `parts` of the network."""
 
-    def __init__(self, parts: Sequence[Part], values: Sequence[Tensor]) -> None:
+    def __init__(self, parts: Sequence[ChannelSlice], values: Sequence[Tensor]) -> None:
         self.parts, self.values = list(parts), list(values)
         self.masks: list[Tensor] = []
 
     @classmethod
-    def taken(cls, parts: Sequence[Part], tensors: dict[str, Tensor]) -> Side:
+    def taken(cls, parts: Sequence[ChannelSlice], tensors: dict[str, Tensor]) -> Side:
         """What is there now, taken away."""
         side = cls(parts, [part.read(tensors) for part in parts])
         for part, value in zip(side.parts, side.values, strict=True):

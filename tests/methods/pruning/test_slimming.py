@@ -20,8 +20,8 @@ def test_the_penalty_is_the_sign_of_every_scale_times_sparsity_however_the_loss_
     scale: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = build(composed([*SHORT, *SLIMMED]), tmp_path)
-    module, net = parts.module, parts.module.net
-    module.trainer = parts.trainer
+    net = parts.method.net
+    parts.learner.trainer = parts.trainer
     if scale is not None:
         scaler = SimpleNamespace(get_scale=lambda: scale)
         monkeypatch.setattr(parts.trainer.precision_plugin, "scaler", scaler, raising=False)
@@ -29,7 +29,7 @@ def test_the_penalty_is_the_sign_of_every_scale_times_sparsity_however_the_loss_
         net.get_parameter("layer1.0.bn1.weight")[:3] = torch.tensor([-2.0, 0.0, 0.5])
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    module.regularise()
+    parts.method.before_step()
     for name, parameter in net.named_parameters():
         of_a_norm = ".bn" in f".{name}" and name.endswith("weight")
         expected = 0.001 * (scale or 1) * parameter.detach().sign() if of_a_norm else torch.zeros_like(parameter)

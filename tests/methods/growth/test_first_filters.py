@@ -11,13 +11,12 @@ import pytest
 import torch
 from short_run import SHORT, Fit
 
-from budgetnet.channels import ChannelGraph
 from budgetnet.command.build import Parts, build
 from budgetnet.command.compose import composed
-from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.method import Method
+from budgetnet.methods.plan import WidthPlan
 from budgetnet.methods.pruning.grow_prune import GrowPrune
 from budgetnet.methods.pruning.prune import Prune
-from budgetnet.methods.resizing import ResizingModule
 
 TINY = ("dataset.limit_train=60", "finetune.epochs=1", "budget.flops=40%", "prune.epochs=3")
 
@@ -34,14 +33,14 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     found: list[np.ndarray] = []
 
     def watched(original: Callable[..., None]) -> Callable[..., None]:
-        def carry_out(module: ResizingModule, *arguments: Any) -> None:
-            original(module, *arguments)
-            found.append(module.net.get_parameter("conv1.weight").detach().clone().numpy())
+        def apply(method: Method, *arguments: Any) -> None:
+            original(method, *arguments)
+            found.append(method.net.get_parameter("conv1.weight").detach().clone().numpy())
 
-        return carry_out
+        return apply
 
     for method in (Prune, GrowPrune):
-        monkeypatch.setattr(method, "carry_out", watched(method.carry_out))
+        monkeypatch.setattr(method, "apply", watched(method.apply))
     return found
 
 
@@ -58,7 +57,7 @@ def test_the_framed_filters_of_a_pruning_step_are_those_that_stay(
 
 
 def test_the_framed_filters_of_a_sampled_network_are_those_that_go_on(fit: Fit, left: list[np.ndarray]) -> None:
-    parts = fit(*TINY, "method=grow_prune", "prune.epochs=6", "method.start=0.5", "method.pull=0.01")
+    parts = fit(*TINY, "method=grow_prune", "method.search_epochs=6", "method.start=0.5", "method.pull=0.01")
     rounds = drawn(parts)
     assert len(rounds) == len(left) == 6
     for (weights, selected), after in zip(rounds, left, strict=True):
@@ -72,12 +71,11 @@ def test_the_framed_filters_of_a_sampled_network_are_those_that_go_on(fit: Fit, 
     "overrides", [("method=autogrow",), ("method=l1", "prune.scope=inner", "prune.epochs=2")], ids=["autogrow", "inner"]
 )
 def test_no_filter_is_framed_where_none_is_chosen(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    module = build(composed([*SHORT, "backbone=resnet20", *overrides]), tmp_path).module
-    assert isinstance(module, ResizingModule)
-    widths = ChannelGraph.of(module.net).widths
-    keep = {"layer1.0.conv1": [0, 1]} if isinstance(module, Prune) else {}
-    found = module.first_filters(GrowthPlan(1, widths, widths, kept=keep))
+    method = build(composed([*SHORT, "backbone=resnet20", *overrides]), tmp_path).method
+    widths = method.graph.widths
+    keep = {"layer1.0.conv1": [0, 1]} if isinstance(method, Prune) else {}
+    found = method.first_filters(WidthPlan(1, widths, widths, kept=keep))
     assert found is not None
     weights, selected = found
-    assert torch.equal(weights, module.net.get_parameter("conv1.weight")) and len(selected) == 16
+    assert torch.equal(weights, method.net.get_parameter("conv1.weight")) and len(selected) == 16
     assert not selected.any()

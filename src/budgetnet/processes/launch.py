@@ -14,12 +14,12 @@ from dataclasses import dataclass
 PARENT = "BUDGETNET_PARENT"
 """The environment variable by which a process that was started for others knows whom to end with."""
 
-FOR_OTHERS = ("LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_STEP_")
+LAUNCH_VARIABLES = ("LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_STEP_")
 """Beginnings of variables that say of a process that it is one of several."""
 
 
 @dataclass(frozen=True)
-class Started:
+class Launch:
     """by: "torchrun", "srun", "lightning" (a process above the first), or "user". rank: among all of the run."""
 
     by: str
@@ -27,23 +27,27 @@ class Started:
     rank: int
 
 
-def started() -> Started:
+def launch() -> Launch:
     """How this process was started. In a batch script of Slurm, outside srun, it is the user's only one."""
     known = os.environ
     if "RANK" in known and "WORLD_SIZE" in known:
-        return Started("torchrun", int(known["WORLD_SIZE"]), int(known["RANK"]))
+        return Launch("torchrun", int(known["WORLD_SIZE"]), int(known["RANK"]))
     tasks = int(known.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and "SLURM_PROCID" in known:
-        return Started("srun", tasks, int(known["SLURM_PROCID"]))
+        return Launch("srun", tasks, int(known["SLURM_PROCID"]))
     if rank := int(known.get("LOCAL_RANK", "0")):  # Lightning takes WORLD_SIZE away in the end
-        return Started("lightning", int(known.get("WORLD_SIZE", rank + 1)), rank)
-    return Started("user", 1, 0)
+        return Launch("lightning", int(known.get("WORLD_SIZE", rank + 1)), rank)
+    return Launch("user", 1, 0)
 
 
-def without_others() -> dict[str, str]:
+def single_process_environment() -> dict[str, str]:
     """The environment for a process that starts anew, as if the user had started it."""
     single = ("RANK", "WORLD_SIZE", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", PARENT)
-    return {name: value for name, value in os.environ.items() if name not in single and not name.startswith(FOR_OTHERS)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in single and not name.startswith(LAUNCH_VARIABLES)
+    }
 
 
 def end_with_parent() -> None:
@@ -51,7 +55,7 @@ def end_with_parent() -> None:
 
     Called first of all. Does nothing in a process that the user has started.
     """
-    if started().by == "user" or (started().by == "srun" and PARENT not in os.environ):
+    if launch().by == "user" or (launch().by == "srun" and PARENT not in os.environ):
         return
     parent = int(os.environ.get(PARENT, os.getppid()))
 

@@ -50,16 +50,16 @@ def grow(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
         directory = tmp_path / f"run{next(numbers)}"
         directory.mkdir()
         parts = built(*overrides, directory=directory)
-        parts.trainer.fit(parts.module, datamodule=parts.data)
+        parts.trainer.fit(parts.learner, datamodule=parts.data)
         return parts
 
     yield trained
     torch.set_num_threads(threads)
 
 
-def method(parts: Parts) -> AutoGrow:
-    assert isinstance(parts.module, AutoGrow)
-    return parts.module
+def autogrow(parts: Parts) -> AutoGrow:
+    assert isinstance(parts.method, AutoGrow)
+    return parts.method
 
 
 def growth(parts: Parts) -> list[dict[str, object]]:
@@ -68,70 +68,70 @@ def growth(parts: Parts) -> list[dict[str, object]]:
 
 
 def test_the_seed_network_is_the_backbone_with_one_block_a_stage_and_its_price_is_a_closed_form() -> None:
-    module = method(built("budget.flops=100%"))
-    assert depths(module.net, module.stages) == {"layer1": 1, "layer2": 1, "layer3": 1}
-    prices = block_costs(module.net, module.stages)
+    method = autogrow(built("budget.flops=100%"))
+    assert depths(method.net, method.stages) == {"layer1": 1, "layer2": 1, "layer3": 1}
+    prices = block_costs(method.net, method.stages)
     for deep in ((2, 1, 1), (1, 4, 2), (3, 3, 3)):
-        net = copy.deepcopy(module.net)
+        net = copy.deepcopy(method.net)
         plan = dict(zip(prices, deep, strict=True))
-        expected = CostModel(change_depth(net, module.stages, plan)).costs()
+        expected = CostModel(change_depth(net, method.stages, plan)).costs()
         more = [{kind: (depth - 1) * prices[name][kind] for kind in expected} for name, depth in plan.items()]
-        assert {kind: cost + sum(one[kind] for one in more) for kind, cost in module.costs().items()} == expected
+        assert {kind: cost + sum(one[kind] for one in more) for kind, cost in method.costs().items()} == expected
 
 
 def test_stages_grow_in_turn_until_no_block_fits_and_are_then_tuned(grow: Grow) -> None:
     parts = grow("budget.flops=75%", EVERY)
-    module, records, rows = method(parts), growth(parts), metrics(parts)
-    limit = module.budget.limits["flops"]
-    assert module.stop_reason == "flops" and module.costs()["flops"] <= limit
-    assert all(module.costs()["flops"] + block["flops"] > limit for block in module.block_costs.values())
+    method, records, rows = autogrow(parts), growth(parts), metrics(parts)
+    limit = method.training.budget.limits["flops"]
+    assert parts.learner.stop_reason == "flops" and method.costs()["flops"] <= limit
+    assert all(method.costs()["flops"] + block["flops"] > limit for block in method.block_costs.values())
     new = [sorted(record["plan"]) for record in records]  # type: ignore[call-overload]
     assert new[:2] == [["layer1.1.conv1", "layer1.1.conv2"], ["layer2.1.conv1", "layer2.1.conv2"]]
     assert all(old == 0 for record in records for old, _ in record["plan"].values())  # type: ignore[attr-defined]
-    assert records[-1]["widths"] == module.graph.widths and list(module.graph.widths) == list(records[-1]["widths"])  # type: ignore[call-overload]
+    assert records[-1]["widths"] == method.graph.widths and list(method.graph.widths) == list(records[-1]["widths"])  # type: ignore[call-overload]
     phases = [row["phase"] for row in rows]
     assert phases == ["grow"] * len(records) + ["finetune"] * 2
     assert [int(row["flops"]) for row in rows[1:]] == [record["flops"] for record in records] + [
-        module.costs()["flops"]
+        method.costs()["flops"]
     ]
     spent = sum(60 * int(row["flops"]) for row in rows)
-    assert module.ledger.spent == spent == int(rows[-1]["train_cost_flops"])
+    assert method.training.ledger.spent == spent == int(rows[-1]["train_cost_flops"])
     assert {row["lr"] for row in rows if row["phase"] == "grow"} == {"0.05"}
-    assert parts.full["seed_widths"].keys() < module.graph.widths.keys()
+    assert parts.full["seed_widths"].keys() < method.graph.widths.keys()
 
 
 def test_growth_ends_when_no_stage_brings_the_threshold(grow: Grow) -> None:
     parts = grow("budget.flops=200%", "method.threshold=100")
     assert [record["stop"] for record in growth(parts)] == [None, None, None, "accuracy"]
     assert growth(parts)[-1]["plan"] == {}
-    assert set(depths(parts.module.net, method(parts).stages).values()) == {2}
+    assert set(depths(parts.method.net, autogrow(parts).stages).values()) == {2}
 
 
 def test_a_stage_may_get_deeper_than_in_the_full_backbone_up_to_max_depth(grow: Grow) -> None:
     parts = grow("budget.params=400%", EVERY, "epochs=40", "method.max_depth=4", "dataset.limit_train=20")
-    assert set(depths(parts.module.net, method(parts).stages).values()) == {4}
-    assert parts.module.stop_reason == "max_depth" and parts.module.round == 9
+    assert set(depths(parts.method.net, autogrow(parts).stages).values()) == {4}
+    assert parts.learner.stop_reason == "max_depth" and parts.method.training.round == 9
 
 
 def test_the_train_cost_is_never_exceeded_with_the_fine_tuning_in_it(grow: Grow) -> None:
     parts = grow("budget.train_cost=8%", EVERY, "epochs=30", "dataset.limit_train=20")
-    assert parts.module.stop_reason == "train_cost" and metrics(parts)[-1]["phase"] == "finetune"
-    assert parts.module.ledger.spent <= parts.module.budget.limits["train_cost"]
+    assert parts.learner.stop_reason == "train_cost" and metrics(parts)[-1]["phase"] == "finetune"
+    assert parts.method.training.ledger.spent <= parts.method.training.budget.limits["train_cost"]
     assert [row["phase"] for row in metrics(parts)].count("finetune") == 2
 
 
 def test_growth_leaves_the_fine_tuning_its_epochs_and_counts_rounds(grow: Grow) -> None:
     ended = grow("budget.flops=900%", EVERY, "epochs=5")
-    assert ended.module.stop_reason == "epochs" and len(metrics(ended)) == 5
+    assert ended.learner.stop_reason == "epochs" and len(metrics(ended)) == 5
     counted = grow("budget.flops=900%", EVERY, "growth.max_rounds=2")
-    assert counted.module.stop_reason == "max_rounds" and len(metrics(counted)) == 4
+    assert counted.learner.stop_reason == "max_rounds" and len(metrics(counted)) == 4
 
 
 def test_accuracy_is_the_best_so_far_of_every_epoch(grow: Grow) -> None:
     parts = grow("budget.flops=900%", EVERY, "growth.epochs_per_round=2", "epochs=6")
     accuracies = [float(row["val_top1"]) for row in metrics(parts)]
-    module = method(parts)
-    assert module.accuracy == max(accuracies) and module.turns.accuracy == max(accuracies[: 2 * module.round])
+    method = autogrow(parts)
+    assert method.reached == max(accuracies) and method.turns.reached == max(accuracies[: 2 * method.training.round])
 
 
 @pytest.mark.parametrize("state", ["reset", "carry"])
@@ -141,23 +141,29 @@ def test_a_continued_run_has_the_same_bits(state: str, grow: Grow, tmp_path: Pat
     (tmp_path / "run").mkdir()
     cut = built(*options, directory=tmp_path / "run")
     cut.trainer.fit_loop.max_epochs = 5
-    cut.trainer.fit(cut.module, datamodule=cut.data)
+    cut.trainer.fit(cut.learner, datamodule=cut.data)
     again = built(*options, directory=tmp_path / "run")
-    again.trainer.fit(again.module, datamodule=again.data, ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert depths(again.module.net, method(again).stages) == depths(whole.module.net, method(whole).stages)
+    again.trainer.fit(again.learner, datamodule=again.data, ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert depths(again.method.net, autogrow(again).stages) == depths(whole.method.net, autogrow(whole).stages)
     first, second = weights(whole), weights(again)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert method(again).turns == method(whole).turns and again.module.ledger.spent == whole.module.ledger.spent
+    assert (
+        autogrow(again).turns == autogrow(whole).turns
+        and again.method.training.ledger.spent == whole.method.training.ledger.spent
+    )
 
 
 def test_a_users_network_grows_too_also_by_blocks_that_have_no_width_of_their_own(grow: Grow) -> None:
     parts = grow("backbone._target_=nets.Stages", "budget.flops=150%", EVERY, "growth.init=zero_out", "epochs=7")
-    assert depths(parts.module.net, method(parts).stages) == dict.fromkeys(
+    assert depths(parts.method.net, autogrow(parts).stages) == dict.fromkeys(
         ("body.wide", "body.deep", "body.joined", "body.plain"), 2
     ) | {"body.wide": 3}
     assert growth(parts)[2]["plan"] == {} and growth(parts)[2]["depths"]["body.joined"] == [1, 2]  # type: ignore[index]
-    assert ChannelGraph.of(parts.module.net).verify()
-    assert parts.module.round >= 1 and parts.module.costs()["flops"] <= parts.module.budget.limits["flops"]
+    assert ChannelGraph.of(parts.method.net).verify()
+    assert (
+        parts.method.training.round >= 1
+        and parts.method.costs()["flops"] <= parts.method.training.budget.limits["flops"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class DepthRule:
 
 
 @dataclass(frozen=True)
-class Turns:
+class StageOrder:
     """Whose turn it is to grow.
 
     order: all stages. ended: those that do not grow any more. last: the one that grew last, before which the metric had
@@ -41,7 +41,7 @@ class Turns:
     last: str | None = None
     reached: float = 0.0
 
-    def judged(self, reached: float, threshold: float) -> Turns:
+    def judged(self, reached: float, threshold: float) -> StageOrder:
         """The stage that grew last has ended unless the metric is up by `threshold` since."""
         if self.last is None or self.last in self.ended or reached - self.reached >= threshold:
             return self
@@ -58,7 +58,7 @@ class DepthPlan(WidthPlan):
     """A round of AutoGrow: (blocks before, blocks after) by stage, and whose turn it is from then on."""
 
     depths: Mapping[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
-    turns: Turns = field(default_factory=lambda: Turns(()), kw_only=True)
+    stage_order: StageOrder = field(default_factory=lambda: StageOrder(()), kw_only=True)
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "depths": dict(self.depths)}
@@ -73,12 +73,12 @@ class NextBlock:
     """stage: that gets it, or None. turns: from then on. stop: why growth ends here, if it does."""
 
     stage: str | None
-    turns: Turns
+    stage_order: StageOrder
     stop: str | None
 
 
 def next_block(
-    turns: Turns,
+    stage_order: StageOrder,
     reached: float,
     rule: DepthRule,
     depths: Mapping[str, int],
@@ -93,18 +93,18 @@ def next_block(
     limit that holds back the next that has not, or that no round more fits into. The last block is not waited for:
     where no stage can have another, nothing would follow from what it brings.
     """
-    turns = turns.judged(reached, rule.threshold)
+    stage_order = stage_order.judged(reached, rule.threshold)
     refused = _refusals(rule, depths, costs, blocks, limits)
-    stage = next((name for name in turns.waiting() if refused[name] is None), None)
+    stage = next((name for name in stage_order.waiting() if refused[name] is None), None)
     if stage is None:
-        return NextBlock(None, turns, next((refused[name] for name in turns.waiting()), "accuracy"))
-    turns = replace(turns, last=stage, reached=reached)
+        return NextBlock(None, stage_order, next((refused[name] for name in stage_order.waiting()), "accuracy"))
+    stage_order = replace(stage_order, last=stage, reached=reached)
     costs = {kind: cost + blocks[stage][kind] for kind, cost in costs.items()}
     refused = _refusals(rule, {**depths, stage: depths[stage] + 1}, costs, blocks, limits)
-    if all(refused[name] for name in turns.waiting()):
-        return NextBlock(stage, turns, refused[turns.waiting()[0]])
+    if all(refused[name] for name in stage_order.waiting()):
+        return NextBlock(stage, stage_order, refused[stage_order.waiting()[0]])
     last = (limit.kind for limit in limits if limit.next_most is not None and costs[limit.form] > limit.next_most)
-    return NextBlock(stage, turns, next(last, None))
+    return NextBlock(stage, stage_order, next(last, None))
 
 
 def _refusals(

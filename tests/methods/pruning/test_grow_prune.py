@@ -18,11 +18,11 @@ from budgetnet.command.compose import composed
 from budgetnet.command.experiment import _fit
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.methods.growth import GrowthPlan
+from budgetnet.methods.plan import WidthPlan
 from budgetnet.methods.pruning import pools
 from budgetnet.methods.pruning.grow_prune import GrowPrune
 
-GROWN = ("method=grow_prune", "budget.flops=50%", "prune.epochs=4", "finetune.epochs=2", "epochs=6")
+GROWN = ("method=grow_prune", "budget.flops=50%", "method.search_epochs=4", "finetune.epochs=2", "epochs=6")
 
 
 def configuration(*overrides: str) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def built(directory: Path, *overrides: str) -> Parts:
 
 def full(directory: Path, backbone: str) -> ChannelGraph:
     """Of the backbone that a run begins with."""
-    return ChannelGraph.of(built(directory, f"backbone={backbone}", "method=train", "budget.flops=null").module.net)
+    config = composed([*SHORT, f"backbone={backbone}", "method=train", "budget.flops=null"])
+    return build(config, directory).method.graph
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, name: str, see: Callable[..., Callable[[], None]]) -> None:
@@ -61,7 +62,7 @@ def test_every_epoch_is_booked_with_the_flops_of_its_sampled_network_which_fits_
 ) -> None:
     short = ("dataset.limit_train=60", "dataset.validation=20", f"backbone={backbone}")
     parts = fit(*GROWN, *short, "budget.params=60%")
-    module, table, entries = parts.module, metrics(parts), rounds(parts)
+    method, table, entries = parts.method, metrics(parts), rounds(parts)
     cost = CostModel(full(tmp_path, backbone))
     sampled = [parts.full["seed_widths"], *(entry["widths"] for entry in entries)]
     assert [row["phase"] for row in table] == ["grow"] * 4 + ["finetune"] * 2
@@ -71,21 +72,21 @@ def test_every_epoch_is_booked_with_the_flops_of_its_sampled_network_which_fits_
         assert {kind: int(row[kind]) for kind in ("flops", "params")} == {
             kind: cost.costs(widths)[kind] for kind in ("flops", "params")
         }
-        assert all(int(row[kind]) <= module.budget.limits[kind] for kind in ("flops", "params"))
-        spent += module.ledger.images_per_epoch * int(row["flops"])
+        assert all(int(row[kind]) <= method.training.budget.limits[kind] for kind in ("flops", "params"))
+        spent += method.training.ledger.images_per_epoch * int(row["flops"])
         assert int(row["train_cost_flops"]) == spent
     assert len({row["flops"] for row in table}) > 2
-    assert module.graph.widths == sampled[-1]
-    assert sum(p.numel() for p in module.parameters()) == cost.params(sampled[-1])  # no indicator is left
+    assert method.graph.widths == sampled[-1]
+    assert sum(p.numel() for p in parts.learner.parameters()) == cost.params(sampled[-1])  # no indicator is left
 
 
 def test_channels_that_are_not_sampled_stay_as_they_are_bit_by_bit(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def see(module: GrowPrune, plan: GrowthPlan, *_: Any) -> Callable[[], None]:
-        assert module.indicators is not None
-        active = module.indicators.active.clone()
-        full = module.full
+    def see(method: GrowPrune, plan: WidthPlan, *_: Any) -> Callable[[], None]:
+        assert method.indicators is not None
+        active = method.indicators.active.clone()
+        full = method.full
         values = full.tensors["conv2.weight"].clone()
         velocity = full.momentum.get("conv2.weight", torch.zeros_like(values)).clone()
 
@@ -100,7 +101,7 @@ def test_channels_that_are_not_sampled_stay_as_they_are_bit_by_bit(fit: Fit, mon
 
         return after
 
-    watch(monkeypatch, "carry_out", see)
+    watch(monkeypatch, "apply", see)
     fit(*GROWN)
     assert len(seen) == 4 and all(seen)
 
@@ -110,14 +111,14 @@ def test_indicators_that_were_not_sampled_are_moved_by_the_distance_from_the_bud
 ) -> None:
     moved = []
 
-    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
-        if module.indicators is not None:
-            idle = ~module.indicators.active & (module.indicators.activity == 0)
-            scores = module.indicators.scores.detach()[idle]
-            moved.append((module.distance, len(scores), scores.unique()))
+    def see(method: GrowPrune, *_: Any) -> Callable[[], None]:
+        if method.indicators is not None:
+            idle = ~method.indicators.active & (method.indicators.activity == 0)
+            scores = method.indicators.scores.detach()[idle]
+            moved.append((method.distance, len(scores), scores.unique()))
         return lambda: None
 
-    watch(monkeypatch, "epoch_is_over", see)
+    watch(monkeypatch, "after_epoch", see)
     fit(*GROWN)
     assert moved[0][0] < 0 and moved[0][1] > 10
     assert len(moved[0][2]) == 1 and moved[0][2] > torch.tensor(0.2).logit()  # all alike, and likelier
@@ -126,17 +127,17 @@ def test_indicators_that_were_not_sampled_are_moved_by_the_distance_from_the_bud
 def test_folding_the_masks_keeps_the_function(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
-        images = torch.randn(4, *module.data.input_shape)
-        module.net.eval()
+    def see(method: GrowPrune, *_: Any) -> Callable[[], None]:
+        images = torch.randn(4, *method.training.input_shape)
+        method.net.eval()
         with torch.no_grad():
-            expected, bare = module.forward(images), module.net(images)
+            expected, bare = method.forward(images), method.net(images)
 
         def after() -> None:
             with torch.no_grad():
-                torch.testing.assert_close(module.net(images), expected)
-            assert module.indicators is None and not torch.allclose(bare, expected)
-            module.net.train()
+                torch.testing.assert_close(method.net(images), expected)
+            assert method.indicators is None and not torch.allclose(bare, expected)
+            method.net.train()
             seen.append(True)
 
         return after
@@ -147,11 +148,11 @@ def test_folding_the_masks_keeps_the_function(fit: Fit, monkeypatch: pytest.Monk
 
 
 def test_a_sample_is_a_function_of_the_seed_and_the_epoch(tmp_path: Path) -> None:
-    modules = [built(tmp_path, f"seed={seed}").module for seed in (0, 0, 1)]
+    modules = [built(tmp_path, f"seed={seed}").method for seed in (0, 0, 1)]
     drawn = []
-    for module in modules:
-        assert isinstance(module, GrowPrune) and module.indicators is not None
-        drawn.append([module._sampled(module.indicators, epoch) for epoch in range(3)])
+    for method in modules:
+        assert isinstance(method, GrowPrune) and method.indicators is not None
+        drawn.append([method._sampled(method.indicators, epoch) for epoch in range(3)])
     assert all(torch.equal(one, other) for one, other in zip(drawn[0], drawn[1]))
     assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0][0], drawn[2][0])
 
@@ -169,24 +170,28 @@ def test_a_run_continues_to_the_same_bits(fit: Fit, tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     for step in steps:
         again = built(tmp_path)
-        _fit(again.trainer, again.module, again.data, tmp_path / f"{step}.ckpt")
+        _fit(again, tmp_path / f"{step}.ckpt")
         first, second = weights(whole), weights(again)
         assert all(torch.equal(value, second[name]) for name, value in first.items()), step
-        assert again.module.ledger.spent == whole.module.ledger.spent
+        assert again.method.training.ledger.spent == whole.method.training.ledger.spent
 
 
 def test_the_train_cost_is_never_exceeded(fit: Fit) -> None:
     parts = fit(*GROWN, "budget.flops=null", "budget.train_cost=4%")  # of the baseline's 300 epochs
-    module = parts.module
-    assert 0.5 * module.budget.limits["train_cost"] < module.ledger.spent <= module.budget.limits["train_cost"]
-    assert module.stop_reason == "train_cost"
+    method = parts.method
+    assert (
+        0.5 * method.training.budget.limits["train_cost"]
+        < method.training.ledger.spent
+        <= method.training.budget.limits["train_cost"]
+    )
+    assert parts.learner.stop_reason == "train_cost"
 
 
 def test_only_inner_filters_are_chosen_where_that_is_asked_for(tmp_path: Path) -> None:
-    module = built(tmp_path, "backbone=resnet20", "prune.scope=inner", "budget.flops=80%").module
-    inner = {name for pool in pools(module.graph, "inner") for name in pool.groups}
+    method = built(tmp_path, "backbone=resnet20", "prune.scope=inner", "budget.flops=80%").method
+    inner = {name for pool in pools(method.graph, "inner") for name in pool.groups}
     for name, width in full(tmp_path, "resnet20").widths.items():
-        assert (module.graph.widths[name] < width) == (name in inner), name
+        assert (method.graph.widths[name] < width) == (name in inner), name
 
 
 @pytest.mark.parametrize(
@@ -214,15 +219,14 @@ def test_the_pull_is_scaled_as_the_loss_is(tmp_path: Path, monkeypatch: pytest.M
     found = []
     for scale in (1.0, 1024.0):
         parts = built(tmp_path)
-        module = parts.module
-        assert isinstance(module, GrowPrune) and module.indicators is not None
-        module.trainer = parts.trainer
-        monkeypatch.setattr(type(parts.trainer), "num_training_batches", 20)
+        method = parts.method
+        assert isinstance(method, GrowPrune) and method.indicators is not None
+        parts.learner.trainer = parts.trainer
         scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)
         monkeypatch.setattr(parts.trainer.precision_plugin, "scaler", scaler, raising=False)
-        module.indicators.scores.grad = torch.zeros_like(module.indicators.scores)
-        module.regularise()
-        found.append(module.indicators.scores.grad)
+        method.indicators.scores.grad = torch.zeros_like(method.indicators.scores)
+        method.before_step()
+        found.append(method.indicators.scores.grad)
     assert found[0].any()
     torch.testing.assert_close(found[1], 1024 * found[0])
 
@@ -233,13 +237,13 @@ def test_indicators_learn_in_single_precision_whatever_the_networks(
 ) -> None:
     seen = []
 
-    def see(module: GrowPrune, *_: Any) -> Callable[[], None]:
-        if module.indicators is not None:
-            weights = {parameter.dtype for parameter in module.net.parameters()}
-            seen.append((weights, module.indicators.scores.dtype, module.indicators.scores.detach().clone()))
+    def see(method: GrowPrune, *_: Any) -> Callable[[], None]:
+        if method.indicators is not None:
+            weights = {parameter.dtype for parameter in method.net.parameters()}
+            seen.append((weights, method.indicators.scores.dtype, method.indicators.scores.detach().clone()))
         return lambda: None
 
-    watch(monkeypatch, "epoch_is_over", see)
+    watch(monkeypatch, "after_epoch", see)
     fit(*GROWN, f"trainer.precision={precision}", "method.pull=0.01")
     assert all(weights == {dtype} and of_scores == torch.float32 for weights, of_scores, _ in seen)
     assert (seen[0][2] != torch.tensor(0.2).logit()).all()  # those that are not sampled too, however small the pull
