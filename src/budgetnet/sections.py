@@ -68,7 +68,7 @@ class Launching:
 
 @dataclass(frozen=True)
 class Logging:
-    """conf/logger: the CSV files alone, or Weights & Biases beside them."""
+    """conf/logger: the CSV files alone, or Weights & Biases or another logger beside them."""
 
     affects_result: ClassVar[bool] = False
 
@@ -79,9 +79,11 @@ class Logging:
     tags: tuple[str, ...] = ()
     mode: str | None = None
     init_timeout: float = 20
+    _target_: str | None = None
+    """A logger of Lightning's instead, which is called with whatever else stands in the section."""
 
     def __post_init__(self) -> None:
-        if self.name not in _LOGGERS:
+        if self._target_ is None and self.name not in _LOGGERS:
             raise UsageError(f"logger.name={self.name!r} is unknown{nearest(self.name, _LOGGERS)}")
         if self.mode not in _MODES:
             raise UsageError(f"logger.mode={self.mode!r}: expected online, offline, disabled or null")

@@ -79,7 +79,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     _refuse_unknown("", config, known)
     whole = read(WholeRun, "", config)
     _refuse_replaced(_section(config, "trainer"))
-    own = {name: _parsed(config, name, kind, names_of(kind)) for name, kind in _OWN.items()}
+    own = {name: _parsed(config, name, kind, _known(config, name, kind)) for name, kind in _OWN.items()}
     for name, texts in _BUILT.items():
         _check_texts(name, _section(config, name), texts)
     plain = {**config, **as_mapping(whole)}
@@ -119,6 +119,12 @@ def _parsed(config: Mapping[str, Any], name: str, kind: type, known: Iterable[st
     """The value object of a section that holds no options but the known ones."""
     _refuse_unknown(f"{name}.", _section(config, name), known)
     return read(kind, name, config[name])
+
+
+def _known(config: Mapping[str, Any], name: str, kind: type) -> frozenset[str]:
+    """Options that a section may hold: anything where it names a class of the user's."""
+    section = _section(config, name)
+    return names_of(kind) | (frozenset(map(str, section)) if section.get("_target_") else frozenset())
 
 
 def _with_defaults(config: Mapping[str, Any], name: str, kind: type | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.records import Records, write_json
 from budgetnet.tasks import described
 from budgetnet.training.callbacks.preemption import Signals
-from budgetnet.training.loggers import close_loggers, log_images
+from budgetnet.training.loggers import close_loggers, log_summary
 from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
@@ -204,7 +204,7 @@ def _finish(config: Config, directory: Path, parts: Components, summary: dict[st
         Records(directory).examples(_examples(parts))
     write_json(directory / "summary.json", summary)
     write_report(directory)
-    log_images(parts.trainer.loggers, directory / "figures", summary)
+    log_summary(parts.trainer.loggers, directory / "figures", summary)
     tested = f"test_{parts.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
 

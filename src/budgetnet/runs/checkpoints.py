@@ -41,6 +41,7 @@ class DurableFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)  # of a checkpoint callback of the user's
         temporary = final.with_name(final.name + ".tmp")
         contents = io.BytesIO()
         torch.save(checkpoint, contents)

@@ -8,12 +8,17 @@ import netrc
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
+from budgetnet.errors import UsageError
 from budgetnet.sections import Logging
 
 log = logging.getLogger(__name__)
@@ -35,12 +40,14 @@ class Wandb(WandbLogger):
 
 
 def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -> list[Any]:
-    """The trainer's loggers for conf/logger: none for "csv" (the files are always written), else W&B.
+    """The trainer's loggers for conf/logger: none for "csv" (the files are always written), one of Lightning's, or W&B.
 
     W&B is online where a key is found, else offline; the run's id is a hash of its directory, so that a continued run
     continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line. Its group is
     `group`, else the name of the sweep that it belongs to, else `run.experiment`. Only for the first process of a run.
     """
+    if options._target_ is not None:
+        return [_own_logger(config["logger"], directory)]
     if options.name == "csv" or options.mode == "disabled":
         return []
     return [Wandb(lambda: _start_run(options, config, directory))]
@@ -79,21 +86,46 @@ def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> 
     return experiment
 
 
-def log_images(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
-    """Send the report's figures and the summary's numbers."""
-    for logger in loggers:
-        import wandb
+def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
+    """What `logger._target_` makes. Raises UsageError for what cannot be made, or is no logger."""
+    target, standard = section["_target_"], {field.name for field in fields(Logging)} - {"_target_"}
+    options = {name: value for name, value in section.items() if name not in standard}
+    try:
+        takes = signature(resolve_name(target)).parameters
+        places = {"save_dir": str(directory), "name": "tensorboard" if "tensorboard" in target.lower() else "logger"}
+        places |= {"version": ""}
+        logger = instantiate({**{name: value for name, value in places.items() if name in takes}, **options})
+    except Exception as error:  # whatever importing or making it raises
+        cause = error.__cause__ or error
+        text = " ".join(str(cause).split())
+        raise UsageError(f"logger._target_={target} cannot be built ({type(cause).__name__}: {text})") from error
+    if not isinstance(logger, Logger):
+        raise UsageError(f"logger._target_={target} made a {type(logger).__name__}: expected a logger of Lightning's")
+    return logger
 
-        logger.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
-        logger.experiment.summary.update(
-            {key: value for key, value in summary.items() if isinstance(value, (int, float, str))}
-        )
+
+def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
+    """Send the report's figures (to W&B) and the summary's numbers."""
+    numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
+    for logger in loggers:
+        if isinstance(logger, Wandb):
+            import wandb
+
+            logger.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
+            texts = {key: value for key, value in summary.items() if isinstance(value, str)}
+            logger.experiment.summary.update({**texts, **numbers})
+        else:
+            logger.log_metrics({f"summary/{key}": float(value) for key, value in numbers.items()})
 
 
 def close_loggers(loggers: list[Any]) -> None:
     """End the W&B run, as a failed one while an error is on its way: a second job must not log into it."""
+    failed = sys.exc_info()[0] is not None
+    for logger in loggers:
+        if not isinstance(logger, Wandb):
+            logger.finalize("failed" if failed else "success")
     if loggers and (wandb := sys.modules.get("wandb")):  # else no run has started
-        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+        wandb.finish(exit_code=int(failed))
 
 
 def _has_key() -> bool:
