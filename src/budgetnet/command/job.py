@@ -39,7 +39,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
     method = method_class(config)
-    if method is not None and SWEEP not in os.environ:  # those of a sweep are checked where it starts
+    if SWEEP not in os.environ:  # those of a sweep are checked where it starts
         refuse_unread(overrides, {str(config["method"].get("name")): method})
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
