@@ -44,27 +44,28 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
     command = experiment.command_line(overrides if multirun else None)
-    experiment.run(configuration, directory, command)
+    summary = experiment.run(configuration, directory, command)
     if launch().rank == 0:  # once for all processes of a run
         show(directory)
-    return objective(directory)
+    return objective(directory, summary)
 
 
-def objective(directory: Path) -> float:
+def objective(directory: Path, summary: Mapping[str, Any] | None = None) -> float:
     """What a sweeper maximises: the task's first metric on the validation set, negative where lower is better.
 
-    On the test set only where nothing is held out.
+    On the test set only where nothing is held out. summary: as `experiment.run` returned it; of several processes the
+    first may not have written it yet.
     """
-    metric, value, _ = score(directory)
+    metric, value, _ = score(directory, summary)
     return metric.gain(value)
 
 
-def score(directory: Path) -> tuple[Metric, float, str]:
+def score(directory: Path, summary: Mapping[str, Any] | None = None) -> tuple[Metric, float, str]:
     """The metric by which a finished run is judged, its value, and the set that it is of: "validation" or "test"."""
     from budgetnet.runs.directory import RunDirectory
 
     run = RunDirectory(directory)
-    metric, summary = run.task_metrics[0], run.summary or {}
+    metric, summary = run.task_metrics[0], summary or run.summary or {}
     validation = summary.get(f"val_{metric.name}")
     if validation is not None:
         return metric, float(validation), "validation"
