@@ -34,7 +34,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_smallest_error_on_the_validation_set_selects_the_network(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
-    errors = {int(row["epoch"]): float(row["val_mae"]) for row in rows(whole / "metrics.csv") if row["phase"] == "train"}
+    errors = {
+        int(row["epoch"]): float(row["val_mae"]) for row in rows(whole / "metrics.csv") if row["phase"] == "train"
+    }
     assert summary["best_epoch"] == min(errors, key=errors.__getitem__)
     assert summary["val_mae"] == min(errors.values())
 
