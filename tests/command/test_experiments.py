@@ -16,7 +16,7 @@ from budgetnet.reports.tables import Row, as_csv
 from budgetnet.tasks import Classification
 from experiments.paper.queue import Entry
 
-FOLDERS = Path(__file__).parents[1] / "experiments"
+FOLDERS = Path(__file__).parents[2] / "experiments"
 READMES = sorted(FOLDERS.glob("*/README.md"))
 RESULTS = sorted(FOLDERS.glob("*/*/runs.csv"))
 
