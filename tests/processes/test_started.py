@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from budgetnet.processes.environment import Started, started, without_others
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}

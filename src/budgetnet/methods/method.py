@@ -159,7 +159,10 @@ class Method:
         """Called on every process when training begins or goes on, and they know each other."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The network's optimizer first: its learning rate is the phase's. Others keep theirs, and step with it."""
+        """The network's optimizer first: its learning rate is the phase's, in a group with "lr_scale" times that.
+
+        Others keep their own learning rates, and step when it does.
+        """
         return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
 
     # -- a step -------------------------------------------------------------------------------------------------------

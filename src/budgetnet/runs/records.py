@@ -69,8 +69,8 @@ class Records:
         """Forget what was written after `epochs` epochs, a resumed run writes it again; of a run that begins, -1."""
         for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
-            if path.suffix == ".csv" and not "".join(lines[:1]).startswith("epoch"):
-                continue  # not a run's own
+            if path.suffix == ".csv" and not "epoch".startswith("".join(lines[:1])[:5]):
+                continue  # not a run's own, whole or cut off
             whole = [line for line in lines if line.endswith("\n")]
             if path.name == "growth.jsonl":
                 kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]

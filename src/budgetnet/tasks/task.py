@@ -14,6 +14,11 @@ Output = Tensor | tuple[Tensor, ...]
 """What a network returns: one tensor, or one for each of its heads or exits."""
 
 
+def each_of(output: Output) -> tuple[Tensor, ...]:
+    """The outputs of a network's heads, however many it has."""
+    return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number that an evaluation gives.

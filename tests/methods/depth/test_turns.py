@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from budgetnet.methods.depth.turns import DepthRule, NextBlock, Turns, next_block
 
 from budgetnet import UsageError
-from budgetnet.methods.depth.turns import DepthRule, NextBlock, Turns, next_block
 from budgetnet.methods.growth import Limit
 
 ORDER = ("a", "b", "c")

@@ -76,8 +76,9 @@ class BSN(Method):
     @property
     def supernet(self) -> Fabric:
         """The network, or what is left of it."""
-        assert isinstance(self.net, Fabric)
-        return self.net
+        pricing = self.training.pricing
+        assert isinstance(pricing, EdgePricing)
+        return pricing.fabric
 
     @property
     def full(self) -> dict[str, int]:

@@ -76,8 +76,8 @@ class Recorder(pl.Callback):
     def row(self, trainer: pl.Trainer, learner: Learner) -> dict[str, Any]:
         """The epoch that just ended (`budgetnet.runs.records.metric_columns` names the columns)."""
         learner.end_training_epoch()
-        test, training = f"test_{learner.task.metric.name}", learner.method.training
-        shown = {k: v for k, v in learner.results.items() if k.startswith(("train_", "val_")) or k == test}
+        training = learner.method.training
+        shown = {name: value for name, value in learner.results.items() if name in self.records.columns}
         return {
             "epoch": trainer.current_epoch + 1,
             "phase": learner.phase.name,
