@@ -64,7 +64,9 @@ def entry(command: str) -> Entry:
 
 def check_read(command: Entry) -> None:
     """Raises UsageError for an option that none of the command's methods reads, as the command line does."""
-    names = {value for job in command.jobs for key, _, value in (each.partition("=") for each in job) if key == "method"}
+    names = {
+        value for job in command.jobs for key, _, value in (each.partition("=") for each in job) if key == "method"
+    }
     names = names or {composed(command.jobs[0])["method"]["name"]}
     chosen = {name: kind for name in sorted(names) if (kind := class_of(name)) is not None}
     if chosen:
@@ -83,7 +85,13 @@ def test_a_documented_command_can_run(command: str) -> None:
 def test_commands_are_found_in_every_kind_of_document() -> None:
     commands = documented_commands()
     assert len(commands) > 80
-    starts = ("backbone=resnet32 budget", "experiment=imagenet", "-m experiment=methods_short", "method=thinet", "recipe=")
+    starts = (
+        "backbone=resnet32 budget",
+        "experiment=imagenet",
+        "-m experiment=methods_short",
+        "method=thinet",
+        "recipe=",
+    )
     for start in starts:
         assert any(command.startswith(start) for command in commands), start
 
