@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def documented_commands() -> list[str]:
     text = "\n".join([*(re.sub(r"\s*\\\n\s*", " ", file.read_text()) for file in DOCUMENTS), *heads])
     found = re.findall(r"^(?:    .*?|# )python -m src\.run (.*?)(?: {2,}.*| > .*)?$", text, re.MULTILINE)
     own = (command.replace("my_package.MyMethod", "tests.toys.weakest.WeakestFilter") for command in found)
-    return sorted({command.strip() for command in own if not re.search(r"--|\.\.\.|interval\(|\.mine\b", command)})
+    return sorted({command.strip() for command in own if not re.search(r"--|\.\.\.|interval\(|my_method", command)})
 
 
 def entry(command: str) -> Entry:
@@ -132,3 +134,58 @@ def test_a_card_names_the_options_that_its_method_reads(name: str) -> None:
     (card,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", CARDS, re.MULTILINE | re.DOTALL)
     (said,) = re.findall(r"^Reads: (.*?)\.$", card, re.MULTILINE | re.DOTALL)
     assert " ".join(said.split()) == options_of(known_methods()[name])
+
+
+# -- the layout of docs/design.md -------------------------------------------------------------------------------------
+
+SOURCE = ROOT / "src" / "budgetnet"
+UPWARDS = {("sections", "data"), ("data", "runs")}
+"""What the document says of two files: they import from a folder below their own."""
+
+
+def layout() -> list[str]:
+    """Folders and files of src/budgetnet in the document's order."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    listed = text.split("src/budgetnet/\n")[1].split("    src/hydra_plugins/")[0]
+    return [
+        name.removesuffix("/").removesuffix(".py") for name in re.findall(r"^      ([\w.]+/?) ", listed, re.MULTILINE)
+    ]
+
+
+def modules() -> dict[str, Path]:
+    """Files of src/budgetnet by module."""
+    named = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+def imports(path: Path, everywhere: bool) -> set[str]:
+    """Modules of the project that a file imports: when it is imported itself, or everywhere, in functions too."""
+    tree, found, known = ast.parse(path.read_text()), set(), modules()
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and not everywhere:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("budgetnet"):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (whole & known.keys()) or {node.module}
+        pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def test_the_layout_names_every_folder_and_imports_point_up_it() -> None:
+    order = layout()
+    assert set(order) == {path.stem for path in SOURCE.iterdir() if path.stem not in ("__init__", "__pycache__", "py")}
+    upwards = set()
+    for name, path in modules().items():
+        for other in imports(path, everywhere=True) if "." in name else ():
+            here, there = name.split(".")[1], other.split(".")[1]
+            if order.index(there) > order.index(here):
+                upwards.add((here, there))
+    assert upwards == UPWARDS
+
+
+def test_no_file_imports_another_in_a_circle() -> None:
+    TopologicalSorter({name: imports(path, everywhere=False) for name, path in modules().items()}).prepare()
