@@ -81,10 +81,10 @@ def test_two_processes_killed_and_continued_end_in_the_bits_of_two_that_were_not
 
 
 HEADS = (
-    "task=own", "task._target_=tests.toys.heads.BothHeads", "backbone=own", "backbone._target_=tests.toys.heads.TwoHeads",
-    "dataset=digits", "budget.flops=60%", "growth.seed_width=3", "growth.epochs_per_round=1", "growth.init=gradmax",
-    "epochs=5", "finetune.epochs=2", "dataset.limit_train=160", "dataset.batch_size=16", "trainer.micro_batches=2",
-    "threads=1", "logger=csv", "trainer.progress=false",
+    "task=own", "task._target_=tests.toys.heads.BothHeads", "backbone=own",
+    "backbone._target_=tests.toys.heads.TwoHeads", "dataset=digits", "budget.flops=60%", "growth.seed_width=3",
+    "growth.epochs_per_round=1", "growth.init=gradmax", "epochs=5", "finetune.epochs=2", "dataset.limit_train=160",
+    "dataset.batch_size=16", "trainer.micro_batches=2", "threads=1", "logger=csv", "trainer.progress=false",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def test_a_network_with_two_heads_grows_in_micro_batches_and_is_exported_with_bo
     assert [output.name for output in session.get_outputs()] == ["logits_1", "logits_2"]
 
 
+@pytest.mark.soak
 def test_two_heads_on_two_processes_end_in_the_same_weights_on_both(tmp_path: Path) -> None:
     ended = launched(tmp_path, *HEADS, *DDP, "export=false", f"run.dir={tmp_path}/run", *WATCHED[:1])
     assert ended.code == 0, ended.errors

@@ -198,7 +198,7 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
     weight = next(wrapped.parameters())
     images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        torch.stack([output.sum() for output in each_of(wrapped(images))]).sum().mul(0).backward()
+        torch.stack([output.sum() for output in each_of(wrapped(images))]).sum().mul(0).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
