@@ -133,7 +133,7 @@ class Front:
         self.accepted: set[tuple[str, ...]] = set()
         self.refused: set[tuple[str, ...]] = set()
 
-    def _build(self, config: Any, directory: Path, command: str, report: Any) -> dict[str, Any]:
+    def _build(self, config: Any, directory: Path, command: str, write: Any) -> dict[str, Any]:
         building.build(config, directory)
         self.built = True
         return {"test_top1": 0.0}
