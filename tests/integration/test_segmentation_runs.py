@@ -55,7 +55,7 @@ def test_mean_iou_selects_and_stands_everywhere_with_the_accuracy_of_pixels_besi
     assert all(summary[f"val_{name}"] == best[f"val_{name}"] for name in ("miou", "pixel_accuracy"))
     assert {"test_miou", "test_miou_last", "test_miou_best", "test_pixel_accuracy"} <= set(summary)
     assert not [name for name in summary if "top" in name and name.startswith(("val_", "test_"))]
-    assert row.test_miou == summary["test_miou"] and "Test mIoU %" in header([row])
+    assert row.number("test_miou") == summary["test_miou"] and "Test mIoU %" in header([row])
     assert "test_miou" in as_csv([row]).splitlines()[0].split(",")
     for text in ((segmented / "report.md").read_text(), page([run_directory])):
         assert f"{summary['test_miou']:.2f}" in text and "Test mIoU" in text.replace("<span>", "")
@@ -100,7 +100,7 @@ def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_pat
     killed = run(*command, "export=false", before=At("budgetnet.training.learner.Learner.training_step", 34))
     assert killed.returncode == -9 and len(rows(tmp_path / "run" / "metrics.csv")) == 3
     continued = run(*command, "export=false", "task=segmentation")
-    assert continued.returncode == 2 and "(differing: task)" in continued.stderr
+    assert continued.returncode == 2 and "(differing: task._target_, task.name)" in continued.stderr
     assert run(*command, "export=false").returncode == 0
     assert learned(tmp_path / "run") == learned(segmented)
 
@@ -112,11 +112,10 @@ def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_pat
         (("backbone=own", "backbone._target_=tests.nets.Small"), "backbone=tests.nets.Small classifies whole images"),
         (
             ("backbone=own", "backbone._target_=tests.nets.Coarse"),
-            "backbone=tests.nets.Coarse gives logits (2, 4, 8, 8) for two images of shapes: expected one of 4 classes",
+            "it gives (2, 4, 8, 8) for two images: expected a tensor of shape (2, 4, 16, 16)",
         ),
         (("task=classification",), "task=classification, but the labels of dataset=shapes are of pixels: leave"),
         (("task=segmentation", "dataset=digits"), "but the labels of dataset=digits are of whole images: leave"),
-        (("task=detection",), "task='detection': expected classification or segmentation, or null"),
         (("dataset.validation=null",), "dataset.validation=null: shapes has no validation set of its own"),
         (("dataset=part_labels", "dataset.root=/nowhere"), "/nowhere/parts_train.txt cannot be read"),
         (("dataset=image_masks", "dataset.root=/nowhere"), "dataset.root=/nowhere holds no folder train"),
@@ -132,3 +131,10 @@ def test_what_does_not_fit_a_task_is_refused_in_one_line(
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         build(config, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_task_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    refused = run(*SMALL, "task=detection", f"run.dir={tmp_path}/run")
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 2 and line.startswith("error: ")
+    assert all(word in line for word in ("task", "detection", "classification", "segmentation"))

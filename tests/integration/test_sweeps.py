@@ -37,7 +37,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_started_again_does_only_what_is_
     sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", FAILING, "launcher.n_jobs=2"]
     first = run(*sweep)
     assert first.returncode == 1
-    assert "finetune.lr=0.02 done: validation accuracy" in first.stdout
+    assert "finetune.lr=0.02 done: validation top-1" in first.stdout
     assert "finetune.lr=1e+20 failed: the loss is not finite" in first.stdout
     said = first.stderr.splitlines()
     assert said[0].startswith("error: 1 of the sweep's jobs failed") and len(said) == 3
@@ -48,7 +48,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_started_again_does_only_what_is_
 
     again = run(*sweep)
     assert again.returncode == 1
-    assert "finetune.lr=0.02 skipped, done: validation accuracy" in again.stdout
+    assert "finetune.lr=0.02 skipped, done: validation top-1" in again.stdout
     assert "finetune.lr=1e+20 continues" in again.stdout
     assert finished(tmp_path) == files
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from commands import run
 from killed import At, learned, rows
-from several import DDP, launched
+from several import DDP, WATCHED, launched, of_each_rank
 
 from budgetnet.reports.page import page
 from budgetnet.reports.tables import as_csv, as_markdown, final_row
@@ -34,7 +35,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_smallest_error_on_the_validation_set_selects_the_network(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
-    errors = {int(row["epoch"]): float(row["val_mae"]) for row in rows(whole / "metrics.csv") if row["phase"] == "train"}
+    errors = {
+        int(row["epoch"]): float(row["val_mae"]) for row in rows(whole / "metrics.csv") if row["phase"] == "train"
+    }
     assert summary["best_epoch"] == min(errors, key=errors.__getitem__)
     assert summary["val_mae"] == min(errors.values())
 
@@ -69,9 +72,49 @@ def test_two_processes_killed_and_continued_end_in_the_bits_of_two_that_were_not
     for name, trouble in (("whole", None), ("killed", "SIGKILL:1:1:3")):
         command = (*TOYS, *DDP, f"run.dir={tmp_path}/{name}/run", "checkpoint.every_n_steps=1",
                    "+callbacks.trouble._target_=ranks.Trouble")  # fmt: skip
-        first = launched(tmp_path / name, *command, trouble=trouble)
-        assert first.code == (0 if trouble is None else 1), first.errors
-        again = launched(tmp_path / name, *command)
-        assert again.code == 0, again.errors
+        if trouble is not None:
+            assert launched(tmp_path / name, *command, trouble=trouble).code == 1
+        finished = launched(tmp_path / name, *command)
+        assert finished.code == 0, finished.errors
         ended[name] = learned(tmp_path / name / "run")
     assert ended["whole"] == ended["killed"]
+
+
+HEADS = (
+    "task=own", "task._target_=tests.toys.heads.BothHeads", "backbone=own",
+    "backbone._target_=tests.toys.heads.TwoHeads", "dataset=digits", "budget.flops=60%", "growth.seed_width=3",
+    "growth.epochs_per_round=1", "growth.init=gradmax", "epochs=5", "finetune.epochs=2", "dataset.limit_train=160",
+    "dataset.batch_size=16", "trainer.micro_batches=2", "threads=1", "logger=csv", "trainer.progress=false",
+)  # fmt: skip
+
+
+def test_a_network_with_two_heads_grows_in_micro_batches_and_is_exported_with_both(tmp_path: Path) -> None:
+    finished = run(*HEADS, f"run.dir={tmp_path}/run")
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rounds"] > 0 and summary["flops"] <= summary["budget"]["flops"]["limit"]
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "model.onnx")
+    assert [output.name for output in session.get_outputs()] == ["logits_1", "logits_2"]
+
+
+@pytest.mark.soak
+def test_two_heads_on_two_processes_end_in_the_same_weights_on_both(tmp_path: Path) -> None:
+    ended = launched(tmp_path, *HEADS, *DDP, "export=false", f"run.dir={tmp_path}/run", *WATCHED[:1])
+    assert ended.code == 0, ended.errors
+    assert all(first["weights"] == second["weights"] for first, second in of_each_rank(tmp_path, "end"))
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        ("tests.toys.heads.TwoHeads", "it gives a tuple for two images: expected a tensor of shape (2, 10)"),
+        ("tests.nets.Five", "it gives (2, 5) for two images: expected a tensor of shape (2, 10) for classification"),
+    ],
+)
+def test_an_output_that_the_task_cannot_take_is_one_line_before_training(
+    network: str, text: str, tmp_path: Path
+) -> None:
+    refused = run("backbone=own", f"backbone._target_={network}", "dataset=digits", "budget.flops=60%", "logger=csv",
+                  f"run.dir={tmp_path}/run")  # fmt: skip
+    assert refused.returncode == 2 and text in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
     arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
     if "image_size" in arguments:
         section = {**section, "_convert_": "all"}  # a plain list
-    if isinstance(task, Segmentation) and "task" not in arguments:
+    if task.target_dims > 1 and "task" not in arguments:
         raise UsageError(
             f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
             "such as cnf, or a network of your own that takes task"

@@ -104,6 +104,10 @@ class Training:
         resize(self.net, widths, **options)
         self.pricing.update()
 
+    def epochs_before(self, finetuning: int, stated: int | None) -> int:
+        """Epochs before a fine-tuning of so many: as stated, or (None) all that it leaves of the run, at least one."""
+        return max(1, self.epochs - finetuning) if stated is None else stated
+
     def flops_left(self, epochs: int) -> int | None:
         """The FLOPs per image that the rest of the train cost allows in `epochs` more epochs; None without a limit."""
         most = self.budget.limits.get("train_cost")
@@ -174,7 +178,8 @@ class Method:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, that of the network first.
 
-        The first one takes the learning rate of the phase. The others have their own rates and step together with it.
+        The first one takes the learning rate of the phase, in a group with "lr_scale" times that. The others have their
+        own rates and step together with it.
         """
         return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
 

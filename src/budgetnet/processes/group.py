@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from budgetnet.errors import Preempted, RunError, UsageError
 from budgetnet.internals import process_group_backend
 from budgetnet.processes.launch import PARENT, launch
+from budgetnet.tasks.task import each_of
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -202,9 +203,7 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
     weight = next(wrapped.parameters())
     images = torch.zeros(2, *shape, dtype=weight.dtype, device=weight.device)
     with torch.random.fork_rng([weight.device] if weight.device.type == "cuda" else []):
-        output = wrapped(images)
-        total = output.sum() if isinstance(output, Tensor) else torch.stack([each.sum() for each in output]).sum()
-        total.mul(0).backward()  # type: ignore[no-untyped-call]
+        torch.stack([output.sum() for output in each_of(wrapped(images))]).sum().mul(0).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)

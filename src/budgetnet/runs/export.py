@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.errors import RunError
+from budgetnet.tasks import Output, each_of
 
 TOLERANCE = 1e-4
 """The largest difference of logits, relative to the largest logit, that counts as rounding."""
@@ -27,7 +28,8 @@ _CHECKED_BATCHES = (1, 3)
 def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Path) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
-    net: a network from images to logits. A copy (CPU, float32, eval mode) is exported, and the network does not change.
+    net: a network from images to logits, or to a tuple of them. A copy (CPU, float32, eval mode) is exported, and the
+    network does not change.
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
     Returns the largest difference of logits, relative to the largest logit, by file name.
     Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither file is
@@ -55,11 +57,13 @@ def _write_pt2(net: nn.Module, example: Tensor, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _load_pt2(path: Path) -> Callable[[Tensor], Tensor]:
+def _load_pt2(path: Path) -> Callable[[Tensor], Output]:
     return torch.export.load(path).module()
 
 
 def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
+    with torch.no_grad():
+        names = _output_names(net(example))
     with warnings.catch_warnings():
         # the exporter that replaces this one takes 11 s instead of 0.4 s and writes small models as two files
         warnings.simplefilter("ignore")
@@ -70,23 +74,28 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            output_names=names,
+            dynamic_axes={name: {0: "batch"} for name in ("images", *names)},
         )
 
 
-def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _output_names(output: Output) -> list[str]:
+    """ "logits"; of several outputs "logits_1" and so on."""
+    return ["logits"] if isinstance(output, Tensor) else [f"logits_{n}" for n in range(1, len(output) + 1)]
+
+
+def _load_onnx(path: Path) -> Callable[[Tensor], Output]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
 
 _FORMATS = {"model.pt2": (_write_pt2, _load_pt2), "model.onnx": (_write_onnx, _load_onnx)}
 
 
 def _largest_difference(
-    name: str, net: nn.Module, exported: Callable[[Tensor], Tensor], input_shape: Sequence[int]
+    name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int]
 ) -> float:
     """The largest relative difference of logits on random images in several batch sizes.
 
@@ -97,9 +106,10 @@ def _largest_difference(
     for batch in _CHECKED_BATCHES:
         images = torch.randn(batch, *input_shape, generator=generator)
         with torch.no_grad():
-            expected, got = net(images), exported(images)
-        scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        difference = ((expected - got).abs().max() / scale).item()
+            expected, got = each_of(net(images)), each_of(exported(images))
+        scale = torch.stack([one.abs().max() for one in expected]).max().clamp(min=torch.finfo(torch.float32).tiny)
+        differences = [(one - other).abs().max() / scale for one, other in zip(expected, got, strict=True)]
+        difference = torch.stack(differences).max().item()
         if not difference <= TOLERANCE:  # also true for nan
             raise RunError(
                 f"{name} does not compute what the network computes: logits differ by {difference:.3g} of the "

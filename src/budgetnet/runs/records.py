@@ -69,8 +69,8 @@ class Records:
         """Remove what was written after `epochs` epochs, which a resumed run writes again; -1 removes everything."""
         for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
-            if path.suffix == ".csv" and not "".join(lines[:1]).startswith("epoch"):
-                continue  # not written by this class
+            if path.suffix == ".csv" and not "epoch".startswith("".join(lines[:1])[:5]):
+                continue  # not written by this class, even if its header is cut off
             whole = [line for line in lines if line.endswith("\n")]
             if path.name == "growth.jsonl":
                 remaining = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]

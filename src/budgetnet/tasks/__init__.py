@@ -2,7 +2,7 @@
 
 from budgetnet.tasks.classification import Classification
 from budgetnet.tasks.segmentation import IGNORED, Segmentation
-from budgetnet.tasks.task import Metric, Output, Task, described
+from budgetnet.tasks.task import Metric, Output, Task, described, each_of
 
 __all__ = [
     "IGNORED",
@@ -12,4 +12,5 @@ __all__ = [
     "Segmentation",
     "Task",
     "described",
+    "each_of",
 ]

@@ -14,6 +14,11 @@ Output = Tensor | tuple[Tensor, ...]
 """The output of a network: one tensor, or a tensor for each of its heads or exits."""
 
 
+def each_of(output: Output) -> tuple[Tensor, ...]:
+    """The outputs of a network's heads, however many it has."""
+    return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of an evaluation.

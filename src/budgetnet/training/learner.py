@@ -139,7 +139,7 @@ class Learner(pl.LightningModule):
         epoch = self.current_epoch - self._phase_start
         lr = self.phase.learning_rate(epoch, batch_idx, int(self.trainer.num_training_batches))
         for group in first.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         loss, sums = self._compile(images, targets) if self._compiling else self.method.step(images, targets)
         self.method.before_step()
         first.step()

@@ -6,7 +6,7 @@ from nets import Odd
 
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.costs import CostModel
-from budgetnet.methods.pruning import Pool, criteria, kept, pools
+from budgetnet.methods.pruning import CoupledChannels, channels_to_keep, coupled_channels, criteria
 from budgetnet.methods.pruning.allocate import ALLOCATIONS, Fits, by_error, fits, ranked, uniform, widths
 
 
@@ -20,18 +20,18 @@ def graph(request: pytest.FixtureRequest) -> ChannelGraph:
 @pytest.mark.parametrize("share", [0.5, 0.2])
 @pytest.mark.parametrize("kind", ["flops", "params"])
 def test_a_budget_is_met_and_used(graph: ChannelGraph, allocation: str, share: float, kind: str) -> None:
-    cost, found, scores = CostModel(graph), pools(graph), criteria.l1(graph)
+    cost, found, scores = CostModel(graph), coupled_channels(graph), criteria.l1(graph)
     limit = int(share * cost.costs()[kind])
     counts = ALLOCATIONS[allocation](found, scores, fits(cost, {kind: limit}))
     used = cost.costs({**graph.widths, **widths(found, counts)})[kind]
     assert 0.99 * limit <= used <= limit
-    assert all(1 <= count <= len(pool) for pool, count in zip(found, counts, strict=True))
-    plan = kept(found, scores, counts)
+    assert all(1 <= count <= len(each) for each, count in zip(found, counts, strict=True))
+    plan = channels_to_keep(found, scores, counts)
     assert {name: len(channels) for name, channels in plan.items()} == widths(found, counts)
 
 
 def test_several_limits_are_all_met_and_one_is_used(graph: ChannelGraph) -> None:
-    cost, found = CostModel(graph), pools(graph)
+    cost, found = CostModel(graph), coupled_channels(graph)
     full = cost.costs()
     limits = {"flops": full["flops"] // 2, "params": full["params"] // 3}
     for allocation in ALLOCATIONS.values():
@@ -44,24 +44,24 @@ def test_several_limits_are_all_met_and_one_is_used(graph: ChannelGraph) -> None
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_no_channel_that_would_fit_is_left_out(graph: ChannelGraph, allocation: str) -> None:
-    cost, found = CostModel(graph), pools(graph)
+    cost, found = CostModel(graph), coupled_channels(graph)
     within = fits(cost, {"flops": cost.flops() // 3})
     counts = ALLOCATIONS[allocation](found, criteria.l1(graph), within)
-    for number, pool in enumerate(found):
-        if counts[number] < len(pool):
+    for number, each in enumerate(found):
+        if counts[number] < len(each):
             assert not within(widths(found, [c + (i == number) for i, c in enumerate(counts)]))
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_a_budget_of_everything_removes_nothing(graph: ChannelGraph, allocation: str) -> None:
-    cost, found = CostModel(graph), pools(graph)
+    cost, found = CostModel(graph), coupled_channels(graph)
     within = fits(cost, {"flops": cost.flops(), "params": cost.params()})
-    assert ALLOCATIONS[allocation](found, criteria.l1(graph), within) == [len(pool) for pool in found]
+    assert ALLOCATIONS[allocation](found, criteria.l1(graph), within) == [len(each) for each in found]
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_the_least_there_is_stays_when_nothing_fits(graph: ChannelGraph, allocation: str) -> None:
-    found = pools(graph)
+    found = coupled_channels(graph)
     counts = ALLOCATIONS[allocation](found, criteria.l1(graph), fits(CostModel(graph), {"flops": 1}))
     assert counts == [1] * len(found)
 
@@ -70,7 +70,7 @@ def sum_to(most: int) -> Fits:
     return lambda found: sum(found.values()) <= most
 
 
-POOLS = [Pool(("a",), 0, 10), Pool(("b",), 0, 20)]
+POOLS = [CoupledChannels(("a",), 0, 10), CoupledChannels(("b",), 0, 20)]
 
 
 def test_uniform_keeps_the_same_share_of_every_pool() -> None:
@@ -99,12 +99,12 @@ def test_by_error_takes_most_where_the_scores_are_in_few_channels() -> None:
 
 def test_by_error_loses_an_equal_part_of_the_scores_in_every_pool() -> None:
     torch.manual_seed(0)
-    many = [Pool(("a",), 0, 400), Pool(("b",), 0, 800)]
+    many = [CoupledChannels(("a",), 0, 400), CoupledChannels(("b",), 0, 800)]
     scores = {"a": torch.rand(400) ** 4, "b": torch.rand(800)}
     counts = by_error(many, scores, sum_to(500))
     lost = [
-        float(scores[name].sort().values[: len(pool) - count].sum() / scores[name].sum())
-        for name, pool, count in zip(("a", "b"), many, counts)
+        float(scores[name].sort().values[: len(each) - count].sum() / scores[name].sum())
+        for name, each, count in zip(("a", "b"), many, counts)
     ]
     assert lost[0] == pytest.approx(lost[1], abs=0.01)
     assert sum(counts) == 500
@@ -113,12 +113,12 @@ def test_by_error_loses_an_equal_part_of_the_scores_in_every_pool() -> None:
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_counts_are_multiples_of_the_blocks(allocation: str) -> None:
     graph = ChannelGraph.trace(Odd(), torch.empty(1, 3, 8, 8))
-    cost, found, scores = CostModel(graph), pools(graph), criteria.l1(graph)
+    cost, found, scores = CostModel(graph), coupled_channels(graph), criteria.l1(graph)
     for share in (0.3, 0.5, 0.7, 0.9):
         counts = ALLOCATIONS[allocation](found, scores, fits(cost, {"flops": int(share * cost.flops())}))
-        assert all(count % pool.blocks == 0 and count >= pool.blocks for pool, count in zip(found, counts))
+        assert all(count % each.blocks == 0 and count >= each.blocks for each, count in zip(found, counts))
         assert cost.flops({**graph.widths, **widths(found, counts)}) <= share * cost.flops()
-    resize(graph.model, kept(found, scores, counts))
+    resize(graph.model, channels_to_keep(found, scores, counts))
     graph.model(torch.randn(2, 3, 8, 8))
 
 

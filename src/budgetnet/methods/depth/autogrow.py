@@ -177,7 +177,7 @@ class AutoGrow(Method):
             "last": self.stage_order.last,
             "reached": self.stage_order.reached,
         }
-        return {"depths": depths(self.net, self.stages), "turns": stage_order, "best": self.best}
+        return {"depths": depths(self.net, self.stages), "stage_order": stage_order, "best": self.best}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
         now = depths(self.net, self.stages)

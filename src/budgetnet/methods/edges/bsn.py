@@ -54,7 +54,8 @@ class BSN(Method):
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a backbone without edges to choose from, and for phases longer than the run."""
         self.training = training
-        options, epochs, tune = self.options, self.options.search_epochs, self.finetune.epochs
+        options, tune = self.options, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, options.search_epochs)
         search = f"method.search_epochs={epochs}"
         must_fit(training.epochs, epochs + tune, search, f"finetune.epochs={tune}")
         if options.warmup_epochs >= epochs:
@@ -77,8 +78,9 @@ class BSN(Method):
     @property
     def supernet(self) -> Fabric:
         """The network, with all edges or with the selected ones."""
-        assert isinstance(self.net, Fabric)
-        return self.net
+        pricing = self.training.pricing
+        assert isinstance(pricing, EdgePricing)
+        return pricing.fabric
 
     @property
     def full(self) -> dict[str, int]:
@@ -113,7 +115,7 @@ class BSN(Method):
             net = copy.deepcopy(net).to(training.device, training.dtype)
             self.search.costs.latency = edge_latencies(net, shape)
         self.fallback = affordable_path(
-            training.budget, self.search.costs, self.options.search_epochs, self.finetune, training.ledger
+            training.budget, self.search.costs, self.search_epochs, self.finetune, training.ledger
         )
         if (most := limits.get("latency")) and most < (time := latency_of(net, self.fallback, shape)):
             raise UsageError(
@@ -229,7 +231,7 @@ class BSN(Method):
 
     def round_ends(self, epochs: int) -> bool:
         """Whether the only round, at the end of the search, follows after `epochs` epochs."""
-        return not self.training.phase.final and epochs >= self.options.search_epochs
+        return not self.training.phase.final and epochs >= self.search_epochs
 
     def images(self, epochs: int) -> int:
         return self.options.images if self.round_ends(epochs) else 0

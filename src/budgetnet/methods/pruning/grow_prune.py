@@ -48,7 +48,7 @@ class Sampling:
     Raises UsageError for values out of range.
     """
 
-    search_epochs: int = 150
+    search_epochs: int | None = None
     start: float = 0.2
     temperature: float = 100.0
     pull: float = 40.0
@@ -77,7 +77,8 @@ class GrowPrune(Method):
         Raises UsageError for a budget that no pruned network meets, and for phases longer than the run.
         """
         self.training = training
-        sampling, epochs, tune = self.sampling, self.sampling.search_epochs, self.finetune.epochs
+        sampling, tune = self.sampling, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, sampling.search_epochs)
         must_fit(training.epochs, epochs + tune, f"method.search_epochs={epochs}", f"finetune.epochs={tune}")
         images = (epochs + tune) * training.ledger.images_per_epoch
         allocate.check(training.budget.limits, training.pricing.model, self.scope, images)
@@ -106,7 +107,7 @@ class GrowPrune(Method):
 
         The rest of the train cost is divided equally among the remaining epochs.
         """
-        return self.training.limits(self.sampling.search_epochs + self.finetune.epochs - epochs)
+        return self.training.limits(self.search_epochs + self.finetune.epochs - epochs)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class GrowPrune(Method):
         """Add the gradient of the penalty, λ_base · Δu, where λ_base over all steps of the search adds up to `pull`."""
         if self.indicators is None:
             return
-        steps = self.sampling.search_epochs * self.training.steps_per_epoch
+        steps = self.search_epochs * self.training.steps_per_epoch
         base = self.sampling.pull * (1 - self.optim.momentum) / (self.optim.lr * steps)
         gradient = self.indicators.scores.grad
         assert gradient is not None
@@ -147,7 +148,7 @@ class GrowPrune(Method):
         """Plan which channels of the full network train in the next epoch or, at the end of the search, remain."""
         if self.indicators is None or epochs == 0:
             return None
-        last, price = epochs >= self.sampling.search_epochs, self.training.pricing.model
+        last, price = epochs >= self.search_epochs, self.training.pricing.model
         if last:
             scores = by_channel(self.coupled, nn.functional.softplus(_logits(self.indicators)))  # -log(1 - σ(βs))
             counts = allocate.ranked(self.coupled, scores, allocate.fits(price, self.allowed(epochs)))

@@ -79,8 +79,8 @@ class Recorder(pl.Callback):
         Raises RunError for a loss that is not finite.
         """
         learner.end_training_epoch()
-        test, training = f"test_{learner.task.metric.name}", learner.method.training
-        shown = {k: v for k, v in learner.results.items() if k.startswith(("train_", "val_")) or k == test}
+        training = learner.method.training
+        shown = {name: value for name, value in learner.results.items() if name in self.records.columns}
         return {
             "epoch": trainer.current_epoch + 1,
             "phase": learner.phase.name,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.optim import LBI
 from budgetnet.runs.records import write_text
+
+if TYPE_CHECKING:
+    from budgetnet.methods.growth.adenel import AdeNeL
 
 COLUMNS = ("layer", "filter", "step", "mean_norm", "norm")
 
@@ -84,4 +87,5 @@ class SelectionPath(pl.Callback):
 def _method(module: pl.LightningModule) -> AdeNeL | None:
     """The method of a learner if it is AdeNeL, else None."""
     method = getattr(module, "method", None)
-    return method if isinstance(method, AdeNeL) else None
+    under_lbi = method is not None and isinstance(method.training.optimizer, LBI)
+    return cast("AdeNeL", method) if under_lbi else None

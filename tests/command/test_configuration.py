@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -13,13 +14,24 @@ from omegaconf import OmegaConf
 
 from budgetnet.command.compose import CONF, composed
 from budgetnet.command.configuration import parse
-from budgetnet.command.methods import method_class, method_sections, refuse_unkept, refuse_unread
+from budgetnet.command.methods import (
+    known_methods,
+    method_class,
+    method_sections,
+    refuse_unkept,
+    refuse_unread,
+    typed,
+)
 from budgetnet.command.sweeps import methods_of_sweep
 from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
+from budgetnet.methods.train import Train
 from budgetnet.options import as_mapping, names_of, reads
 from budgetnet.runs.adoption import check_same
 from budgetnet.sections import SECTIONS, TrainerOptions, affecting, affects_result
+from experiments.paper import queue
+from experiments.paper.rows import FULL, SHORT
+from experiments.paper.tables import PaperTable, paper_tables
 
 DIGITS = ["dataset=digits", "backbone=lenet5", "logger=csv", "budget.flops=50%"]
 
@@ -88,7 +100,10 @@ def test_what_a_method_does_not_read_stays_as_it_is_and_what_is_left_out_is_fill
         (["+dataset.rot=x"], "no option is called 'dataset.rot'; did you mean 'dataset.root'"),
         (["~growth"], "growth=None: expected a section of options"),
         (["budget.flops=null"], "no budget: state at least one of"),
-        (["budget.params=1M"], "budget.params is not kept by method=adenel: state budget.flops or budget.latency"),
+        (
+            ["budget.params=1M"],
+            r"budget.params is not kept by method=adenel: use method=.*l1.*, or state budget.flops or budget.latency$",
+        ),
     ],
 )
 def test_what_cannot_be_parsed_is_refused_by_name(overrides: list[str], message: str) -> None:
@@ -99,7 +114,9 @@ def test_what_cannot_be_parsed_is_refused_by_name(overrides: list[str], message:
 def test_a_budget_of_a_kind_that_is_kept_is_taken() -> None:
     assert parse(composed([*DIGITS, "budget.latency=2ms"]), Grows).budget == Budget(flops="50%", latency=2000)
     refuse_unkept(Budget(flops=1, params=1, train_cost=1), "trains", Trains)
-    with pytest.raises(UsageError, match=r"budget.latency is not kept by method=trains: .*state budget.flops or"):
+    with pytest.raises(
+        UsageError, match=r"budget.latency is not kept by method=trains: use method=bsn, or state budget.flops or"
+    ):
         refuse_unkept(Budget(latency=1), "trains", Trains)
 
 
@@ -110,8 +127,10 @@ def test_lightning_is_given_options_that_its_trainer_takes_and_no_others() -> No
 
 
 def test_the_class_of_a_method_is_what_its_target_names() -> None:
-    assert method_class({"method": {"_target_": f"{__name__}.Grows"}}) is Grows
-    assert method_class({"method": {"_target_": "os.getcwd"}}) is None
+    assert method_class({"method": {"_target_": "budgetnet.methods.train.Train"}}) is Train
+    for other in ("os.getcwd", "builtins.dict"):
+        with pytest.raises(UsageError, match=rf"method._target_={other}: expected a subclass of budgetnet.methods"):
+            method_class({"method": {"_target_": other}})
     with pytest.raises(UsageError, match=r"method._target_=nope.Nope cannot be built .*No module named 'nope'"):
         method_class({"method": {"_target_": "nope.Nope"}})
 
@@ -164,6 +183,24 @@ def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(
 )
 def test_what_is_read_or_is_of_no_method_is_not_refused(overrides: list[str], methods: list[str]) -> None:
     refuse_unread(overrides, {name: METHODS[name] for name in methods}, lambda: METHODS)
+
+
+@pytest.mark.parametrize("length", [FULL, SHORT])
+@pytest.mark.parametrize("table", paper_tables().values(), ids=paper_tables())
+def test_the_rows_of_the_paper_type_what_their_methods_read(table: PaperTable, length: str) -> None:
+    known = known_methods()
+    for row in table.rows.values():
+        overrides = row.all_overrides(length) if row.overrides else []
+        name = ([each[7:] for each in overrides if each.startswith("method=")] or ["adenel"])[0]
+        refuse_unread(overrides, {name: known[name]})
+
+
+def test_the_entries_of_the_queue_type_what_their_methods_read() -> None:
+    known = known_methods()
+    for entry in queue.read():
+        overrides = [word for word in shlex.split(entry.command)[3:] if word != "-m"]
+        names = {config["method"]["name"] for config, _ in entry.runs} if typed(overrides) else set()
+        refuse_unread(overrides, {name: known[name] for name in names})
 
 
 @pytest.mark.parametrize(
