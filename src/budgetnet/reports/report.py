@@ -1,4 +1,4 @@
-"""report.md: one run on one page, written from its run directory alone."""
+"""report.md: the report of one run, written from its run directory alone."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ _NARROWING = ("Pruning steps", "Who was narrowed", "Pruning ends by")
 def write_report(run_dir: str | Path) -> Path:
     """Write report.md and figures/*.png into a run directory, finished or not, and return the path of report.md.
 
-    Figures of growth are left out of a run that has no growing phase. Raises UsageError for a path that is not a
-    run directory.
+    Figures without data are left out. Raises UsageError for a path that is not a run directory, and for damaged files.
     """
     run = RunDirectory(run_dir)
     folder = run.path / "figures"
@@ -107,7 +106,7 @@ def _head(run: RunDirectory) -> str:
 
 
 def _scores(run: RunDirectory) -> str:
-    """Every metric of the task."""
+    """The section about the metrics of the task."""
     row, names = final_row(run), ("Test", "Last epoch", "Best test epoch", "Validation")
     lines = [
         [metric.label, *(score_text(metric)(row.number(name)) for name in score_names(metric))]
@@ -123,7 +122,7 @@ def _scores(run: RunDirectory) -> str:
 
 
 def _edges(run: RunDirectory) -> str:
-    """What a search for edges cost as drawn, as pruned to what would be kept, and with every edge on."""
+    """The section about the costs of sampled networks, of the selected network, and of all edges."""
     if not run.edges:
         return ""
     last = run.edges[-1]
@@ -133,16 +132,16 @@ def _edges(run: RunDirectory) -> str:
         for kind in kinds
     ]
     header = ("Cost", "Sampled", "Pruned", "Full")
-    said = (
+    explanation = (
         f"After epoch {last['epoch']} of the search: the mean of what was drawn, what lies on a path of the edges that "
         f"would be kept, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
     )
-    return "## Edges\n\n" + markdown_table(header, lines) + "\n" + said
+    return "## Edges\n\n" + markdown_table(header, lines) + "\n" + explanation
 
 
 def _figure_section(names: list[str]) -> str:
-    parts = [f"![{name}](figures/{name}.png)\n\n{_FIGURES[name][1]}\n" for name in names]
-    return "## Figures\n\n" + "\n".join(parts)
+    images = [f"![{name}](figures/{name}.png)\n\n{_FIGURES[name][1]}\n" for name in names]
+    return "## Figures\n\n" + "\n".join(images)
 
 
 def _sizes(run: RunDirectory) -> str:
@@ -179,8 +178,8 @@ def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
     deeper = [f"{name} {old}→{new} blocks" for name, (old, new) in record.get("depths", {}).items() if new > old]
     if deeper or not plan:
-        kept = f"{len(record['edges'])} edges stay" if "edges" in record else "nobody"
-        return ", ".join(deeper) or kept
+        unchanged = f"{len(record['edges'])} edges stay" if "edges" in record else "nobody"
+        return ", ".join(deeper) or unchanged
     largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
     if len(plan) <= _MOST_NAMED:
