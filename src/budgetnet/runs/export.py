@@ -80,7 +80,7 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _output_names(output: Output) -> list[str]:
-    """ "logits"; of several outputs "logits_1" and so on."""
+    """The name "logits" or, for several outputs, "logits_1" and so on."""
     return ["logits"] if isinstance(output, Tensor) else [f"logits_{n}" for n in range(1, len(output) + 1)]
 
 

@@ -15,7 +15,7 @@ Output = Tensor | tuple[Tensor, ...]
 
 
 def each_of(output: Output) -> tuple[Tensor, ...]:
-    """The outputs of a network's heads, however many it has."""
+    """The outputs of all heads of a network, as a tuple."""
     return (output,) if isinstance(output, Tensor) else tuple(output)
 
 

@@ -40,7 +40,7 @@ from budgetnet.tasks import Output
 class Sampling:
     """conf/method/grow_prune.yaml: how long filters are sampled, and how the indicators begin, move and harden.
 
-    search_epochs: the number of epochs in which filters are sampled.
+    search_epochs: the number of epochs in which filters are sampled, by default all before fine-tuning.
     start: the initial probability of each indicator.
     temperature: the highest temperature β.
     pull: the total weight of the penalty on the distance from the budget.
