@@ -81,7 +81,7 @@ def _explained(error: BaseException, directory: Path, command: str) -> BaseExcep
         return Interrupted(_how_to_continue(directory, command))
     if isinstance(error, torch.OutOfMemoryError):
         return RunError(
-            f"the device is out of memory ({' '.join(str(error).split())[:120]}): cut batches into parts with "
+            f"the device is out of memory ({' '.join(str(error).split())[:120]}): divide batches with "
             f"trainer.micro_batches, or make dataset.batch_size smaller; {_how_to_continue(directory, command)}"
         )
     if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:

@@ -133,7 +133,7 @@ def _refuse(config: DictConfig) -> None:
         raise UsageError(f"-m under {others.by} starts the whole sweep in every process; use: {_with_local_launcher()}")
     if "minimize" in str(OmegaConf.select(config, "hydra.sweeper.direction")):
         raise UsageError(
-            "hydra.sweeper.direction=minimize would search for the lowest accuracy: use hydra/sweeper=search, or add "
+            "hydra.sweeper.direction=minimize would search for the worst network: use hydra/sweeper=search, or add "
             "hydra.sweeper.direction=maximize"
         )
     tasks = 1

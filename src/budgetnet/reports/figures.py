@@ -90,7 +90,7 @@ def saturation_map(run: RunDirectory) -> Figure:
         axes.set_yticks([index + 0.5 for index in shown], [names[index] for index in shown])
         axes.tick_params(axis="y", length=0, labelsize=8 if len(names) <= 20 else 6.5)
         _mark_rounds(axes, run, "epoch", colour="white")
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02, label="saturation (part of the filters selected)")
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02, label="saturation (fraction of the filters selected)")
         threshold = _threshold(run)
         if threshold is not None:
             bar.ax.axhline(threshold, color=VERMILION, linewidth=2)

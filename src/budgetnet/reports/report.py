@@ -20,31 +20,30 @@ if TYPE_CHECKING:
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     "growth_path": (
         figures.growth_path,
-        "Each line is a width group (a stage, where blocks are added); it steps in the rounds (dotted, numbered above) "
+        "Each line is a width group, or a stage if blocks are added; it steps in the rounds (dotted, numbered above) "
         "in which it changed. Equal lines are drawn side by side.",
     ),
     "saturation": (
         figures.saturation_map,
-        "Each line down is a width group, each column an epoch; the brighter, the larger the part of its filters that "
-        "is in the support. A group that is bright at the end of a round (dotted) has used up its capacity; a map "
-        "that is bright everywhere no longer tells the groups apart.",
+        "Each row is a width group and each column an epoch; brighter cells have a larger fraction of selected "
+        "filters. A group that is bright at the end of a round (dotted) has used up its capacity; a map that is bright "
+        "everywhere does not distinguish the groups.",
     ),
     "filters": (
         first_layer_filters,
-        "Each row is the first layer at the end of a round, before it is changed, filter by filter (colours where it "
-        "reads three channels; of many rounds some, at equal distances). Framed are those that a growing network has "
-        "in the support, or that a pruned one keeps; a method that does not choose among filters frames none. Where it "
-        "is widened, new filters stand at the end.",
+        "Each row shows the filters of the first layer at the end of a round, before it is changed, in colour if they "
+        "read three channels. Of many rounds some are shown, at equal distances. Framed filters are selected: they are "
+        "saturated in a growing network, or kept in a pruned one. New filters are at the end.",
     ),
     "architecture": (
         edges.architecture,
-        "A dot adds up what its arrows bring. Blue is kept, pale was left out; the wider, the likelier it was. Two "
-        "arrows between the same dots are a module and a shortcut.",
+        "A dot is the sum of its incoming edges. Blue edges are selected, pale edges are not, and likelier edges are "
+        "wider. Two arrows between the same dots are a module and a shortcut.",
     ),
     "edges": (
         edges.probabilities,
-        "Each line down is an edge, each column an epoch. A search that has come to an end is black and bright, with "
-        "nothing in between.",
+        "Each row is an edge and each column an epoch. After a search that has converged, every edge is either dark or "
+        "bright.",
     ),
     "accuracy_against_train_cost": (
         figures.score_against_train_cost,
@@ -53,17 +52,17 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     ),
     "examples": (
         examples,
-        "A column is a test image, a row what is known of it or what the network made of it. A class has the same "
+        "Each column is a test image, with its labels and the outputs of the network below it. A class has the same "
         "colour in every map; pixels without a label are grey.",
     ),
     "widths": (
         figures.final_sizes,
-        "Width groups (stages, where blocks are added) stand in network order; a blue bar that ends below the grey of "
-        "the full backbone got less than it has, one that ends above it got more.",
+        "Width groups, or stages if blocks are added, are in network order. A blue bar below the grey one is narrower "
+        "than the full backbone, and one above it is wider.",
     ),
 }
 _MOST_NAMED = 6
-_NARROWING = ("Pruning steps", "Who was narrowed", "Pruning ends by")
+_NARROWING = ("Pruning steps", "Narrowed", "Pruning ends by")
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -133,8 +132,8 @@ def _edges(run: RunDirectory) -> str:
     ]
     header = ("Cost", "Sampled", "Pruned", "Full")
     explanation = (
-        f"After epoch {last['epoch']} of the search: the mean of what was drawn, what lies on a path of the edges that "
-        f"would be kept, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
+        f"After epoch {last['epoch']} of the search: the mean of the sampled networks, the selected edges that lie on "
+        f"a path, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
     )
     return "## Edges\n\n" + markdown_table(header, lines) + "\n" + explanation
 
@@ -161,7 +160,7 @@ def _sizes(run: RunDirectory) -> str:
 def _rounds(run: RunDirectory) -> str:
     if not run.rounds:
         return ""
-    title, who, ends = ("Growth rounds", "Who grew", "Growth ends by") if run.grew else _NARROWING
+    title, who, ends = ("Growth rounds", "Grown", "Growth ends by") if run.grew else _NARROWING
     header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)
     lines = [
         [
@@ -178,7 +177,7 @@ def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
     deeper = [f"{name} {old}→{new} blocks" for name, (old, new) in record.get("depths", {}).items() if new > old]
     if deeper or not plan:
-        unchanged = f"{len(record['edges'])} edges stay" if "edges" in record else "nobody"
+        unchanged = f"{len(record['edges'])} edges stay" if "edges" in record else "none"
         return ", ".join(deeper) or unchanged
     largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
@@ -203,19 +202,19 @@ def _reading(run: RunDirectory) -> str:
         if summary.get(f"test_{metric.name}_best") is not None:
             read = (
                 f"The test set was read after every epoch and selected nothing: the best test epoch is epoch "
-                f"{summary[f'test_{metric.name}_best_epoch']}, which nobody knows without the test set's labels."
+                f"{summary[f'test_{metric.name}_best_epoch']}, which cannot be known without its labels."
             )
         lines.append(
             f"* Test {metric.title} is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the "
-            f"last epoch's stands beside it. {read}"
+            f"metrics of the last epoch are given too. {read}"
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "
         "per batch-norm element.",
-        "* Train cost is the FLOPs of the network as it was then, summed over every image trained on: (a) in percent "
-        "of the full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
-        "* Saturation is the part of a group's filters that are selected: in the support (`growth.readout=support`), "
-        "or among the first of the whole network (`path`). Pause is the time a round took.",
+        "* Train cost is the FLOPs of the network at each time, summed over all training images: (a) in percent of the "
+        "full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
+        "* Saturation is the fraction of a group's filters that are selected: in the support "
+        "(`growth.readout=support`), or among the first of the whole network (`path`). Pause is the time of a round.",
     ]
     return "\n".join(lines) + "\n"
 
