@@ -15,46 +15,46 @@ BLOCKS = {"a": {"flops": 10, "params": 1}, "b": {"flops": 10, "params": 4}, "c":
 ROOMY = [Limit("flops", "flops", 10**6), Limit("params", "params", 10**6)]
 
 
-def step(stage_order: StageOrder, accuracy: float = 0.0, limits: list[Limit] = ROOMY, **rule: float) -> NextBlock:
+def step(order: StageOrder, accuracy: float = 0.0, limits: list[Limit] = ROOMY, **rule: float) -> NextBlock:
     """From a network of 100 FLOPs, 100 params and two blocks a stage."""
     return next_block(
-        stage_order, accuracy, DepthRule(**rule), dict.fromkeys(ORDER, 2), {"flops": 100, "params": 100}, BLOCKS, limits
+        order, accuracy, DepthRule(**rule), dict.fromkeys(ORDER, 2), {"flops": 100, "params": 100}, BLOCKS, limits
     )
 
 
 def test_stages_grow_in_turn_while_accuracy_rises() -> None:
-    stage_order, grown = StageOrder(ORDER), []
+    order, grown = StageOrder(ORDER), []
     for accuracy in range(7):
-        result = step(stage_order, float(accuracy))
-        stage_order = result.stage_order
+        result = step(order, float(accuracy))
+        order = result.stage_order
         grown.append(result.stage)
-        assert result.stop is None and stage_order.ended == ()
+        assert result.stop is None and order.ended == ()
     assert grown == ["a", "b", "c", "a", "b", "c", "a"]
 
 
 def test_a_stage_ends_when_its_block_brought_less_than_the_threshold_and_the_others_go_on() -> None:
-    stage_order = StageOrder(ORDER, last="b", reached=50.0)
-    assert stage_order.judged(50.25, 0.25).ended == ()
-    assert stage_order.judged(50.24, 0.25).ended == ("b",)
-    result = step(stage_order, 50.0)
+    order = StageOrder(ORDER, last="b", reached=50.0)
+    assert order.judged(50.25, 0.25).ended == ()
+    assert order.judged(50.24, 0.25).ended == ("b",)
+    result = step(order, 50.0)
     assert (result.stage, result.stage_order.ended) == ("c", ("b",))
     assert result.stage_order.reached == 50.0 and result.stage_order.waiting() == ("a", "c")
 
 
 def test_growth_ends_by_accuracy_when_no_stage_brings_any_more() -> None:
-    stage_order, grown = StageOrder(ORDER), []
+    order, grown = StageOrder(ORDER), []
     while True:
-        result = step(stage_order, 70.0)
-        stage_order = result.stage_order
+        result = step(order, 70.0)
+        order = result.stage_order
         if result.stage is None:
             break
         grown.append(result.stage)
-    assert grown == ["a", "b", "c"] and stage_order.ended == ORDER and result.stop == "accuracy"
+    assert grown == ["a", "b", "c"] and order.ended == ORDER and result.stop == "accuracy"
 
 
 def test_a_stage_that_has_ended_is_judged_once() -> None:
-    stage_order = StageOrder(ORDER, ended=("a",), last="a", reached=60.0)
-    assert stage_order.judged(10.0, 0.05) is stage_order
+    order = StageOrder(ORDER, ended=("a",), last="a", reached=60.0)
+    assert order.judged(10.0, 0.05) is order
 
 
 def test_a_stage_whose_block_does_not_fit_is_passed_over_and_the_budget_is_never_exceeded() -> None:

@@ -70,34 +70,34 @@ def sum_to(most: int) -> Fits:
     return lambda found: sum(found.values()) <= most
 
 
-POOLS = [CoupledChannels(("a",), 0, 10), CoupledChannels(("b",), 0, 20)]
+COUPLED = [CoupledChannels(("a",), 0, 10), CoupledChannels(("b",), 0, 20)]
 
 
-def test_uniform_keeps_the_same_share_of_every_pool() -> None:
+def test_uniform_keeps_the_same_share_of_every_set() -> None:
     scores = {"a": torch.ones(10), "b": torch.full((20,), 9.0)}
-    assert uniform(POOLS, scores, sum_to(15)) == [5, 10]
-    assert sum(uniform(POOLS, scores, sum_to(16))) == 16
+    assert uniform(COUPLED, scores, sum_to(15)) == [5, 10]
+    assert sum(uniform(COUPLED, scores, sum_to(16))) == 16
 
 
 def test_ranked_keeps_the_best_of_the_whole_network() -> None:
     scores = {"a": torch.arange(10.0), "b": torch.arange(20.0) / 2 + 4.75}  # the 12 best: 9 … 9 of b, and 3 of a
-    counts = ranked(POOLS, scores, sum_to(12))
+    counts = ranked(COUPLED, scores, sum_to(12))
     best = torch.cat([scores["a"], scores["b"]]).sort(descending=True).values[:12]
     assert counts == [int(torch.isin(scores[name], best).sum()) for name in ("a", "b")]
 
 
-def test_ranked_keeps_one_of_a_pool_that_has_none_among_the_best() -> None:
-    assert ranked(POOLS, {"a": torch.zeros(10), "b": torch.ones(20)}, sum_to(21)) == [1, 20]
+def test_ranked_keeps_one_of_a_set_that_has_none_among_the_best() -> None:
+    assert ranked(COUPLED, {"a": torch.zeros(10), "b": torch.ones(20)}, sum_to(21)) == [1, 20]
 
 
 def test_by_error_takes_most_where_the_scores_are_in_few_channels() -> None:
     """a: one channel has 99 % of the sum; b: all are equal. A common error of 1/2 leaves 1 of a and half of b."""
     concentrated = torch.full((10,), 0.01 / 9)
     concentrated[4] = 0.99
-    assert by_error(POOLS, {"a": concentrated, "b": torch.ones(20)}, sum_to(11)) == [1, 10]
+    assert by_error(COUPLED, {"a": concentrated, "b": torch.ones(20)}, sum_to(11)) == [1, 10]
 
 
-def test_by_error_loses_an_equal_part_of_the_scores_in_every_pool() -> None:
+def test_by_error_loses_an_equal_part_of_the_scores_in_every_set() -> None:
     torch.manual_seed(0)
     many = [CoupledChannels(("a",), 0, 400), CoupledChannels(("b",), 0, 800)]
     scores = {"a": torch.rand(400) ** 4, "b": torch.rand(800)}
@@ -125,10 +125,10 @@ def test_counts_are_multiples_of_the_blocks(allocation: str) -> None:
 @pytest.mark.parametrize(
     ("allocation", "value"), [("uniform", 0.0), ("uniform", 1.0), ("ranked", 0.0), ("ranked", 1.0), ("by_error", 1.0)]
 )
-def test_equal_scores_give_every_pool_the_same_share(allocation: str, value: float) -> None:
+def test_equal_scores_give_every_set_the_same_share(allocation: str, value: float) -> None:
     scores = {"a": torch.full((10,), value), "b": torch.full((20,), value)}
-    assert ALLOCATIONS[allocation](POOLS, scores, sum_to(18)) == [6, 12]
+    assert ALLOCATIONS[allocation](COUPLED, scores, sum_to(18)) == [6, 12]
 
 
 def test_by_error_takes_channels_without_a_score_first() -> None:
-    assert by_error(POOLS, {"a": torch.zeros(10), "b": torch.ones(20)}, sum_to(15)) == [1, 14]
+    assert by_error(COUPLED, {"a": torch.zeros(10), "b": torch.ones(20)}, sum_to(15)) == [1, 14]

@@ -41,7 +41,7 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_pools_partition_all_filters(name: str) -> None:
+def test_sets_partition_all_filters(name: str) -> None:
     graph = GRAPHS[name]()
     members = [
         (group, i) for each in coupled_channels(graph) for group in each.groups for i in range(each.start, each.stop)
@@ -66,7 +66,7 @@ def test_resize_takes_what_is_kept_and_the_network_has_the_widths_that_were_pric
     graph.model(torch.randn(2, *graph.input_shape[1:]))
 
 
-def test_inner_pools_are_the_first_convolutions_of_the_blocks() -> None:
+def test_inner_sets_are_the_first_convolutions_of_the_blocks() -> None:
     graph = traced("resnet20")
     inner = coupled_channels(graph, "inner")
     assert [each.groups for each in inner] == [(f"layer{s}.{b}.conv1",) for s in (1, 2, 3) for b in (0, 1, 2)]
@@ -211,7 +211,7 @@ def test_joined_groups_in_blocks_of_one_width_lose_equally_many_in_each() -> Non
     resize(graph.model, plan)
 
 
-def test_a_list_that_the_pools_would_not_give_is_refused() -> None:
+def test_a_list_that_the_sets_would_not_give_is_refused() -> None:
     graph = ChannelGraph.trace(Odd(), torch.empty(1, 3, 8, 8))
     with pytest.raises(GraphError, match="equally many in each of its 3 blocks"):
         resize(graph.model, {"mix": [0, 1, 2, 3, 4, 5]})

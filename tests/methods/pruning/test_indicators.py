@@ -85,7 +85,7 @@ def test_active_indicators_and_kept_channels_are_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("share", [0.05, 0.6])
-def test_a_sampled_network_is_within_the_budget_and_has_a_channel_of_every_pool(name: str, share: float) -> None:
+def test_a_sampled_network_is_within_the_budget_and_has_a_channel_of_every_set(name: str, share: float) -> None:
     graph = GRAPHS[name]()
     found, cost = coupled_channels(graph), CostModel(graph)
     least = cost.costs(allocate.widths(found, [each.blocks for each in found]))
@@ -109,7 +109,7 @@ def test_with_room_for_all_exactly_those_are_active_whose_draw_is_below_their_pr
     expected = draws(count) < logits.sigmoid()
     empty = [not own.any() for own in expected.split(sizes(found))]
     assert torch.equal(active & expected, expected)
-    assert int(active.sum() - expected.sum()) == sum(empty) > 0  # one each of the pools that had none
+    assert int(active.sum() - expected.sum()) == sum(empty) > 0  # one each of the sets that had none
 
 
 def test_without_room_for_all_the_least_likely_of_those_drawn_are_left_out() -> None:
