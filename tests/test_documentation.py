@@ -18,8 +18,6 @@ from budgetnet.command.methods import known_methods, refuse_unread
 from budgetnet.errors import UsageError
 from budgetnet.options import names_of, reads
 from experiments.paper.queue import Entry
-from experiments.paper.queue import read as read_queue
-from experiments.paper.tables import FULL, SHORT, paper_tables
 
 ROOT = Path(__file__).parents[1]
 README, OPTIONS, CARDS = ((ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/methods.md"))
@@ -103,15 +101,6 @@ def test_an_option_that_no_method_of_a_documented_sweep_reads_would_be_found() -
     check_read(entry("-m method=l1,adenel growth.policy=random,uniform"))
     with pytest.raises(UsageError, match=r"method=fpgm, l1 does not read growth\.policy"):
         check_read(entry("-m method=l1,fpgm growth.policy=random"))
-
-
-def test_the_methods_read_every_option_of_the_queue_and_of_the_papers_rows() -> None:
-    for queued in read_queue():
-        check_read(queued)
-    for table in paper_tables().values():
-        for length in (FULL, SHORT):
-            for command in table.commands(length):
-                check_read(entry(command.removeprefix("python -m src.run ")))
 
 
 # -- cards ------------------------------------------------------------------------------------------------------------

@@ -97,6 +97,10 @@ class Training:
         resize(self.net, widths, **options)
         self.pricing.update()
 
+    def epochs_before(self, finetuning: int, stated: int | None) -> int:
+        """Epochs before a fine-tuning of so many: as stated, or (None) all that it leaves of the run, at least one."""
+        return max(1, self.epochs - finetuning) if stated is None else stated
+
     def flops_left(self, epochs: int) -> int | None:
         """FLOPs of a network that may be trained for `epochs` epochs from what is left of the train cost; None: any."""
         most = self.budget.limits.get("train_cost")

@@ -53,7 +53,8 @@ class BSN(Method):
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a backbone without edges to choose from."""
         self.training = training
-        options, epochs, tune = self.options, self.options.search_epochs, self.finetune.epochs
+        options, tune = self.options, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, options.search_epochs)
         search = f"method.search_epochs={epochs}"
         must_fit(training.epochs, epochs + tune, search, f"finetune.epochs={tune}")
         if options.warmup_epochs >= epochs:
@@ -112,7 +113,7 @@ class BSN(Method):
             net = copy.deepcopy(net).to(training.device, training.dtype)
             self.search.costs.latency = edge_latencies(net, shape)
         self.fallback = affordable_path(
-            training.budget, self.search.costs, self.options.search_epochs, self.finetune, training.ledger
+            training.budget, self.search.costs, self.search_epochs, self.finetune, training.ledger
         )
         if (most := limits.get("latency")) and most < (time := latency_of(net, self.fallback, shape)):
             raise UsageError(
@@ -225,7 +226,7 @@ class BSN(Method):
 
     def round_ends(self, epochs: int) -> bool:
         """There is one round, at the end of the search."""
-        return not self.training.phase.final and epochs >= self.options.search_epochs
+        return not self.training.phase.final and epochs >= self.search_epochs
 
     def images(self, epochs: int) -> int:
         return self.options.images if self.round_ends(epochs) else 0

@@ -34,7 +34,7 @@ class SuperNetwork:
     baseline: str = "mean"
     decay: float = 0.9
     samples: int | None = None
-    search_epochs: int = 150
+    search_epochs: int | None = None
     images: int = 1024
 
     def __post_init__(self) -> None:

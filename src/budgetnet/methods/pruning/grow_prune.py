@@ -41,7 +41,7 @@ class Sampling:
     """conf/method/grow_prune.yaml: how long filters are sampled, how slim the first network is, and how fast indicators
     move and harden."""
 
-    search_epochs: int = 150
+    search_epochs: int | None = None
     start: float = 0.2
     temperature: float = 100.0
     pull: float = 40.0
@@ -67,7 +67,8 @@ class GrowPrune(Method):
     def start(self, training: Training) -> list[Phase]:
         """The full backbone becomes the first sampled network. Raises UsageError for a budget that none meets."""
         self.training = training
-        sampling, epochs, tune = self.sampling, self.sampling.search_epochs, self.finetune.epochs
+        sampling, tune = self.sampling, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, sampling.search_epochs)
         must_fit(training.epochs, epochs + tune, f"method.search_epochs={epochs}", f"finetune.epochs={tune}")
         images = (epochs + tune) * training.ledger.images_per_epoch
         allocate.check(training.budget.limits, training.pricing.model, self.scope, images)
@@ -96,7 +97,7 @@ class GrowPrune(Method):
 
         What is left of the train cost is divided equally among the epochs that are left.
         """
-        return self.training.limits(self.sampling.search_epochs + self.finetune.epochs - epochs)
+        return self.training.limits(self.search_epochs + self.finetune.epochs - epochs)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class GrowPrune(Method):
         """The penalty's gradient: λ_base · Δu, with λ_base such that the steps of the search add up to `pull`."""
         if self.indicators is None:
             return
-        steps = self.sampling.search_epochs * self.training.steps_per_epoch
+        steps = self.search_epochs * self.training.steps_per_epoch
         base = self.sampling.pull * (1 - self.optim.momentum) / (self.optim.lr * steps)
         gradient = self.indicators.scores.grad
         assert gradient is not None
@@ -137,7 +138,7 @@ class GrowPrune(Method):
         """Who trains in the next epoch, as channels of the full network; in the end, who stays."""
         if self.indicators is None or epochs == 0:
             return None
-        last, price = epochs >= self.sampling.search_epochs, self.training.pricing.model
+        last, price = epochs >= self.search_epochs, self.training.pricing.model
         if last:
             scores = by_channel(self.coupled, nn.functional.softplus(_logits(self.indicators)))  # -log(1 - σ(βs))
             counts = allocate.ranked(self.coupled, scores, allocate.fits(price, self.allowed(epochs)))
