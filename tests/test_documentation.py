@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ def test_every_option_in_the_tables_exists() -> None:
     }
     assert len(named) > 25
     assert named <= set(known_options())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_links_to_is_there(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+    for named in re.findall(r"`((?:src/budgetnet|tests|conf|experiments)/[\w./]+\.\w+)", document.read_text()):
+        assert (ROOT / named).exists(), named
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -142,6 +151,7 @@ def layout() -> list[str]:
     ]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Files of src/budgetnet by module."""
     named = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
