@@ -1,0 +1,72 @@
+"""The networks of networks.csv, built without pretrained weights from pytorchcv (cv) and torchvision (tv)."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a zoo. pixels: side of the smallest image that it takes."""
+
+    family: str
+    zoo: str
+    model: str
+    pixels: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.zoo}:{self.model}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of one image."""
+        return (1, 3, self.pixels, self.pixels)
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.zoo == "cv":
+                from pytorchcv.model_provider import get_model
+
+                try:
+                    network: nn.Module = get_model(self.model, pretrained=False, in_size=(self.pixels, self.pixels))
+                except TypeError:  # some have a size of their own
+                    network = get_model(self.model, pretrained=False)
+                return _fitted(network, self.pixels)
+            return _torchvision(self.model)
+
+
+def networks(path: Path = Path(__file__).with_name("networks.csv")) -> list[Network]:
+    """All networks of a list."""
+    with path.open(newline="") as lines:
+        return [Network(row["family"], row["zoo"], row["model"], int(row["pixels"])) for row in csv.DictReader(lines)]
+
+
+def _fitted(network: nn.Module, pixels: int) -> nn.Module:
+    """A network whose last pooling takes 7×7 whatever the image takes all there is, where that is less."""
+    features = getattr(network, "features", None)
+    pool = getattr(features, "final_pool", None)
+    if isinstance(pool, nn.AvgPool2d) and pixels < 224:
+        features.final_pool = nn.AdaptiveAvgPool2d(1)  # type: ignore[union-attr]
+    return network
+
+
+def _torchvision(model: str) -> nn.Module:
+    """A torchvision network."""
+    import torchvision
+
+    options: dict[str, object] = {"weights": None}
+    if model.split("_")[0] in ("deeplabv3", "fcn", "lraspp"):
+        options["weights_backbone"] = None
+    if model in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    network: nn.Module = torchvision.models.get_model(model, **options)
+    return network

@@ -1,0 +1,464 @@
+"""Run a model on the meta device and carry channel labels beside every tensor.
+
+`Run` sees every function that the model calls (a TorchFunctionMode) and hands it to its rule in operations.py.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from budgetnet.channels.labels import Carried, Labels, Plane, Planes, aligned, vector_plane
+from budgetnet.channels.prices import FREE, Price, metered, price
+
+_NOT_THE_USERS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
+
+
+class Place(NamedTuple):
+    """Where an operation stands: its name, the module that runs it, and the line of the user's code."""
+
+    operation: str
+    module: str
+    file: str
+    line: int
+    own: bool  # called by a module that is not one of torch's own layers
+
+    def __str__(self) -> str:
+        code = linecache.getline(self.file, self.line).strip()
+        where = f"module {self.module!r}" if self.module else "the network's forward"
+        line = f" ({Path(self.file).name}:{self.line}: {code})" if self.file else ""
+        return f"operation {self.operation!r} in {where}{line}"
+
+
+class Cost(NamedTuple):
+    """Multiply-accumulates of one image: `amount` now, in proportion to the lengths of `factors` ((n,) labels each).
+
+    divisor: of a grouped convolution, the number of its groups. matrix: convolutions and the like.
+    """
+
+    module: str
+    matrix: bool
+    amount: int
+    factors: tuple[Tensor, ...]
+    divisor: int = 1
+
+
+class Event(NamedTuple):
+    """One operation: its name, the line of the user's code, and what it gave."""
+
+    name: str
+    line: tuple[str, int]
+    inputs: tuple[Planes, ...]
+    outputs: tuple[tuple[tuple[int, ...], Planes], ...]
+
+
+@dataclass
+class Call:
+    """One call of a function."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def run(self) -> Any:
+        return self.function(*self.args, **self.kwargs)
+
+
+Rule = Callable[["Run", Call], Any]
+
+
+class Run(TorchFunctionMode):
+    """Everything that one trace finds; used for several passes of one model (eval, training), which are joined.
+
+    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels. reads: the dimension of
+    a weight along which it reads, where that is not 1. producers, consumers: (module, labels) in order of execution.
+    """
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule | None], frozen: frozenset[str]) -> None:
+        super().__init__()
+        self.model, self.rules, self.frozen = model, rules, frozen
+        self.labels = Labels()
+        self.names: dict[int, str] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.axes: dict[str, dict[int, Tensor]] = {}
+        self.parts: dict[str, int] = {}
+        self.attributes: dict[tuple[str, str], Tensor] = {}
+        self.reads: dict[str, int] = {}
+        self.producers: list[tuple[str, str, Tensor]] = []
+        self.consumers: list[tuple[str, Tensor]] = []
+        self.costs: list[Cost] = []
+        self.joins: list[tuple[Tensor, Tensor]] = []
+        self.norms: list[tuple[str, str, Tensor]] = []  # (layer, norm behind it, what lies between)
+        self.events: list[Event] = []
+        self.refused: list[tuple[Place, str]] = []
+        self.fixed: list[tuple[Place, str, Tensor]] = []  # what an operation keeps as it is, and why
+        self.found_frozen: set[str] = set()
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.counting = True
+        self.paused = False
+        self.failed_at = -1
+        self.images = 1
+        self.learn()
+
+    def learn(self) -> None:
+        """Know the tensors of the model by name; anew after one was replaced."""
+        self.names = {id(t): name for name, t in [*self.model.named_parameters(), *self.model.named_buffers()]}
+        self.modules = dict(self.model.named_modules())
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _name(func)
+        rule = self.rules.get(name, None if name.startswith("get ") else _unknown)
+        if rule is None:
+            return func(*args, **kwargs)
+        tensors: list[Tensor] = []
+        _collect(args, tensors)
+        if kwargs:
+            _collect(kwargs.values(), tensors)
+        if len(tensors) > 1:
+            args, kwargs = _one_device(tensors, args, kwargs)
+        call = Call(name, func, args, kwargs, tensors)
+        if self.paused:
+            out = call.run()
+            cost = price(name, call.argument, out)
+            self._pay(cost)
+            return out
+        for tensor in tensors:
+            tensor._uses = getattr(tensor, "_uses", 0) + 1  # type: ignore[attr-defined]
+        return self.follow(rule, call)
+
+    def follow(self, rule: Rule, call: Call) -> Any:
+        """Run one operation by its rule, and note what it gave."""
+        if call.name in self.frozen and (place := self.place(call.name)).own:
+            self.found_frozen.add(call.name)
+            out = self.opaque(call, place, "is frozen")
+        else:
+            out = rule(self, call)
+        self.note(call, out)
+        return out
+
+    def note(self, call: Call, out: Any) -> None:
+        planes = tuple(known.planes for t in call.tensors if (known := getattr(t, "_carried", None)) is not None)
+        given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
+        self.events.append(Event(call.name, self.line(), planes, given))
+
+    def _pay(self, cost: Price) -> None:
+        module = self.stack[-1][0] if self.stack else ""
+        for matrix, amount in ((True, cost.macs), (False, cost.other)):
+            if amount and self.counting:
+                each, rest = divmod(amount, self.images)
+                self.costs.append(Cost(module, matrix, amount if rest else each, ()))
+
+    def opaque(self, call: Call, place: Place, why: str) -> Any:
+        """Run what is not looked into: what it reads stays as it is, and it costs what it costs."""
+        for tensor in call.tensors:
+            self.keep(tensor, place, why)
+        out, cost = metered(call.function, call.args, call.kwargs)
+        self._pay(price(call.name, call.argument, out) if call.name in _priced() else cost)
+        for tensor in leaves(out):
+            self.carry(tensor, ())
+        return out
+
+    @staticmethod
+    def line() -> tuple[str, int]:
+        """File and number of the line of the user's code that is being run."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+            frame = frame.f_back
+        return frame.f_code.co_filename, frame.f_lineno
+
+    def place(self, operation: str) -> Place:
+        """Where the operation that is being run stands."""
+        file, line = self.line()
+        module, own = "", True
+        if self.stack:
+            own = not type(self.stack[-1][1]).__module__.startswith("torch.nn.")
+            module = self.stack[-1][0]
+        return Place(operation, module, file, line, own)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know which module is being run, and do not look into frozen ones."""
+        handles, replaced = [], []
+        for path, module in self.modules.items():
+            if path in self.frozen:
+                replaced.append(module)
+                module.__dict__["forward"] = self._frozen_forward(path, module, module.forward)
+            handles.append(module.register_forward_pre_hook(self._enter(path, module)))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in replaced:
+                del module.__dict__["forward"]
+
+    def _enter(self, path: str, module: nn.Module) -> Callable[..., None]:
+        entry = (path, module)
+
+        def hook(*_: object) -> None:
+            self.stack.append(entry)
+
+        return hook
+
+    def _leave(self, *_: object) -> None:
+        self.stack.pop()
+
+    def _frozen_forward(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.paused:
+                return forward(*args, **kwargs)
+            self.found_frozen.add(path)
+            inputs: list[Tensor] = []
+            _collect((args, kwargs), inputs)
+            place = Place("forward", path, "", 0, True)
+            for tensor in inputs:
+                self.keep(tensor, place, "is frozen")
+            self.paused = True
+            try:
+                out = forward(*args, **kwargs)
+            finally:
+                self.paused = False
+            for tensor in leaves(out):
+                self.carry(tensor, ())
+            self.note(Call(path, forward, args, kwargs, inputs), out)
+            return out
+
+        return run
+
+    # -- what tensors carry -----------------------------------------------------------------------------------------
+
+    def known(self, tensor: Tensor) -> Carried:
+        """What is known of a tensor; parameters get labels when they are first used outside a layer."""
+        found: Carried | None = getattr(tensor, "_carried", None)
+        if found is not None:
+            return found
+        name = self.names.get(id(tensor))
+        if name is None or not tensor.is_floating_point() or tensor.numel() < 2:
+            return Carried(image=False)
+        planes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1 or dim in self.axes.get(name, {}):
+                planes.append(vector_plane(self.axis(name, dim, self.labels.fresh(size)), dim, tensor.dim()))
+        carried = Carried(tuple(planes), image=False)
+        tensor._carried = carried  # type: ignore[attr-defined]
+        return carried
+
+    def carry(self, tensor: Tensor, planes: Sequence[Plane], blank: bool = False, image: bool = True) -> Tensor:
+        tensor._carried = Carried(tuple(planes), blank, image)  # type: ignore[attr-defined]
+        return tensor
+
+    def keep(self, tensor: Tensor, place: Place, why: str) -> None:
+        """The channels of a tensor stay as they are."""
+        for plane in self.known(tensor).planes:
+            self.keep_labels(plane.labels, place, why)
+
+    def keep_labels(self, labels: Tensor, place: Place | str, why: str) -> None:
+        place = self.place(place) if isinstance(place, str) else place
+        self.fixed.append((place, why, labels.reshape(-1).clone()))
+        self.labels.freeze(labels)
+
+    def vector(self, tensor: Tensor, dim: int, operation: str, strict: bool = True) -> Tensor:
+        """(size,) labels along a dimension. strict: labels that vary along others only are kept as they are."""
+        dim %= tensor.dim()
+        found: Tensor | None = None
+        for plane in self.known(tensor).planes:
+            if dim in plane.dims:
+                rows = plane.labels.movedim(dim, 0).reshape(plane.labels.shape[dim], -1)
+                if rows.shape[1] > 1:
+                    self.labels.unite(rows[:, :1], rows)
+                if found is None:
+                    found = rows[:, 0]
+                else:
+                    self.labels.unite(found, rows[:, 0])
+            elif strict:
+                self.keep_labels(plane.labels, operation, "works across its channels")
+        return torch.zeros(tensor.shape[dim], dtype=torch.int64) if found is None else found
+
+    def axis(self, name: str, dim: int, vector: Tensor) -> Tensor:
+        """These labels lie along a dimension of a parameter or buffer; those that already do are joined to them."""
+        known = self.axes.setdefault(name, {}).setdefault(dim, vector)
+        if known is not vector:
+            self.labels.unite(known, vector)
+        return known
+
+    def tensor_axis(self, tensor: Tensor | None, dim: int, vector: Tensor) -> None:
+        """The same for any tensor that an operation was given, such as the bias of a convolution."""
+        if tensor is None:
+            return
+        name = self.names.get(id(tensor))
+        if name is not None:
+            self.axis(name, dim, vector)
+            return
+        planes = [plane for plane in self.known(tensor).planes if dim in plane.dims]
+        for plane in planes:
+            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+            self.labels.unite(plane.labels, vector.reshape(shape))
+        if not planes and not self.known(tensor).blank and tensor.shape[dim] > 1:
+            self.labels.freeze(vector)
+
+    def produce(self, tensor: Tensor, dim: int, kind: str) -> Tensor:
+        """(size,) labels of what a weight makes: new ones at its first use."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            vector = None
+            for plane in self.known(tensor).planes:
+                if dim in plane.dims:
+                    vector = plane.labels.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+                    self.labels.unite(vector[:, :1], vector)
+                    vector = vector[:, 0]
+            return self.labels.fresh(tensor.shape[dim]) if vector is None else vector
+        known = self.axes.get(name, {}).get(dim)
+        return self.labels.fresh(tensor.shape[dim]) if known is None else known
+
+    def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
+        for matrix, amount in ((True, cost.macs), (False, cost.other)):
+            if amount and self.counting:
+                self.costs.append(Cost(module, matrix, amount, factors, divisor))
+
+    def made(self, tensor: Tensor, layer: str) -> None:
+        """A layer has made this tensor: a norm may stand behind it."""
+        tensor._layer = layer  # type: ignore[attr-defined]
+
+    def normed(self, tensor: Tensor, norm: str) -> None:
+        """A norm reads this tensor."""
+        layer = getattr(tensor, "_layer", None)
+        if layer is not None:
+            self.norms.append((layer, norm, tensor))
+
+    def current(self) -> str:
+        """Path of the module that is being run."""
+        return self.stack[-1][0] if self.stack else ""
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """The tensors of a result."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            _collect(part, found)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _collect(part, found)
+    elif not isinstance(value, (int, float, str)) and hasattr(value, "__iter__") and hasattr(value, "isascii") is False:
+        if type(value).__name__ in ("dict_values", "ModelOutput"):
+            for part in value:
+                _collect(part, found)
+
+
+def _one_device(
+    tensors: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Constants that forward makes on the CPU meet tensors on the meta device."""
+    if not any(t.is_meta for t in tensors) or all(t.is_meta or t.dim() == 0 for t in tensors):
+        return args, kwargs
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) and not value.is_meta and value.dim() > 0:
+            twin = value.to("meta")
+            twin._real = value  # type: ignore[attr-defined]
+            if (carried := getattr(value, "_carried", None)) is not None:
+                twin._carried = carried  # type: ignore[attr-defined]
+            return twin
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            return type(value)(moved(part) for part in value)
+        return value
+
+    return tuple(moved(arg) for arg in args), {name: moved(value) for name, value in kwargs.items()}
+
+
+_NAMES: dict[Any, str] = {}
+_DUNDER = {
+    "__radd__": "add", "__rsub__": "sub", "__rmul__": "mul", "__rtruediv__": "div", "__rdiv__": "div",
+    "__truediv__": "div", "__itruediv__": "div", "__idiv__": "div", "true_divide": "div", "divide": "div",
+    "multiply": "mul", "subtract": "sub", "__rpow__": "pow", "__rmatmul__": "matmul", "__imatmul__": "matmul",
+    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "__mod__": "remainder",
+    "concat": "cat", "concatenate": "cat", "__getitem__": "getitem", "__setitem__": "setitem",
+    "absolute": "abs", "negative": "neg", "clip": "clamp", "max_pool1d_with_indices": "max_pool1d",
+    "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
+    "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
+    "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "log_softmax_": "log_softmax",
+}  # fmt: skip
+
+
+def _name(func: Any) -> str:
+    """The common name of a function or method: F.relu, torch.relu and Tensor.relu_ are all 'relu'."""
+    try:
+        return _NAMES[func]
+    except (KeyError, TypeError):
+        pass
+    name = str(getattr(func, "__name__", func))
+    if name == "__get__":
+        name = f"get {getattr(func.__self__, '__name__', '')}"
+        return name  # the descriptors' methods are made anew at each access
+    if func is torch.nn.functional.unfold:
+        name = "im2col"
+    plain = _DUNDER.get(name)
+    if plain is None and name.startswith("__"):
+        plain = name.strip("_")
+        if plain.startswith("i") and plain[1:] in ("add", "sub", "mul", "and", "or", "xor", "pow"):
+            plain = plain[1:]
+    if plain is None:
+        plain = name.rstrip("_") if name.endswith("_") else name
+        plain = _DUNDER.get(plain, plain)
+    try:
+        _NAMES[func] = plain
+    except TypeError:
+        pass
+    return plain
+
+
+def _priced() -> frozenset[str]:
+    from budgetnet.channels.prices import PRICED
+
+    return PRICED
+
+
+def _unknown(run: Run, call: Call) -> Any:
+    """No rule: an error that will name it, unless it has nothing to do with channels."""
+    planes = any(run.known(t).planes and _free(run, t) for t in call.tensors)
+    place = run.place(call.name)
+    if planes and leaves(out := call.run()):
+        run.refused.append((place, "is not followed"))
+        for tensor in call.tensors:
+            run.keep(tensor, place, "is not followed")
+        for tensor in leaves(out):
+            run.carry(tensor, ())
+        return out
+    if planes:
+        return out
+    return run.opaque(call, place, "is not followed") if call.tensors else call.run()
+
+
+def _free(run: Run, tensor: Tensor) -> bool:
+    """Whether some of its channels may still change."""
+    return any(bool((run.labels.roots(plane.labels) > 0).any()) for plane in run.known(tensor).planes)
+
+
+__all__ = ["FREE", "Call", "Carried", "Cost", "Event", "Place", "Plane", "Rule", "Run", "aligned", "leaves"]
