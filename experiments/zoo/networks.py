@@ -38,7 +38,7 @@ class Network:
 
                 try:
                     network: nn.Module = get_model(self.model, pretrained=False, in_size=(self.pixels, self.pixels))
-                except TypeError:  # some have a size of their own
+                except (TypeError, AssertionError):  # some have a size of their own
                     network = get_model(self.model, pretrained=False)
                 return _fitted(network, self.pixels)
             return _torchvision(self.model)

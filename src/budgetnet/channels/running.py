@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from budgetnet.channels.labels import Carried, Labels, Plane, Planes, aligned, vector_plane
@@ -197,31 +198,27 @@ class Run(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Know which module is being run, and do not look into frozen ones."""
-        handles, replaced = [], []
-        for path, module in self.modules.items():
-            if path in self.frozen:
-                replaced.append(module)
-                module.__dict__["forward"] = self._frozen_forward(path, module, module.forward)
-            handles.append(module.register_forward_pre_hook(self._enter(path, module)))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        paths, replaced = {id(module): path for path, module in self.modules.items()}, []
+        for path in self.frozen & self.modules.keys():
+            module = self.modules[path]
+            replaced.append(module)
+            module.__dict__["forward"] = self._frozen_forward(path, module, module.forward)
+
+        def enter(module: nn.Module, *_: object) -> None:
+            self.stack.append((paths.get(id(module), ""), module))
+
+        def leave(*_: object) -> None:
+            self.stack.pop()
+
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            self.stack.clear()
             for module in replaced:
                 del module.__dict__["forward"]
-
-    def _enter(self, path: str, module: nn.Module) -> Callable[..., None]:
-        entry = (path, module)
-
-        def hook(*_: object) -> None:
-            self.stack.append(entry)
-
-        return hook
-
-    def _leave(self, *_: object) -> None:
-        self.stack.pop()
 
     def _frozen_forward(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

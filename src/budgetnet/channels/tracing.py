@@ -381,6 +381,9 @@ class _Trace:
             name: {dim: settle(vector, run.parts.get(name, 1) if dim == 1 else 1) for dim, vector in dims.items()}
             for name, dims in run.axes.items()
         }
+        for name, dims in axes.items():
+            if len(dims) > 2:  # of a weight that is computed with: those that change
+                axes[name] = {dim: own for dim, own in dims.items() if any(s.group is not None for s in own)}
         mixed = set()
         for array in run.labels.mixed:
             groups = structure.group_of[np.maximum(array, 0)]
@@ -402,8 +405,9 @@ class _Trace:
             frozen=self.frozen,
             fixed=self._why_fixed(run),
         )
+        partly = _partly(axes)
         for group in structure.groups:
-            kind = group.kind if _everywhere_whole(axes, group.name, group.width) else "other"
+            kind = "other" if group.name in partly else group.kind
             graph.members[group.name] = WidthGroup(
                 group.name, group.width, kind, tuple(group.producers), tuple(group.consumers), group.blocks
             )
@@ -447,20 +451,17 @@ def _pairs(run: Run, second: Run) -> Iterator[tuple[Tensor, Tensor, int]]:
             yield one, two, 1
 
 
-def _everywhere_whole(axes: dict[str, dict[tuple[int, int], Layout]], name: str, width: int) -> bool:
-    """Whether every axis that has channels of a group has each of them equally often."""
-    for dims in axes.values():
-        for layout in dims.values():
-            counts: dict[int, int] = {}
-            for s in layout:
-                if s.group == name and s.chosen:
-                    for block in s.chosen:
-                        counts[block] = counts.get(block, 0) + s.factor
-            if counts:
-                of = next(s.of for s in layout if s.group == name and s.chosen)
-                if len(counts) != of or len(set(counts.values())) != 1:
-                    return False
-    return True
+def _partly(axes: dict[str, dict[int, Layout]]) -> set[str]:
+    """Groups of which some axis has some channels more often than others."""
+    found = set()
+    for layout in {layout for dims in axes.values() for layout in dims.values()}:
+        counts: dict[tuple[str | None, int], dict[int, int]] = {}
+        for s in layout:
+            for block in s.chosen:
+                own = counts.setdefault((s.group, s.of), {})
+                own[block] = own.get(block, 0) + s.factor
+        found |= {str(g) for (g, of), own in counts.items() if len(own) != of or len(set(own.values())) != 1}
+    return found
 
 
 def _fills(graph: ChannelGraph) -> dict[str, float]:
