@@ -51,11 +51,10 @@ def networks(path: Path = Path(__file__).with_name("networks.csv")) -> list[Netw
 
 
 def _fitted(network: nn.Module, pixels: int) -> nn.Module:
-    """A network whose last pooling takes 7×7 whatever the image takes all there is, where that is less."""
-    features = getattr(network, "features", None)
-    pool = getattr(features, "final_pool", None)
-    if isinstance(pool, nn.AvgPool2d) and pixels < 224:
-        features.final_pool = nn.AdaptiveAvgPool2d(1)  # type: ignore[union-attr]
+    """A network whose last pooling takes 7×7 or more, whatever the image, takes all there is where that is less."""
+    for module in list(network.modules()) if pixels < 224 else ():
+        if isinstance(getattr(module, "final_pool", None), nn.AvgPool2d):
+            module.final_pool = nn.AdaptiveAvgPool2d(1)
     return network
 
 

@@ -31,21 +31,28 @@ def initialise(
         gradmax(surgery, batch, loss)
 
 
-def _draw_he(surgery: Surgery) -> None:
+def _normal(surgery: Surgery) -> Callable[[str, Tensor, float], Tensor]:
+    def draw(name: str, tensor: Tensor, deviation: float) -> Tensor:
+        return torch.randn(tensor.shape, generator=surgery.generator(name), dtype=tensor.dtype) * deviation
+
+    return draw
+
+
+def _draw_he(surgery: Surgery, draw: Callable[[str, Tensor, float], Tensor] | None = None) -> None:
     """Weights: normal, variance 2 / fan-in of the grown layer (He 2015). Norms: scale 1, shift 0, statistics 0/1.
 
     A tensor outside torch's layers whose entries were all equal when the network was traced keeps that value; of any
     other the new entries are the mean of the old ones along the axis that grew.
     """
-    graph = surgery.graph
+    graph, draw = surgery.graph, draw or _normal(surgery)
     for name in surgery.tensors():
         path, _, leaf = name.rpartition(".")
         module, tensor = graph.model.get_submodule(path), _tensor(surgery, name)
         new = surgery.is_new(name, tensor)
         if _draws(module, leaf, tensor):
             fan = tensor.numel() // tensor.shape[1 if graph.reads.get(name, 1) == 0 else 0]
-            draw = torch.randn(tensor.shape, generator=surgery.generator(name), dtype=tensor.dtype) * math.sqrt(2 / fan)
-            tensor.copy_(torch.where(new, draw.to(tensor.device), tensor))
+            drawn = draw(name, tensor, math.sqrt(2 / fan))
+            tensor.copy_(torch.where(new, drawn.to(tensor.device), tensor))
         elif name in graph.fills:
             tensor.masked_fill_(new, graph.fills[name])
         elif not type(module).__module__.startswith("torch.nn.") and not isinstance(module, _NORMS):
@@ -64,6 +71,13 @@ def _draws(module: nn.Module, leaf: str, tensor: Tensor) -> bool:
     if isinstance(module, _LAYERS):
         return leaf.startswith("weight") and tensor.dim() > 1
     return isinstance(module._parameters.get(leaf), nn.Parameter) and tensor.dim() in (2, 4) and tensor.shape[0] > 1
+
+
+def fill_silently(surgery: Surgery) -> None:
+    """zero_out for a proof, whose filters need no normal numbers."""
+    with torch.no_grad():
+        _draw_he(surgery, lambda name, tensor, deviation: torch.full_like(tensor, deviation))
+        _silence(surgery)
 
 
 def _silence(surgery: Surgery) -> None:

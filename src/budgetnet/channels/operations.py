@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from budgetnet.channels.labels import Carried, Plane, aligned, vector_plane
 from budgetnet.channels.movements import MOVEMENTS, first
 from budgetnet.channels.prices import Price, price
-from budgetnet.channels.running import Call, Rule, Run, leaves
+from budgetnet.channels.running import Call, Rule, Run, leaves, unknown
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
@@ -522,16 +522,17 @@ def match_channels(run: Run, call: Call) -> Any:
 
 
 def ordered(run: Run, call: Call) -> Any:
-    """Sorting, where no channels lie."""
+    """Sorting: over space, labels stay; the largest few of all channels are picked by value, and keep these fixed."""
     x = first(call)
-    dim = call.argument(2 if call.name == "topk" else 1, "dim", -1) % x.dim()
-    if any(dim in plane.dims for plane in run.known(x).planes):
-        from budgetnet.channels.running import _unknown
-
-        return _unknown(run, call)
+    dim = call.argument(2 if call.name in ("topk", "kthvalue") else 1, "dim", -1) % x.dim()
+    across = [plane for plane in run.known(x).planes if dim in plane.dims]
+    if across and call.name in ("sort", "argsort", "msort"):
+        return unknown(run, call)
+    for plane in across:
+        run.keep_labels(plane.labels, call.name, "picks channels by their values")
     out = call.run()
     for tensor in leaves(out):
-        run.carry(tensor, run.known(x).planes)
+        run.carry(tensor, () if across else run.known(x).planes)
     return out
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from budgetnet.channels.labels import Carried, Labels, Plane, Planes, aligned, vector_plane
 from budgetnet.channels.prices import FREE, Price, metered, price
@@ -127,7 +129,7 @@ class Run(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
-        rule = self.rules.get(name, None if name.startswith("get ") else _unknown)
+        rule = self.rules.get(name, None if name.startswith("get ") else unknown)
         if rule is None:
             return func(*args, **kwargs)
         tensors: list[Tensor] = []
@@ -218,7 +220,7 @@ class Run(TorchFunctionMode):
                 handle.remove()
             self.stack.clear()
             for module in replaced:
-                del module.__dict__["forward"]
+                module.__dict__.pop("forward", None)
 
     def _frozen_forward(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -233,6 +235,8 @@ class Run(TorchFunctionMode):
             self.paused = True
             try:
                 out = forward(*args, **kwargs)
+            except Exception:  # what looks at its data: on zeros
+                out = _on_zeros(module, args, kwargs)
             finally:
                 self.paused = False
             for tensor in leaves(out):
@@ -347,6 +351,21 @@ class Run(TorchFunctionMode):
         return self.stack[-1][0] if self.stack else ""
 
 
+def _on_zeros(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module gives for zeros on the CPU, with weights of zeros, as tensors without values."""
+
+    def zeros(value: Any) -> Any:
+        return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) and value.is_meta else value
+
+    module.__dict__.pop("forward", None)
+    tensors = [*module.parameters(), *module.buffers()]
+    memo = {id(t): nn.Parameter(zeros(t), False) if isinstance(t, nn.Parameter) else zeros(t) for t in tensors}
+    twin = copy.deepcopy(module, memo)
+    with torch._C.DisableTorchFunction():
+        out = twin(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+    return tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, out)
+
+
 def leaves(value: Any) -> list[Tensor]:
     """The tensors of a result."""
     found: list[Tensor] = []
@@ -437,7 +456,7 @@ def _priced() -> frozenset[str]:
     return PRICED
 
 
-def _unknown(run: Run, call: Call) -> Any:
+def unknown(run: Run, call: Call) -> Any:
     """No rule: an error that will name it, unless it has nothing to do with channels."""
     planes = any(run.known(t).planes and _free(run, t) for t in call.tensors)
     place = run.place(call.name)

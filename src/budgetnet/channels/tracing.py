@@ -285,6 +285,7 @@ class _Trace:
                 sizes[key] = None if expected is None else tuple(expected)
             return sizes[key]
 
+        _forget(original)
         for name, dims in run.axes.items():
             tensor = original[name]
             shape = list(tensor.shape)
@@ -418,7 +419,16 @@ class _Trace:
         return graph
 
     def _why_fixed(self, run: Run) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(f"{place} {why}" for place, why, _ in run.fixed))
+        """A line for each operation of the user's code, however many modules run it."""
+        found: dict[tuple[object, ...], list[Place]] = {}
+        for place, why, labels in run.fixed:
+            if bool((labels > 0).any()):
+                found.setdefault((place.operation, place.file, place.line, why), []).append(place)
+        lines = []
+        for (*_, why), places in found.items():
+            more = len({place.module for place in places}) - 1
+            lines.append(f"{places[0]}{f' and {more} more like it' if more else ''} {why}")
+        return tuple(lines)
 
     def _term(self, run: Run, structure: Structure, cost: Any, settle: Callable[[Tensor], Layout]) -> Term:
         free = [f for f in cost.factors if (structure.along(f)[0] >= 0).any()]
@@ -489,10 +499,14 @@ def _integers(shadow: nn.Module) -> dict[tuple[str, str], Any]:
     }  # fmt: skip
 
 
+def _forget(tensors: dict[str, Tensor]) -> None:
+    """Parameters are known anew in each run."""
+    for tensor in tensors.values():
+        tensor.__dict__.pop("_carried", None)
+
+
 def _restore(shadow: nn.Module, tensors: dict[str, Tensor], integers: dict[tuple[str, str], Any]) -> None:
     for name, tensor in tensors.items():
-        if hasattr(tensor, "_carried"):
-            del tensor._carried
         _put(shadow, name, tensor)
     for (path, attribute), value in integers.items():
         shadow.get_submodule(path).__dict__[attribute] = value

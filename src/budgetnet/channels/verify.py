@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from budgetnet.channels.graph import ChannelGraph, GraphError, WidthGroup
-from budgetnet.channels.initialise import leaks
-from budgetnet.channels.resize import resize
+from budgetnet.channels.initialise import fill_silently, leaks
+from budgetnet.channels.resize import operate, source_of
+from budgetnet.channels.running import Place, Run
 from budgetnet.channels.surgery import Surgery
 
 TOLERANCE = 1e-10
@@ -43,10 +44,9 @@ def verify(graph: ChannelGraph) -> dict[str, str]:
             proven[name] = "shapes only: growing it reopens a shortcut that it crops"
     kept = [group for group in graph.groups if proven[group.name] == "function kept"]
     others = [group for group in graph.groups if proven[group.name] != "function kept"]
-    for more in STEPS:
-        for groups, function in ((kept, True), (others, False)):
-            if groups and (wrong := proof.fails(groups, more, function)):
-                proof.blame(groups, more, function, wrong)
+    for groups, function in ((kept, True), (others, False)):
+        if groups and (wrong := proof.fails(groups, function)):
+            proof.blame(groups, function, wrong)
     return proven
 
 
@@ -78,73 +78,78 @@ class _Proof:
                 found |= {group.name} & leaks(surgery)[1]
         return found
 
-    def fails(self, groups: Sequence[WidthGroup], more: int, function: bool) -> str:
-        """What is wrong when these are grown together and narrowed back; "" where nothing is."""
-        try:
-            resize(self.model, {g.name: g.width + more * g.blocks for g in groups}, init="zero_out", seed=0)
-            after = self._outputs()
-        except Exception as error:  # whatever the model's own code raises
-            self._restore(groups)
-            return f"fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        wrong = ""
-        if after.shape != self.before.shape:
-            wrong = "changes the shape of what the network gives"
-        elif function:
-            difference = (after - self.before).abs().max().item()
+    def fails(self, groups: Sequence[WidthGroup], function: bool) -> str:
+        """What is wrong when these are grown together, step by step, and narrowed back; "" where nothing is."""
+        for more in STEPS:
+            try:
+                self._resize(groups, more)
+                after = self._outputs()
+            except Exception as error:  # whatever the model's own code raises
+                self._restore(groups)
+                return f"grown by {more} fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            if after.shape != self.before.shape:
+                self._restore(groups)
+                return f"grown by {more} changes the shape of what the network gives"
+            difference = (after - self.before).abs().max().item() if function else 0.0
             if not difference <= TOLERANCE * max(1, self.before.abs().max().item()):
-                wrong = f"changes the function by {difference:.1e}"
-        resize(self.model, {g.name: g.width for g in groups})
+                self._restore(groups)
+                return f"grown by {more} changes the function by {difference:.1e}"
+        self._resize(groups, 0)
         state = self.model.state_dict()
         changed = [name for name, value in state.items() if not torch.equal(value, self.state[name])]
-        if changed and not wrong:
-            wrong = f"and narrowed back has changed {', '.join(changed)}"
         if changed:
             self.model.load_state_dict(self.state)
-        return wrong
+            return f"grown and narrowed back has changed {', '.join(changed)}"
+        return ""
+
+    def _resize(self, groups: Sequence[WidthGroup], more: int) -> None:
+        """Give these groups so many channels a block more than they had."""
+        graph, widths = self.graph, self.graph.widths
+        sources = {g.name: source_of(graph, g.name, g.width + more * g.blocks) for g in groups}
+        surgery = Surgery(graph, widths, sources, seed=0)
+        operate(surgery, lambda: fill_silently(surgery))
 
     def _restore(self, groups: Sequence[WidthGroup]) -> None:
-        narrow = {g.name: g.width for g in groups if self.graph.widths[g.name] != g.width}
-        if narrow:
-            resize(self.model, narrow)
+        self._resize(groups, 0)
         self.model.load_state_dict(self.state)
 
-    def blame(self, groups: Sequence[WidthGroup], more: int, function: bool, wrong: str) -> None:
+    def blame(self, groups: Sequence[WidthGroup], function: bool, wrong: str) -> None:
         """Raises GraphError for a group, or the fewest found by halving, that is wrong."""
         groups = list(groups)
         while len(groups) > 1:
             middle = len(groups) // 2
             for half in (groups[:middle], groups[middle:]):
-                if said := self.fails(half, more, function):
+                if said := self.fails(half, function):
                     groups, wrong = half, said
                     break
             else:
                 break
-        operation = self._operation(groups, more) if function else ""
         named = repr(groups[0]) if len(groups) == 1 else f"{', '.join(g.name for g in groups)} together"
         raise GraphError(
-            f"{named} grown by {more} {wrong}{operation}; keep it as it is: name the module around the operation in "
-            f"frozen=(...), 'backbone.frozen=[...]' on the command line"
+            f"{named} {wrong}{self._operation(groups)}; keep it as it is: name the module around the operation in "
+            "frozen=(...), 'backbone.frozen=[...]' on the command line"
         )
 
-    def _operation(self, groups: Sequence[WidthGroup], more: int) -> str:
-        """The first operation that gives something else than before."""
-        with _Watch(self.model, None) as first:
+    def _operation(self, groups: Sequence[WidthGroup]) -> str:
+        """The first operation that gives something else than before, or that fails."""
+        with _Watch(None) as first:
             self.model(self.inputs)
+        watch = _Watch(first.seen)
         try:
-            resize(self.model, {g.name: g.width + more * g.blocks for g in groups}, init="zero_out", seed=0)
-            with _Watch(self.model, first.seen) as second:
+            self._resize(groups, max(STEPS))
+            with watch:
                 self.model(self.inputs)
         except Exception:
-            return f" in {second.last}" if "second" in locals() and second.last else ""
+            return f", in {watch.last}" if watch.last else ""
         finally:
             self._restore(groups)
-        return f", first in {second.first}" if second.first else ""
+        return f", first in {watch.first}" if watch.first else ""
 
 
 class _Watch(TorchFunctionMode):
     """Notes what every operation gives, or compares it with what it gave before."""
 
-    def __init__(self, model: nn.Module, before: Sequence[tuple[str, Tensor]] | None) -> None:
+    def __init__(self, before: Sequence[tuple[str, Tensor]] | None) -> None:
         super().__init__()
         self.before, self.seen, self.first, self.last = before, list[tuple[str, Tensor]](), "", ""
 
@@ -153,7 +158,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name != "__get__":
-            self.last = f"operation {name.strip('_')!r}"
+            self.last = _where(name)
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and name != "__get__" and out.is_floating_point():
             number = len(self.seen)
@@ -177,8 +182,6 @@ class _Watch(TorchFunctionMode):
 
 
 def _where(name: str) -> str:
-    from budgetnet.channels.running import Place, Run
-
     file, line = Run.line()
     return str(Place(name.strip("_"), "", file, line, True)).replace(" in the network's forward", "")
 
