@@ -20,8 +20,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from budgetnet.channels.labels import Carried, Labels, Plane, Planes, aligned, vector_plane
-from budgetnet.channels.prices import FREE, Price, metered, price
+from budgetnet.channels.labels import Carried, Labels, Plane, Planes, vector_plane
+from budgetnet.channels.prices import PRICED, Price, metered, price
 
 _NOT_THE_USERS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
 
@@ -140,10 +140,7 @@ class Run(TorchFunctionMode):
             args, kwargs = _one_device(tensors, args, kwargs)
         call = Call(name, func, args, kwargs, tensors)
         if self.paused:
-            out = call.run()
-            cost = price(name, call.argument, out)
-            self._pay(cost)
-            return out
+            return self._paid(call)
         for tensor in tensors:
             tensor._uses = getattr(tensor, "_uses", 0) + 1  # type: ignore[attr-defined]
         return self.follow(rule, call)
@@ -174,10 +171,19 @@ class Run(TorchFunctionMode):
         """Run what is not looked into: what it reads stays as it is, and it costs what it costs."""
         for tensor in call.tensors:
             self.keep(tensor, place, why)
-        out, cost = metered(call.function, call.args, call.kwargs)
-        self._pay(price(call.name, call.argument, out) if call.name in _priced() else cost)
+        out = self._paid(call)
         for tensor in leaves(out):
             self.carry(tensor, ())
+        return out
+
+    def _paid(self, call: Call) -> Any:
+        """Run an operation as it is, and count what it costs."""
+        if call.name in PRICED:
+            out = call.run()
+            cost = price(call.name, call.argument, out)
+        else:
+            out, cost = metered(call.function, call.args, call.kwargs)
+        self._pay(cost)
         return out
 
     @staticmethod
@@ -376,16 +382,12 @@ def leaves(value: Any) -> list[Tensor]:
 def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         found.append(value)
-    elif isinstance(value, (tuple, list)):
+    elif isinstance(value, (tuple, list, type({}.values()))):
         for part in value:
             _collect(part, found)
     elif isinstance(value, dict):
         for part in value.values():
             _collect(part, found)
-    elif not isinstance(value, (int, float, str)) and hasattr(value, "__iter__") and hasattr(value, "isascii") is False:
-        if type(value).__name__ in ("dict_values", "ModelOutput"):
-            for part in value:
-                _collect(part, found)
 
 
 def _one_device(
@@ -450,12 +452,6 @@ def _name(func: Any) -> str:
     return plain
 
 
-def _priced() -> frozenset[str]:
-    from budgetnet.channels.prices import PRICED
-
-    return PRICED
-
-
 def unknown(run: Run, call: Call) -> Any:
     """No rule: an error that will name it, unless it has nothing to do with channels."""
     planes = any(run.known(t).planes and _free(run, t) for t in call.tensors)
@@ -475,6 +471,3 @@ def unknown(run: Run, call: Call) -> Any:
 def _free(run: Run, tensor: Tensor) -> bool:
     """Whether some of its channels may still change."""
     return any(bool((run.labels.roots(plane.labels) > 0).any()) for plane in run.known(tensor).planes)
-
-
-__all__ = ["FREE", "Call", "Carried", "Cost", "Event", "Place", "Plane", "Rule", "Run", "aligned", "leaves"]

@@ -54,7 +54,7 @@ class _Proof:
     """A copy of the model that is grown and narrowed again and again."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        self.model = copy.deepcopy(graph.model).to("cpu", torch.float64).eval()
+        self.model = _twin(graph.model).to("cpu", torch.float64).eval()
         self.graph = ChannelGraph.of(self.model)
         _perturb(self.model)
         shape = (2, *graph.input_shape[1:])
@@ -144,6 +144,16 @@ class _Proof:
         finally:
             self._restore(groups)
         return f", first in {watch.first}" if watch.first else ""
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps computed weights (pruning masks, weight_norm)."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 class _Watch(TorchFunctionMode):
