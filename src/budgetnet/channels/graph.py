@@ -56,7 +56,8 @@ Layout = tuple[Segment, ...]
 
 
 def layout_size(layout: Layout, widths: Mapping[str, int]) -> int:
-    return sum(segment.size(widths) for segment in layout)
+    parts = max(segment.parts for segment in layout)
+    return sum(Segment(s.group, s.factor, 1, s.chosen, s.of).size(widths) for s in layout) // parts
 
 
 def positions_of(layout: Layout, name: str, widths: Mapping[str, int]) -> torch.Tensor:

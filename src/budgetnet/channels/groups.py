@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from budgetnet.channels.graph import Layout, Segment
 from budgetnet.channels.running import Run
@@ -108,11 +108,10 @@ class Structure:
             for number in np.unique(groups[groups >= 0]).tolist():
                 group = self.groups[number]
                 whole = len(channels) == group.width and (groups == number).all()
-                if leaf == "weight" and kind in ("convolution", "linear") and whole:
-                    if (channels == np.arange(group.width)).all():
-                        if path not in group.producers:
-                            group.producers.append(path)
-                        group.kind = "convolution" if "convolution" in (group.kind, kind) else kind
+                if whole and self._is_layer(path, leaf) and (channels == np.arange(group.width)).all():
+                    if path not in group.producers:
+                        group.producers.append(path)
+                    group.kind = "convolution" if "convolution" in (group.kind, kind) else kind
                 first.setdefault(number, path if leaf == "weight" else name)
         for name, dims in run.axes.items():
             for vector in dims.values():
@@ -129,8 +128,14 @@ class Structure:
             path, _, leaf = name.rpartition(".")
             groups, _ = self.along(vector)
             for number in dict.fromkeys(groups[groups >= 0].tolist()):
-                if leaf == "weight" and path not in self.groups[number].consumers:
+                if self._is_layer(path, leaf) and path not in self.groups[number].consumers:
                     self.groups[number].consumers.append(path)
+
+    def _is_layer(self, path: str, leaf: str) -> bool:
+        """Whether a weight is the filters of a convolution, or the units of a linear layer, of torch or like it."""
+        module = self.run.modules.get(path)
+        layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+        return layer and leaf == "weight" and not isinstance(module, nn.modules.conv._ConvTransposeNd)
 
     def along(self, vector: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The group and the channel of each position of an axis; group -1 where it is fixed."""

@@ -41,23 +41,24 @@ def _normal(surgery: Surgery) -> Callable[[str, Tensor, float], Tensor]:
 def _draw_he(surgery: Surgery, draw: Callable[[str, Tensor, float], Tensor] | None = None) -> None:
     """Weights: normal, variance 2 / fan-in of the grown layer (He 2015). Norms: scale 1, shift 0, statistics 0/1.
 
-    A tensor outside torch's layers whose entries were all equal when the network was traced keeps that value; of any
-    other the new entries are the mean of the old ones along the axis that grew.
+    A tensor outside torch's layers whose entries were all equal when the network was traced keeps that value; a mask of
+    zeros and ones lets what is new through; of any other the new entries are the mean of the old ones.
     """
     graph, draw = surgery.graph, draw or _normal(surgery)
     for name in surgery.tensors():
         path, _, leaf = name.rpartition(".")
         module, tensor = graph.model.get_submodule(path), _tensor(surgery, name)
         new = surgery.is_new(name, tensor)
-        if _draws(module, leaf, tensor):
+        if draws(module, leaf):
             fan = tensor.numel() // tensor.shape[1 if graph.reads.get(name, 1) == 0 else 0]
             drawn = draw(name, tensor, math.sqrt(2 / fan))
             tensor.copy_(torch.where(new, drawn.to(tensor.device), tensor))
         elif name in graph.fills:
             tensor.masked_fill_(new, graph.fills[name])
-        elif not type(module).__module__.startswith("torch.nn.") and not isinstance(module, _NORMS):
-            old = tensor[~new]
-            tensor.masked_fill_(new, old.double().mean().item() if len(old) else 0)
+        elif not type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _NORMS):
+            old = tensor[~new].double()
+            mask = len(old) > 0 and bool(((old == 0) | (old == 1)).all())
+            tensor.masked_fill_(new, 1 if mask else old.mean().item() if len(old) else 0)
         elif leaf in ("weight", "running_var"):
             tensor.masked_fill_(new, 1)
 
@@ -66,11 +67,12 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def _draws(module: nn.Module, leaf: str, tensor: Tensor) -> bool:
-    """Whether a tensor holds filters: those of a layer, or of a network's own that looks like it."""
-    if isinstance(module, _LAYERS):
-        return leaf.startswith("weight") and tensor.dim() > 1
-    return isinstance(module._parameters.get(leaf), nn.Parameter) and tensor.dim() in (2, 4) and tensor.shape[0] > 1
+def draws(module: nn.Module, leaf: str) -> bool:
+    """Whether a tensor of a module holds filters: those of a layer, or of a network's own that look like them."""
+    tensor = module._parameters.get(leaf)
+    if tensor is None or tensor.dim() < 2:
+        return False
+    return leaf.startswith("weight") if isinstance(module, _LAYERS) else tensor.dim() in (2, 4) and len(tensor) > 1
 
 
 def fill_silently(surgery: Surgery) -> None:

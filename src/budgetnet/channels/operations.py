@@ -83,7 +83,7 @@ def convolution(run: Run, call: Call) -> Any:
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_channels=source, out_channels=layout)
     run.carry(out, [vector_plane(layout, dim, out.dim())])
-    run.made(out, path)
+    run.made(out, weight)
     return out
 
 
@@ -133,7 +133,7 @@ def transposed_convolution(run: Run, call: Call) -> Any:
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_channels=source, out_channels=layout)
     run.carry(out, [vector_plane(layout, dim, out.dim())])
-    run.made(out, path)
+    run.made(out, weight)
     return out
 
 
@@ -159,7 +159,7 @@ def linear(run: Run, call: Call) -> Any:
     _attributes(run, path, in_features=source, out_features=layout)
     run.term(path, cost, source, layout, *(plane.labels.reshape(-1) for plane in others))
     run.carry(out, [*others, vector_plane(layout, out.dim() - 1, out.dim())])
-    run.made(out, path)
+    run.made(out, weight)
     return out
 
 

@@ -342,9 +342,11 @@ class Run(TorchFunctionMode):
             if amount and self.counting:
                 self.costs.append(Cost(module, matrix, amount, factors, divisor))
 
-    def made(self, tensor: Tensor, layer: str) -> None:
-        """A layer has made this tensor: a norm may stand behind it."""
-        tensor._layer = layer  # type: ignore[attr-defined]
+    def made(self, tensor: Tensor, weight: Tensor) -> None:
+        """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
+        path, _, leaf = self.names.get(id(weight), "").rpartition(".")
+        if leaf == "weight":
+            tensor._layer = path  # type: ignore[attr-defined]
 
     def normed(self, tensor: Tensor, norm: str) -> None:
         """A norm reads this tensor."""

@@ -456,6 +456,8 @@ def _pairs(run: Run, second: Run) -> Iterator[tuple[Tensor, Tensor, int]]:
     for (source, target), (other_source, other_target) in zip(run.joins, second.joins):
         yield source, other_source, 1
         yield target, other_target, 1
+    for piece, other_piece in zip(run.labels.pieces, second.labels.pieces):
+        yield torch.from_numpy(piece), torch.from_numpy(other_piece), 1
     for cost, other in zip(run.costs, second.costs):
         for one, two in zip(cost.factors, other.factors):
             yield one, two, 1
