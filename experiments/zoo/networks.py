@@ -44,7 +44,10 @@ class Network:
             return _torchvision(self.model)
 
 
-def networks(path: Path = Path(__file__).with_name("networks.csv")) -> list[Network]:
+LIST = Path(__file__).with_name("networks.csv")
+
+
+def networks(path: Path = LIST) -> list[Network]:
     """All networks of a list."""
     with path.open(newline="") as lines:
         return [Network(row["family"], row["zoo"], row["model"], int(row["pixels"])) for row in csv.DictReader(lines)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def table(path: Path) -> str:
-    """A Markdown table: of each family how many networks trace, are mostly free, are priced exactly and keep their function."""
+    """A Markdown table: how many networks of each family trace, are free, priced exactly and proven."""
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     families = list(dict.fromkeys(row["family"] for row in rows))

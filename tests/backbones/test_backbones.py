@@ -284,7 +284,7 @@ def test_classes_and_channels_are_passed_under_the_names_that_a_constructor_has(
 
 
 def test_a_name_that_nobody_else_uses_is_given() -> None:
-    with pytest.raises(UsageError, match="num_classes_name=..., of outputs"):
+    with pytest.raises(UsageError, match=r"num_classes_name=\.\.\., of outputs"):
         construct(Takes.odd, num_classes=7, in_channels=3)
     with pytest.raises(UsageError, match="num_classes_name=output: odd takes outputs"):
         construct(Takes.odd, num_classes=7, in_channels=3, num_classes_name="output")
@@ -292,7 +292,9 @@ def test_a_name_that_nobody_else_uses_is_given() -> None:
 
 
 def test_an_output_that_does_not_fit_is_told_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"backbone=own gives \(5,\) for an image of shape \(3, 2, 2\): expected \(7,\)"):
+    with pytest.raises(
+        UsageError, match=r"backbone=own gives \(5,\) for an image of shape \(3, 2, 2\): expected \(7,\)"
+    ):
         check_output(Takes.common(5, 3), (3, 2, 2), (7,), "own")
     with pytest.raises(UsageError, match="backbone=own does not take images") as error:
         check_output(Takes.common(5, 3), (1, 2, 2), (5,), "own")

@@ -19,7 +19,9 @@ from budgetnet.channels import GraphError
 class Between(nn.Module):
     """convolution -> what is tested -> convolution -> logits; 5 channels at 5x5, so that no size tells them apart."""
 
-    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor], channels: int = 5, **modules: nn.Module | None) -> None:
+    def __init__(
+        self, between: Callable[[nn.Module, Tensor], Tensor], channels: int = 5, **modules: nn.Module | None
+    ) -> None:
         super().__init__()
         self.between = between
         self.a, self.b, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(channels, 4, 1), nn.Linear(4, 3)
@@ -134,7 +136,10 @@ FIXED = {
     "channel slice": (Between(lambda m, x: x[:, :5]), "operation 'getitem' .* holds a number of channels"),
     "channel permutation": (Between(lambda m, x: x[:, [4, 3, 2, 1, 0]]), "operation 'getitem' .* holds a number"),
     "one channel": (Between(lambda m, x: x[:, 0].unsqueeze(1), channels=1), "picks single channels"),
-    "fixed reshape": (Between(lambda m, x: torch.reshape(x, shape=(-1, 5, 5, 5))), "operation 'reshape' .* written down"),
+    "fixed reshape": (
+        Between(lambda m, x: torch.reshape(x, shape=(-1, 5, 5, 5))),
+        "operation 'reshape' .* written down",
+    ),
     "constant": (Between(lambda m, x: x * torch.arange(5.0).view(1, 5, 1, 1)), "meets something that has no channels"),
     "attention": (
         Between(
@@ -146,7 +151,10 @@ FIXED = {
 }
 
 REFUSED = {
-    "sorting": (Between(lambda m, x: x.sort(1).values), r"'sort' .* is not followed.*frozen=\('sort',\).*backbone.frozen=\["),
+    "sorting": (
+        Between(lambda m, x: x.sort(1).values),
+        r"'sort' .* is not followed.*frozen=\('sort',\).*backbone.frozen=\[",
+    ),
     "depends on the data": (Between(lambda m, x: x if x.sum() > 0 else -x), "depends on the data"),
     "does not fit": (Between(lambda m, x: x.flatten(0, 2)), "does not take inputs"),
 }

@@ -46,7 +46,7 @@ def construct(
         elif open_ended:
             yield from common
 
-    classes = [option for option in names(num_classes_name, CLASSES)]
+    classes = list(names(num_classes_name, CLASSES))
     if set(CLASSES) & set(given):
         classes = [""]
     if not classes:
@@ -67,7 +67,9 @@ def construct(
                 refused = error
                 if one and f"argument '{one}'" in str(error):
                     break
-    raise UsageError(f"{name} takes no number of classes under a common name ({refused}): backbone.num_classes_name=...")
+    raise UsageError(
+        f"{name} takes no number of classes under a common name ({refused}): backbone.num_classes_name=..."
+    )
 
 
 def check_output(net: nn.Module, shape: Sequence[int], expected: Sequence[int], name: str) -> None:
@@ -84,4 +86,6 @@ def check_output(net: nn.Module, shape: Sequence[int], expected: Sequence[int], 
             raise UsageError(f"backbone={name} does not take images of shape {tuple(shape)}: {line}") from error
     found = tuple(logits.shape[1:]) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if found != tuple(expected):
-        raise UsageError(f"backbone={name} gives {found} for an image of shape {tuple(shape)}: expected {tuple(expected)}")
+        raise UsageError(
+            f"backbone={name} gives {found} for an image of shape {tuple(shape)}: expected {tuple(expected)}"
+        )

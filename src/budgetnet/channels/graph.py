@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -73,8 +73,9 @@ def positions_of(layout: Layout, name: str, widths: Mapping[str, int]) -> torch.
             places.append(torch.arange(offset, offset + size))
             channels.append(Segment(name, segment.factor, 1, segment.chosen, segment.of).channels(widths)[:size])
         offset += size
-    order = torch.cat(channels).argsort(stable=True)
-    return torch.cat(places)[order].reshape(widths[name], -1) if len(order) % widths[name] == 0 else torch.cat(places)[order][:, None]
+    ordered = torch.cat(places)[torch.cat(channels).argsort(stable=True)]
+    whole = len(ordered) % widths[name] == 0  # else one part of a grouped convolution's inputs
+    return ordered.reshape(widths[name], -1) if whole else ordered[:, None]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,16 @@ class Term:
     divisor: int = 1
 
 
+class Anchor(NamedTuple):
+    """An axis that tells a width: its size less that of `rest` is units / denominator for each channel."""
+
+    tensor: str
+    dim: int
+    rest: Layout
+    units: int
+    denominator: int
+
+
 @dataclass
 class ChannelGraph:
     """The width groups of a model, and every tensor axis that belongs to one. Made by `ChannelGraph.trace`.
@@ -142,7 +153,7 @@ class ChannelGraph:
     mixing: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     members: dict[str, WidthGroup] = field(default_factory=dict, repr=False)
-    _found_anchors: Any = field(default=None, repr=False, compare=False)
+    _found_anchors: dict[str, Anchor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def trace(cls, model: nn.Module, example_input: torch.Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
@@ -170,18 +181,25 @@ class ChannelGraph:
     @property
     def widths(self) -> dict[str, int]:
         """Channels of every group now, in order of execution."""
-        return {name: self._width(name) for name in self.members}
+        found: dict[str, int] = {}
+        for name, anchor in self._anchors().items():
+            path, _, leaf = anchor.tensor.rpartition(".")
+            size = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
+            rest = layout_size(anchor.rest, found) if anchor.rest else 0
+            found[name] = (size - rest) * anchor.denominator // anchor.units
+        return {name: found[name] for name in self.members}
 
     @property
     def groups(self) -> tuple[WidthGroup, ...]:
         """The width groups in order of execution, with their widths now."""
-        return tuple(replace(group, width=self._width(name)) for name, group in self.members.items())
+        widths = self.widths
+        return tuple(replace(group, width=widths[name]) for name, group in self.members.items())
 
     def group(self, name: str) -> WidthGroup:
         """The group of this name. Raises GraphError with the nearest names."""
         if name not in self.members:
             raise GraphError(f"no width group is called {name!r}{nearest(name, self.members)}")
-        return replace(self.members[name], width=self._width(name))
+        return replace(self.members[name], width=self.widths[name])
 
     def verify(self) -> dict[str, str]:
         """Prove the graph on a float64 copy of the model: see verify.py. Raises GraphError where it is wrong."""
@@ -209,42 +227,23 @@ class ChannelGraph:
         why = f": {'; '.join(self.fixed[:3])}" if self.fixed else ""
         return f"{1 - self.free_share:.0%} of the FLOPs are of layers whose widths stay as they are{why}"
 
-    def _width(self, name: str) -> int:
-        """Channels now, read off the first tensor that has nothing but this group along an axis."""
-        tensor, dim, numerator, denominator = self._anchors()[name]
-        path, _, leaf = tensor.rpartition(".")
-        module = self.model.get_submodule(path)
-        size: int = getattr(module, leaf).shape[dim]
-        if isinstance(numerator, int):
-            return size * denominator // numerator
-        known, coefficients = numerator
-        return (size - sum(c * self._width(other) // d if other else c for other, c, d in known)) * denominator // coefficients
-
-    def _anchors(self) -> dict[str, tuple[str, int, Any, int]]:
-        """For each group a tensor's axis, and its units per channel as a fraction."""
-        if self._found_anchors is None:
-            found: dict[str, tuple[str, int, Any, int]] = {}
-            for tensor, dims in self.axes.items():
-                for dim, layout in dims.items():
-                    names = {segment.group for segment in layout}
-                    name = next(iter(names))
-                    if len(names) == 1 and name is not None and name not in found and layout[0].parts == 1:
-                        units = sum(Fraction(s.factor * len(s.chosen or (0,)), s.of) for s in layout)
-                        found[name] = (tensor, dim, units.numerator, units.denominator)
-            for name in self.members:
-                if name in found:
-                    continue
-                for tensor, dims in self.axes.items():
-                    for dim, layout in dims.items():
-                        names = {s.group for s in layout}
-                        if name in names and layout[0].parts == 1 and names - {name, None} <= found.keys():
-                            units = sum(Fraction(s.factor * len(s.chosen or (0,)), s.of) for s in layout if s.group == name)
-                            known = [(s.group, s.factor * len(s.chosen or (0,)), s.of) for s in layout if s.group != name]
-                            found[name] = (tensor, dim, (known, units.numerator), units.denominator)
-                            break
-                    if name in found:
-                        break
-            self._found_anchors = found
+    def _anchors(self) -> dict[str, Anchor]:
+        """For each group an axis that tells its width, in an order in which each needs only those before it."""
+        if not self._found_anchors:
+            axes = [(tensor, dim, layout) for tensor, dims in self.axes.items() for dim, layout in dims.items()]
+            usable = [axis for axis in axes if axis[2][0].parts == 1]
+            found: dict[str, Anchor] = {}
+            while len(found) < len(self.members):
+                known = len(found)
+                for tensor, dim, layout in usable:
+                    new = {s.group for s in layout} - found.keys() - {None}
+                    if len(new) == 1:
+                        (name,) = new
+                        units = sum(Fraction(s.factor * len(s.chosen or (0,)), s.of) for s in layout if s.group == name)
+                        rest = tuple(segment for segment in layout if segment.group != name)
+                        found[str(name)] = Anchor(tensor, dim, rest, units.numerator, units.denominator)
+                assert len(found) > known, self.members.keys() - found.keys()
+            self._found_anchors.update(found)
         return self._found_anchors
 
     def __str__(self) -> str:

@@ -258,7 +258,7 @@ def _whole(segments: list[tuple[tuple[int, ...], int]], blocks: int) -> list[tup
     while at < len(segments):
         following = segments[at : at + blocks]
         factor = segments[at][1]
-        if [s for s in following] == [((b,), factor) for b in range(blocks)]:
+        if list(following) == [((b,), factor) for b in range(blocks)]:
             result.append(((), factor))
             at += blocks
         else:

@@ -115,11 +115,11 @@ _PRICES: dict[str, Callable[[Callable[..., Any], Any], Price]] = {
 PRICED = frozenset(_PRICES)
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what runs inside a function that is one call for Python, such as multi-head attention."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = self.other = 0
 
     def __torch_dispatch__(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from budgetnet.channels.gradmax import check_reach
 from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
+from budgetnet.channels.shadow import set_attribute
 from budgetnet.channels.surgery import Surgery
 from budgetnet.errors import nearest
 
@@ -69,9 +70,7 @@ def resize(
     return graph
 
 
-def operate(
-    surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def operate(surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Put resized tensors in the place of the old ones and `fill` what is new; all is as it was if anything fails."""
     graph = surgery.graph
     if optimizer is not None:
@@ -151,12 +150,8 @@ def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]
 
 def _set_attributes(graph: ChannelGraph) -> None:
     widths = graph.widths
-    for (path, attribute), layout in graph.attributes.items():
-        module, size = graph.model.get_submodule(path), layout_size(layout, widths)
-        if attribute == "normalized_shape":
-            module.normalized_shape = (size, *module.normalized_shape[1:])  # type: ignore[index, misc]
-        else:
-            setattr(module, attribute, size)
+    for (path, name), layout in graph.attributes.items():
+        set_attribute(graph.model.get_submodule(path), name, layout_size(layout, widths))
 
 
 def _check_state(optimizer: torch.optim.Optimizer, surgery: Surgery) -> None:
@@ -167,7 +162,9 @@ def _check_state(optimizer: torch.optim.Optimizer, surgery: Surgery) -> None:
     for name in surgery.tensors():
         path, _, leaf = name.rpartition(".")
         parameter = surgery.graph.model.get_submodule(path)._parameters.get(leaf)
-        for key, value in (optimizer.state.get(parameter, {}) if parameter is not None else {}).items():
+        if parameter is None:
+            continue
+        for key, value in optimizer.state.get(parameter, {}).items():
             for part in value if isinstance(value, (list, tuple)) else [value]:
                 known = isinstance(part, (bool, int, float, str, type(None)))
                 if not known and not (isinstance(part, Tensor) and (part.shape == parameter.shape or part.dim() == 0)):

@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import copy
-import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,66 +17,19 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from budgetnet.channels.labels import Carried, Labels, Plane, Planes, vector_plane
+from budgetnet.channels.calls import (
+    NOT_THE_USERS,
+    Call,
+    Cost,
+    Event,
+    Place,
+    collect,
+    leaves,
+    name_of,
+    one_device,
+)  # fmt: skip
+from budgetnet.channels.labels import Carried, Labels, Plane, vector_plane
 from budgetnet.channels.prices import PRICED, Price, metered, price
-
-_NOT_THE_USERS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
-
-
-class Place(NamedTuple):
-    """Where an operation stands: its name, the module that runs it, and the line of the user's code."""
-
-    operation: str
-    module: str
-    file: str
-    line: int
-    own: bool  # called by a module that is not one of torch's own layers
-
-    def __str__(self) -> str:
-        code = linecache.getline(self.file, self.line).strip()
-        where = f"module {self.module!r}" if self.module else "the network's forward"
-        line = f" ({Path(self.file).name}:{self.line}: {code})" if self.file else ""
-        return f"operation {self.operation!r} in {where}{line}"
-
-
-class Cost(NamedTuple):
-    """Multiply-accumulates of one image: `amount` now, in proportion to the lengths of `factors` ((n,) labels each).
-
-    divisor: of a grouped convolution, the number of its groups. matrix: convolutions and the like.
-    """
-
-    module: str
-    matrix: bool
-    amount: int
-    factors: tuple[Tensor, ...]
-    divisor: int = 1
-
-
-class Event(NamedTuple):
-    """One operation: its name, the line of the user's code, and what it gave."""
-
-    name: str
-    line: tuple[str, int]
-    inputs: tuple[Planes, ...]
-    outputs: tuple[tuple[tuple[int, ...], Planes], ...]
-
-
-@dataclass
-class Call:
-    """One call of a function."""
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    tensors: list[Tensor] = field(default_factory=list)
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-    def run(self) -> Any:
-        return self.function(*self.args, **self.kwargs)
-
 
 Rule = Callable[["Run", Call], Any]
 
@@ -128,16 +78,16 @@ class Run(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _name(func)
+        name = name_of(func)
         rule = self.rules.get(name, None if name.startswith("get ") else unknown)
         if rule is None:
             return func(*args, **kwargs)
         tensors: list[Tensor] = []
-        _collect(args, tensors)
+        collect(args, tensors)
         if kwargs:
-            _collect(kwargs.values(), tensors)
+            collect(kwargs.values(), tensors)
         if len(tensors) > 1:
-            args, kwargs = _one_device(tensors, args, kwargs)
+            args, kwargs = one_device(tensors, args, kwargs)
         call = Call(name, func, args, kwargs, tensors)
         if self.paused:
             return self._paid(call)
@@ -167,6 +117,11 @@ class Run(TorchFunctionMode):
                 each, rest = divmod(amount, self.images)
                 self.costs.append(Cost(module, matrix, amount if rest else each, ()))
 
+    def fails_as_before(self) -> bool:
+        """Whether a pass that has failed may be left where it failed."""
+        self.failed_at = len(self.events)
+        return True
+
     def opaque(self, call: Call, place: Place, why: str) -> Any:
         """Run what is not looked into: what it reads stays as it is, and it costs what it costs."""
         for tensor in call.tensors:
@@ -190,7 +145,7 @@ class Run(TorchFunctionMode):
     def line() -> tuple[str, int]:
         """File and number of the line of the user's code that is being run."""
         frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
             frame = frame.f_back
         return frame.f_code.co_filename, frame.f_lineno
 
@@ -234,7 +189,7 @@ class Run(TorchFunctionMode):
                 return forward(*args, **kwargs)
             self.found_frozen.add(path)
             inputs: list[Tensor] = []
-            _collect((args, kwargs), inputs)
+            collect((args, kwargs), inputs)
             place = Place("forward", path, "", 0, True)
             for tensor in inputs:
                 self.keep(tensor, place, "is frozen")
@@ -372,86 +327,6 @@ def _on_zeros(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     with torch._C.DisableTorchFunction():
         out = twin(*tree_map(zeros, args), **tree_map(zeros, kwargs))
     return tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, out)
-
-
-def leaves(value: Any) -> list[Tensor]:
-    """The tensors of a result."""
-    found: list[Tensor] = []
-    _collect(value, found)
-    return found
-
-
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, (tuple, list, type({}.values()))):
-        for part in value:
-            _collect(part, found)
-    elif isinstance(value, dict):
-        for part in value.values():
-            _collect(part, found)
-
-
-def _one_device(
-    tensors: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Constants that forward makes on the CPU meet tensors on the meta device."""
-    if not any(t.is_meta for t in tensors) or all(t.is_meta or t.dim() == 0 for t in tensors):
-        return args, kwargs
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, Tensor) and not value.is_meta and value.dim() > 0:
-            twin = value.to("meta")
-            twin._real = value  # type: ignore[attr-defined]
-            if (carried := getattr(value, "_carried", None)) is not None:
-                twin._carried = carried  # type: ignore[attr-defined]
-            return twin
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-            return type(value)(moved(part) for part in value)
-        return value
-
-    return tuple(moved(arg) for arg in args), {name: moved(value) for name, value in kwargs.items()}
-
-
-_NAMES: dict[Any, str] = {}
-_DUNDER = {
-    "__radd__": "add", "__rsub__": "sub", "__rmul__": "mul", "__rtruediv__": "div", "__rdiv__": "div",
-    "__truediv__": "div", "__itruediv__": "div", "__idiv__": "div", "true_divide": "div", "divide": "div",
-    "multiply": "mul", "subtract": "sub", "__rpow__": "pow", "__rmatmul__": "matmul", "__imatmul__": "matmul",
-    "__rfloordiv__": "floor_divide", "__floordiv__": "floor_divide", "__mod__": "remainder",
-    "concat": "cat", "concatenate": "cat", "__getitem__": "getitem", "__setitem__": "setitem",
-    "absolute": "abs", "negative": "neg", "clip": "clamp", "max_pool1d_with_indices": "max_pool1d",
-    "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
-    "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
-    "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "log_softmax_": "log_softmax",
-}  # fmt: skip
-
-
-def _name(func: Any) -> str:
-    """The common name of a function or method: F.relu, torch.relu and Tensor.relu_ are all 'relu'."""
-    try:
-        return _NAMES[func]
-    except (KeyError, TypeError):
-        pass
-    name = str(getattr(func, "__name__", func))
-    if name == "__get__":
-        name = f"get {getattr(func.__self__, '__name__', '')}"
-        return name  # the descriptors' methods are made anew at each access
-    if func is torch.nn.functional.unfold:
-        name = "im2col"
-    plain = _DUNDER.get(name)
-    if plain is None and name.startswith("__"):
-        plain = name.strip("_")
-        if plain.startswith("i") and plain[1:] in ("add", "sub", "mul", "and", "or", "xor", "pow"):
-            plain = plain[1:]
-    if plain is None:
-        plain = name.rstrip("_") if name.endswith("_") else name
-        plain = _DUNDER.get(plain, plain)
-    try:
-        _NAMES[func] = plain
-    except TypeError:
-        pass
-    return plain
 
 
 def unknown(run: Run, call: Call) -> Any:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from budgetnet.channels.calls import Place
 from budgetnet.channels.graph import ChannelGraph, GraphError, WidthGroup
 from budgetnet.channels.initialise import fill_silently, leaks
 from budgetnet.channels.resize import operate, source_of
-from budgetnet.channels.running import Place, Run
+from budgetnet.channels.running import Run
 from budgetnet.channels.surgery import Surgery
 
 TOLERANCE = 1e-10

@@ -105,7 +105,9 @@ class CostModel:
     def _sum(self, terms: Sequence[tuple[int, int, Layout | None, Layout | None]]) -> _Quadratic:
         sides = [(self._affine(left), self._affine(right)) for _, _, left, right in terms]
         whole = [divisor * a.parts * b.parts for (_, divisor, _, _), (a, b) in zip(terms, sides, strict=True)]
-        common = math.lcm(1, *(w // math.gcd(w, coefficient) for w, (coefficient, *_) in zip(whole, terms, strict=True)))
+        common = math.lcm(
+            1, *(w // math.gcd(w, coefficient) for w, (coefficient, *_) in zip(whole, terms, strict=True))
+        )
         n = len(self.names)
         square, linear, constant = np.zeros((n, n), np.int64), np.zeros(n, np.int64), 0
         for (coefficient, *_), w, (a, b) in zip(terms, whole, sides, strict=True):
