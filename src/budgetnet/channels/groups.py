@@ -256,9 +256,8 @@ def _whole(segments: list[tuple[tuple[int, ...], int]], blocks: int) -> list[tup
     result: list[tuple[tuple[int, ...], int]] = []
     at = 0
     while at < len(segments):
-        following = segments[at : at + blocks]
-        factor = segments[at][1]
-        if list(following) == [((b,), factor) for b in range(blocks)]:
+        chosen, factor = segments[at]
+        if chosen == (0,) and segments[at : at + blocks] == [((block,), factor) for block in range(blocks)]:
             result.append(((), factor))
             at += blocks
         else:

@@ -248,7 +248,8 @@ def layer_norm(run: Run, call: Call) -> Any:
 
 
 def prelu(run: Run, call: Call) -> Any:
-    x, weight, out = first(call), call.argument(1, "weight"), call.run()
+    x, weight = first(call), call.argument(1, "weight")
+    out = torch.empty_like(x) if x.dim() > 1 and weight.numel() in (1, x.shape[1]) else call.run()
     if weight.numel() > 1 and x.dim() > 1:
         vector = run.vector(x, 1, call.name)
         run.tensor_axis(weight, 0, vector)
