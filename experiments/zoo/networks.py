@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import sys
+import types
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +38,7 @@ class Network:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self.zoo == "cv":
-                from pytorchcv.model_provider import get_model
-
+                get_model = _pytorchcv()
                 try:
                     network: nn.Module = get_model(self.model, pretrained=False, in_size=(self.pixels, self.pixels))
                 except (TypeError, AssertionError):  # some have a size of their own
@@ -51,6 +54,23 @@ def networks(path: Path = LIST) -> list[Network]:
     """All networks of a list."""
     with path.open(newline="") as lines:
         return [Network(row["family"], row["zoo"], row["model"], int(row["pixels"])) for row in csv.DictReader(lines)]
+
+
+def _pytorchcv() -> Callable[..., nn.Module]:
+    """pytorchcv's get_model. Networks for video, which are none of these, need torchvision: it is left out if missing."""
+    names = ("torchvision", "torchvision.ops")
+    missing = importlib.util.find_spec("torchvision") is None
+    if missing:
+        stand_in = types.ModuleType("torchvision.ops")
+        vars(stand_in)["DeformConv2d"] = nn.Module
+        sys.modules.update(dict.fromkeys(names, stand_in))
+    try:
+        from pytorchcv.model_provider import get_model
+    finally:
+        for name in names if missing else ():
+            del sys.modules[name]
+    found: Callable[..., nn.Module] = get_model
+    return found
 
 
 def _fitted(network: nn.Module, pixels: int) -> nn.Module:
