@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -293,9 +294,15 @@ class Run(TorchFunctionMode):
         return self.labels.fresh(tensor.shape[dim]) if known is None else known
 
     def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
+        """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""
+        length = math.prod(len(factor) for factor in factors)
         for matrix, amount in ((True, cost.macs), (False, cost.other)):
+            if amount * divisor % length:
+                for factor in factors:
+                    self.keep_labels(factor, "forward", "costs what is in no proportion to its channels")
             if amount and self.counting:
-                self.costs.append(Cost(module, matrix, amount, factors, divisor))
+                kept = () if amount * divisor % length else factors
+                self.costs.append(Cost(module, matrix, amount, kept, divisor if kept else 1))
 
     def made(self, tensor: Tensor, weight: Tensor) -> None:
         """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
