@@ -140,7 +140,8 @@ def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(
     assert summary["stop_reason"] == "flops" and summary["widths"]["first"] > 4
     bad = run(*own, "backbone=own", "backbone._target_=tests.nets.Sorting", f"run.dir={tmp_path}/bad")
     assert bad.returncode == 2
-    assert "operation 'sort' (sort) in Sorting.forward is not in the table" in bad.stderr
+    assert re.search(r"operation 'sort' in the network's forward \(nets.py:\d+: .*\) is not followed", bad.stderr)
+    assert "'backbone.frozen=[sort]'" in bad.stderr
     assert len(bad.stderr.strip().splitlines()) == 1 and not (tmp_path / "bad").exists()
 
 
@@ -222,7 +223,7 @@ class Listener(pl.loggers.Logger):
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     monkeypatch.setattr(build, "make_loggers", lambda *_: [listener])
-    monkeypatch.setattr(experiment, "log_images", lambda *_: None)
+    monkeypatch.setattr(experiment, "log_summary", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
     experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
     epochs = [heard for heard in listener.heard if "val_top1" in heard]
