@@ -13,13 +13,13 @@ import torch
 from short_run import SHORT, Fit, metrics, weights
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.command.experiment import _fit
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.methods.plan import WidthPlan
-from budgetnet.methods.pruning import pools
+from budgetnet.methods.pruning import coupled_channels
 from budgetnet.methods.pruning.grow_prune import GrowPrune
 
 GROWN = ("method=grow_prune", "budget.flops=50%", "method.search_epochs=4", "finetune.epochs=2", "epochs=6")
@@ -29,7 +29,7 @@ def configuration(*overrides: str) -> dict[str, Any]:
     return composed([*SHORT, *GROWN, *overrides])
 
 
-def built(directory: Path, *overrides: str) -> Parts:
+def built(directory: Path, *overrides: str) -> Components:
     return build(configuration(*overrides), directory)
 
 
@@ -52,7 +52,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, see: Callable[..., Callabl
     monkeypatch.setattr(GrowPrune, name, watched)
 
 
-def rounds(parts: Parts) -> list[dict[str, Any]]:
+def rounds(parts: Components) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(parts.trainer.default_root_dir, "growth.jsonl").read_text().splitlines()]
 
 
@@ -189,7 +189,7 @@ def test_the_train_cost_is_never_exceeded(fit: Fit) -> None:
 
 def test_only_inner_filters_are_chosen_where_that_is_asked_for(tmp_path: Path) -> None:
     method = built(tmp_path, "backbone=resnet20", "prune.scope=inner", "budget.flops=80%").method
-    inner = {name for pool in pools(method.graph, "inner") for name in pool.groups}
+    inner = {name for each in coupled_channels(method.graph, "inner") for name in each.groups}
     for name, width in full(tmp_path, "resnet20").widths.items():
         assert (method.graph.widths[name] < width) == (name in inner), name
 
