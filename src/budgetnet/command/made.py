@@ -120,9 +120,9 @@ def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, sha
 def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task | None = None) -> torch.nn.Module:
     """Build the network of conf/backbone for images of `shape` (channels, height, width).
 
-    Its `_target_` is called with the number of outputs and of input channels under the names that it has for them
-    (num_classes, n_classes, in_channels, in_chans, ..., or what `num_classes_name` and `in_channels_name` of the section
-    say) and, if it takes them, with image_size=[height, width] and task, the name of the task. task: by default classification.
+    Its `_target_` is called with the number of outputs and of input channels, under the names that it has for them
+    (num_classes, n_classes, in_channels, in_chans, ..., or what the options num_classes_name and in_channels_name say),
+    and, if it takes them, with image_size=[height, width] and task, the name of the task (by default classification).
     Raises UsageError for a network that does not segment images although the task needs that, for one that takes no
     number of outputs, and for an object that is no module.
     """
