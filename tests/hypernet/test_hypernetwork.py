@@ -63,30 +63,39 @@ def test_at_the_start_weights_have_variance_one_over_fan_in_and_no_bias() -> Non
 
 
 def test_every_group_of_convolutions_has_a_latent_for_each_channel_and_the_image_fixed_ones() -> None:
+    graph = traced(backbones.build("lenet5"), 1, 28, 28)
+    latents = Latents.of(graph)
+    assert {name: place.tolist() for name, place in latents.groups.items()} == {
+        "conv1": list(range(6)),
+        "conv2": list(range(6, 22)),
+    }
+    assert latents.size == 22 + 1
+    axes = {path: [axis.tolist() for axis in pair] for path, pair in latents.axes.items()}
+    assert axes == {"conv1": [[22], list(range(6))], "conv2": [list(range(6)), list(range(6, 22))]}
+
+
+def test_groups_that_a_parameter_free_shortcut_joins_share_latents() -> None:
     graph = traced(backbones.build("resnet20"), 3, 32, 32)
     latents = Latents.of(graph)
-    assert {name: place.stop - place.start for name, place in latents.groups.items()} == graph.widths
-    assert latents.size == sum(graph.widths.values()) + 3
-    assert latents.axes["conv1"][0].tolist() == list(range(latents.size - 3, latents.size))
-    inputs, outputs = latents.axes["layer1.0.conv2"]
-    for axis, group in ((inputs, "layer1.0.conv1"), (outputs, "layer1.0.conv2")):
-        assert axis.tolist() == list(range(latents.groups[group].start, latents.groups[group].stop))
+    last = latents.groups["layer3.2.conv2"]
+    for name, width in {"conv1": 16, "layer1.2.conv2": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64}.items():
+        assert torch.equal(latents.groups[name], last[:width]), name
+    inner = [group for group in graph.widths if group.endswith("conv1") and group != "conv1"]
+    assert latents.size == 64 + sum(graph.widths[name] for name in inner) + 3
 
 
 def test_latents_follow_ties_depthwise_layers_squeeze_excite_and_concatenations() -> None:
     latents = Latents.of(traced(Odd(), 3, 8, 8))
-    stem = list(range(latents.groups["stem"].start, latents.groups["stem"].stop))
+    places = {name: place.tolist() for name, place in latents.groups.items()}
     for path in ("stem", "depthwise", "attention.expand", "pointwise"):
-        assert latents.axes[path][1].tolist() == stem, path
-    assert latents.axes["depthwise"][0].shape == (1,) and latents.axes["depthwise"][0].item() not in stem
-    left, right = (latents.groups[name] for name in ("left", "right"))
-    assert latents.axes["mix"][0].tolist() == [*range(left.start, left.stop), *range(right.start, right.stop)]
+        assert latents.axes[path][1].tolist() == places["stem"], path
+    alone = latents.axes["depthwise"][0]
+    assert alone.shape == (1,) and all(alone.item() not in place for place in places.values())
+    assert latents.axes["mix"][0].tolist() == places["left"] + places["right"]
     grouped, _ = latents.axes["grouped"]
-    mix = latents.groups["mix"].start
-    assert grouped.T.tolist() == [[mix + 4 * part + i for i in range(4)] for part in range(3) for _ in range(3)]
-    filters = latents.groups["grouped"].start
-    assert latents.axes["multiplied"][1].tolist() == [filters + i // 2 for i in range(18)]
-    assert all(place.stop <= min(latents.axes["depthwise"][0]) for place in latents.groups.values())
+    parts = [places["mix"][4 * part : 4 * part + 4] for part in range(3)]
+    assert grouped.T.tolist() == [part for part in parts for _ in range(3)]
+    assert latents.axes["multiplied"][1].tolist() == [place for place in places["grouped"] for _ in range(2)]
 
 
 def test_a_network_runs_on_generated_weights_as_on_the_same_weights_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import backbones
+from budgetnet.backbones import densenet, mobilenet, regnet, resnet_projection
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.methods.hypernet import criteria, shrinking
 from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
+from budgetnet.methods.hypernet.proximal import shrink_latents
 
 
 def traced(name: str, multiplier: float = 1, shape: tuple[int, ...] = (3, 32, 32)) -> ChannelGraph:
@@ -41,6 +44,61 @@ def test_a_widened_network_is_cut_to_within_one_channel_of_the_budget() -> None:
     assert any(cost.costs(larger)[kind] > most for kind, most in limits.items())
     resize(graph.model, plan)
     assert graph.widths == {**graph.widths, **widths}
+
+
+def learned_scores(graph: ChannelGraph, hypernetwork: Hypernetwork) -> dict[str, torch.Tensor]:
+    """By the gradients of the second of two mini-batches."""
+    torch.manual_seed(0)
+    parameters = [*graph.model.parameters(), *hypernetwork.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    batches = [(torch.randn(8, *graph.input_shape[1:]), torch.arange(8)) for _ in range(2)]
+    found = criteria.latent_gradients(graph.model, hypernetwork, batches, nn.functional.cross_entropy, optimizer)
+    return criteria.gradient(hypernetwork, found[-1:])
+
+
+@pytest.mark.parametrize("name", ["resnet56_projection", "mobilenet_v2", "regnet_y_200mf", "densenet40"])
+def test_a_network_of_twice_the_width_is_cut_back_to_what_the_original_costs(name: str) -> None:
+    torch.manual_seed(0)
+    network = {
+        "resnet56_projection": lambda: resnet_projection.build(10, 3, depth=8, multiplier=0.5),
+        "mobilenet_v2": lambda: mobilenet.build(name, 10, 3, (16, 16), multiplier=0.25),
+        "regnet_y_200mf": lambda: regnet.build(name, 10, 3, (16, 16), multiplier=0.5),
+        "densenet40": lambda: densenet.build(10, 3, depth=10),
+    }[name]()
+    graph = ChannelGraph.trace(network, torch.empty(1, 3, 16, 16))
+    original = CostModel(graph).costs()
+    resize(network, shrinking.widened(graph, 2), init="zero_out", seed=0)
+    assert CostModel(graph).costs()["flops"] > 3 * original["flops"]
+    hypernetwork = Hypernetwork(graph, embedding=2)
+    scores = learned_scores(graph, hypernetwork)
+    floors = shrinking.floors_by_share(graph, 0.2, 0.45)
+    _, plan = shrinking.narrow(graph, scores, floors, {"flops": original["flops"]})
+    hypernetwork.write(network)
+    resize(network, plan)
+    used = CostModel(graph).costs()["flops"] / original["flops"]
+    assert 0.98 < used <= 1
+    assert all(graph.widths[name] >= floor for name, floor in floors.items())
+    assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("multiplier", [1, 0.5, True, "2", 1e9])
+def test_a_multiplier_that_widens_nothing_is_refused(multiplier: float) -> None:
+    with pytest.raises(UsageError, match=r"method\.multiplier="):
+        shrinking.widened(traced("lenet5", 1, (1, 28, 28)), multiplier)
+
+
+def test_proximal_steps_take_latents_to_the_floor_and_the_mask_does_not_collapse() -> None:
+    graph = traced("lenet5", 1, (1, 28, 28))
+    hypernetwork = Hypernetwork(graph)
+    fixed = hypernetwork.z.detach()[hypernetwork.latents.pools[-1].stop :].clone()
+    floors = shrinking.floors_by_count(graph, 4)
+    counts = []
+    for _ in range(60):
+        shrink_latents(hypernetwork, step=0.1, floor=4, threshold=5e-3)
+        counts.append(shrinking.kept_widths(graph, criteria.magnitude(hypernetwork), floors, 5e-3))
+    assert all(before[g] >= after[g] for before, after in pairwise(counts) for g in before)
+    assert counts[-1] == {"conv1": 4, "conv2": 4}
+    assert torch.equal(hypernetwork.z.detach()[-len(fixed) :], fixed)
 
 
 def test_every_group_keeps_the_part_rho_and_the_one_before_the_classifier_tau() -> None:

@@ -103,7 +103,7 @@ class Hypernetwork(nn.Module):
         return {f"{path}.weight": layer(self.z) for path, layer in zip(paths, self.layers, strict=True)}
 
     def split(self, z: Tensor) -> dict[str, Tensor]:
-        """(width,) of every group out of what has an entry for each latent: `self.z`, its gradient."""
+        """(width,) of every group in a pool, out of what has an entry for each latent: `self.z`, its gradient."""
         return {name: z[place] for name, place in self.latents.groups.items()}
 
     @torch.no_grad()

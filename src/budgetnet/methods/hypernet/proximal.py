@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
 
 
 def shrink(z: Tensor, step: float, floor: int, threshold: float) -> Tensor:
@@ -13,3 +16,10 @@ def shrink(z: Tensor, step: float, floor: int, threshold: float) -> Tensor:
     if int((z.abs() >= threshold).sum()) <= floor:
         return z
     return z.sign() * (z.abs() - step).clamp_min(0)
+
+
+@torch.no_grad()
+def shrink_latents(hypernetwork: Hypernetwork, step: float, floor: int, threshold: float) -> None:
+    """`shrink` the latents of every pool, in place, after a training step; those that nothing removes stay."""
+    for place in hypernetwork.latents.pools:
+        hypernetwork.z[place] = shrink(hypernetwork.z[place], step, floor, threshold)

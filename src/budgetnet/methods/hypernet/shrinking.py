@@ -15,8 +15,24 @@ from budgetnet.pruning import allocate
 from budgetnet.pruning.pools import Pool, pools
 from budgetnet.pruning.pools import kept as plan_of
 
+MOST_TIMES = 64
+
 Plan = dict[str, list[int]]
 """The channels that stay, increasing, by width group: a plan for `resize`."""
+
+
+def widened(graph: ChannelGraph, multiplier: float) -> Counts:
+    """The widths of all groups of convolutions times `multiplier`, in whole blocks: a plan for `resize`.
+
+    Raises UsageError for what is no factor above 1.
+    """
+    if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)) or not 1 < multiplier <= MOST_TIMES:
+        raise UsageError(f"method.multiplier={multiplier!r}: expected a number above 1, {MOST_TIMES} at most")
+    return {
+        group.name: round(group.width * multiplier / group.blocks) * group.blocks
+        for group in graph.groups
+        if group.kind == "convolution"
+    }
 
 
 def fed_to_classifier(graph: ChannelGraph) -> set[str]:
