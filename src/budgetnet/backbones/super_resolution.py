@@ -71,8 +71,9 @@ class Upsampling(nn.Module):
 class Upscaler(nn.Module):
     """(batch, channels, height, width), values in 0..1, to (batch, channels, scale · height, scale · width).
 
-    width, blocks: filters and number of the residual blocks. activation: makes a new one. stem: side of the first
-    convolution's kernel. shifted: subtract the mean colour first, and add it last.
+    blocks, width: number and filters of the residual blocks. inside, outside: make their activations, and those of the
+    first convolution and the upsampling. stem: side of the first convolution's kernel. shifted: subtract the mean
+    colour first, and add it last.
     """
 
     def __init__(
@@ -81,16 +82,15 @@ class Upscaler(nn.Module):
         scale: int,
         blocks: int,
         width: int,
-        activation: Callable[[], nn.Module],
+        inside: Callable[[], nn.Module],
+        outside: Callable[[], nn.Module],
         stem: int,
         norms: bool,
         shifted: bool,
     ) -> None:
         super().__init__()
-        plain = isinstance(activation(), nn.ReLU)  # EDSR has rectifiers inside its residual blocks alone
-        outside: Callable[[], nn.Module] = nn.Identity if plain else activation
         self.conv1, self.activation = convolution(channels, width, stem), outside()
-        self.blocks = nn.Sequential(*[ResidualBlock(width, activation(), norms) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[ResidualBlock(width, inside(), norms) for _ in range(blocks)])
         self.conv2 = convolution(width, width)
         self.bn2 = nn.BatchNorm2d(width) if norms else nn.Identity()
         self.upsampling = nn.Sequential(*[Upsampling(width, factor, outside()) for factor in SCALES[scale]])
@@ -119,7 +119,8 @@ def edsr(
     Raises UsageError for a scale other than 2, 3 or 4, and for what is no number of blocks or width.
     """
     _check(scale, blocks, width)
-    return Upscaler(in_channels, scale, blocks, scaled(width, multiplier), nn.ReLU, stem=3, norms=False, shifted=True)
+    width = scaled(width, multiplier)
+    return Upscaler(in_channels, scale, blocks, width, nn.ReLU, nn.Identity, stem=3, norms=False, shifted=True)
 
 
 def srresnet(
@@ -132,11 +133,12 @@ def srresnet(
 ) -> Upscaler:
     """SRResNet: batch norms, and rectifiers with a learned slope. Raises UsageError as `edsr` does."""
     _check(scale, blocks, width)
-    return Upscaler(in_channels, scale, blocks, scaled(width, multiplier), nn.PReLU, stem=9, norms=True, shifted=False)
+    width = scaled(width, multiplier)
+    return Upscaler(in_channels, scale, blocks, width, nn.PReLU, nn.PReLU, stem=9, norms=True, shifted=False)
 
 
 def _check(scale: int, blocks: int, width: int) -> None:
-    if scale not in SCALES:
+    if type(scale) is not int or scale not in SCALES:
         raise UsageError(f"scale={scale!r}: expected {', '.join(map(str, SCALES))}")
     for option, value in {"backbone.blocks": blocks, "backbone.width": width}.items():
         if type(value) is not int or value < 1:
