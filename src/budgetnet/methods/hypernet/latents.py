@@ -61,7 +61,7 @@ class Latents:
         }
         known = dict(groups)
         for group in graph.groups:
-            if group.kind == "convolution" and group.name not in groups:
+            if group.kind != "linear" and group.name not in groups:
                 known[group.name] = torch.arange(size, size + group.width)
                 size += group.width
         axes = {}

@@ -22,16 +22,17 @@ Plan = dict[str, list[int]]
 
 
 def widened(graph: ChannelGraph, multiplier: float) -> Counts:
-    """The widths of all groups of convolutions times `multiplier`, in whole blocks: a plan for `resize`.
+    """The widths of all groups that can be shrunk again times `multiplier`, in whole blocks: a plan for `resize`.
 
     Raises UsageError for what is no factor above 1.
     """
     if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)) or not 1 < multiplier <= MOST_TIMES:
         raise UsageError(f"method.multiplier={multiplier!r}: expected a number above 1, {MOST_TIMES} at most")
+    in_pools = {name for pool in pools(graph) for name in pool.groups}
     return {
         group.name: round(group.width * multiplier / group.blocks) * group.blocks
         for group in graph.groups
-        if group.kind == "convolution"
+        if group.name in in_pools
     }
 
 
