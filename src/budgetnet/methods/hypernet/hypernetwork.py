@@ -95,7 +95,7 @@ class Hypernetwork(nn.Module):
             assert isinstance(layer, Convolution)
             transposed = isinstance(layer, nn.ConvTranspose2d)
             made.append(Kernels(layer.weight.shape, transposed, inputs, outputs, embedding, seed, path))
-        self.layers = nn.ModuleList(made)
+        self.layers: Sequence[Kernels] = nn.ModuleList(made)  # type: ignore[assignment]
 
     def forward(self) -> dict[str, Tensor]:
         """The weights by name of the parameter, differentiable."""
@@ -103,8 +103,13 @@ class Hypernetwork(nn.Module):
         return {f"{path}.weight": layer(self.z) for path, layer in zip(paths, self.layers, strict=True)}
 
     def split(self, z: Tensor) -> dict[str, Tensor]:
-        """(width,) of every group in a pool, out of what has an entry for each latent: `self.z`, its gradient."""
+        """(width,) of every group that may change, out of what has an entry for each latent: `self.z`, its gradient."""
         return {name: z[place] for name, place in self.latents.groups.items()}
+
+    @property
+    def flops(self) -> int:
+        """Multiply-accumulates of making all weights once: c · n · (1 + m + entries · m) for each convolution."""
+        return sum(layer.w1.numel() // layer.w1.shape[2] + layer.w1.numel() + layer.w2.numel() for layer in self.layers)
 
     @torch.no_grad()
     def write(self, network: nn.Module) -> None:

@@ -11,26 +11,26 @@ from torch import Tensor, nn
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.graph import Layout, layout_size, positions_of
 from budgetnet.errors import UsageError
-from budgetnet.pruning.pools import pools
+from budgetnet.methods.pruning.coupled import coupled_channels
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
     """All latents of a network as places in one vector of `size` entries.
 
-    pools: for each pool of channels that go together (see `budgetnet.pruning.pools`) the places of its latents.
-    groups: for each width group in pools, (width,), the place of each of its channels' latents. axes: by module path of
-    a convolution, the places of its input axis, (c,), or (c, n) where it is grouped and every filter reads inputs of
-    its own, and of its output axis, (n,).
+    coupled: for each set of channels that go together (see `coupled_channels`) the places of its latents. groups: for
+    each width group in these sets, (width,), the place of each of its channels' latents. axes: by module path of a
+    convolution, the places of its input axis, (c,), or (c, n) where it is grouped and every filter reads inputs of its
+    own, and of its output axis, (n,).
 
     Ties come from the groups: the convolutions of a residual stage, depthwise layers and squeeze-excite share a vector,
     and so do groups that a parameter-free shortcut joins. After a concatenation vectors stand side by side; where a
     channel has several units along an axis its latent is repeated. What nothing may remove has latents of its own: the
-    image, logits, a frozen module's output, a group outside all pools, and the single input of a depthwise convolution.
+    image, logits, a frozen module's output, a group outside all sets, and the single input of a depthwise convolution.
     """
 
     size: int
-    pools: tuple[slice, ...]
+    coupled: tuple[slice, ...]
     groups: dict[str, Tensor]
     axes: dict[str, tuple[Tensor, Tensor]]
 
@@ -44,11 +44,11 @@ class Latents:
         }
         size, places = 0, []
         parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for pool in pools(graph):
-            places.append(slice(size, size + len(pool)))
-            for name in pool.groups:
-                parts.setdefault(name, []).append((pool.start, torch.arange(size, size + len(pool))))
-            size += len(pool)
+        for each in coupled_channels(graph):
+            places.append(slice(size, size + len(each)))
+            for name in each.groups:
+                parts.setdefault(name, []).append((each.start, torch.arange(size, size + len(each))))
+            size += len(each)
         if not parts:
             raise UsageError(
                 f"{type(graph.model).__name__} has no width that a hypernetwork could decide: expected a convolution "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -11,9 +12,8 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.methods.hypernet.selection import Counts, kept, select
-from budgetnet.pruning import allocate
-from budgetnet.pruning.pools import Pool, pools
-from budgetnet.pruning.pools import kept as plan_of
+from budgetnet.methods.pruning import allocate
+from budgetnet.methods.pruning.coupled import CoupledChannels, channels_to_keep, coupled_channels
 
 MOST_TIMES = 64
 
@@ -28,11 +28,11 @@ def widened(graph: ChannelGraph, multiplier: float) -> Counts:
     """
     if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)) or not 1 < multiplier <= MOST_TIMES:
         raise UsageError(f"method.multiplier={multiplier!r}: expected a number above 1, {MOST_TIMES} at most")
-    in_pools = {name for pool in pools(graph) for name in pool.groups}
+    may_shrink = {name for each in coupled_channels(graph) for name in each.groups}
     return {
         group.name: round(group.width * multiplier / group.blocks) * group.blocks
         for group in graph.groups
-        if group.name in in_pools
+        if group.name in may_shrink
     }
 
 
@@ -66,7 +66,8 @@ def narrow(
 ) -> tuple[float, Plan]:
     """The global threshold and the plan that keeps the most channels within `limits`, by kind ("flops", "params").
 
-    scores: (width,) by width group. Channels that go together compete together: those of groups that a parameter-free
+    scores: (width,) by width group. What the threshold keeps is filled up: the best of the channels below it come
+    back, one by one, while they fit. Channels that go together compete together: those of groups that a parameter-free
     shortcut joins have one score, their mean, and of a group in blocks each block keeps equally many, the channel of
     rank r of all blocks having one score. Raises UsageError, with both numbers, if the floors alone exceed a limit, and
     for a network without a group to shrink.
@@ -74,14 +75,17 @@ def narrow(
     units = _Units(graph, scores, floors)
     cost = CostModel(graph)
 
-    def threshold(kind: str) -> float:
-        def price(counts: Counts) -> int:
-            return cost.price(kind, cost.vector({**graph.widths, **units.widths(counts)}))
+    def price(kind: str, counts: Counts) -> int:
+        return cost.price(kind, cost.vector({**graph.widths, **units.widths(counts)}))
 
-        return select(units.scores, units.floors, price, limits[kind], f"budget.{kind}")[0]
+    def threshold(kind: str) -> float:
+        return select(units.scores, units.floors, partial(price, kind), limits[kind], f"budget.{kind}")[0]
 
     highest = max(threshold(kind) for kind in limits)  # kept sets are nested: the smallest fits every limit
-    return highest, units.plan(highest)
+    counts = units.counts(highest)
+    return highest, units.keep(
+        _filled(units, counts, lambda more: all(price(kind, more) <= limits[kind] for kind in limits))
+    )
 
 
 def kept_widths(
@@ -89,37 +93,60 @@ def kept_widths(
 ) -> Counts:
     """The widths of the groups if every channel below a given threshold went, but for the floors."""
     units = _Units(graph, scores, floors)
-    return {name: len(channels) for name, channels in units.plan(threshold).items()}
+    return units.widths(units.counts(threshold))
 
 
 class _Units:
-    """The channels that go together, as groups for `select`: pools of width groups, and in them ranks over blocks."""
+    """The channels that go together, as groups for `select`: sets of coupled channels, and in them ranks over blocks.
+
+    scores: of each set by its number, decreasing. floors: the fewest of each.
+    """
 
     def __init__(self, graph: ChannelGraph, scores: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
-        self.pools = [pool for pool in pools(graph) if set(pool.groups) <= scores.keys()]
-        if not self.pools:
+        self.coupled = [each for each in coupled_channels(graph) if set(each.groups) <= scores.keys()]
+        if not self.coupled:
             raise UsageError(
                 f"{type(graph.model).__name__} has no width group to shrink: expected a convolution whose number of "
                 "filters may change"
             )
         self.sizes = {name: values.detach().abs().double().cpu() for name, values in scores.items()}
         self.scores, self.floors = {}, {}
-        for number, pool in enumerate(self.pools):
-            ranked = pool.scores(self.sizes).reshape(pool.blocks, -1).sort(dim=1, descending=True).values
+        for number, each in enumerate(self.coupled):
+            ranked = each.scores(self.sizes).reshape(each.blocks, -1).sort(dim=1, descending=True).values
             self.scores[str(number)] = ranked.mean(0)
-            self.floors[str(number)] = max(_floor(pool, floors[name], graph.group(name).width) for name in pool.groups)
+            self.floors[str(number)] = max(_floor(each, floors[name], graph.group(name).width) for name in each.groups)
+
+    def counts(self, threshold: float) -> Counts:
+        """How many of each set a threshold keeps."""
+        return {name: int(kept(self.scores[name], threshold, self.floors[name]).sum()) for name in self.scores}
 
     def widths(self, counts: Mapping[str, int]) -> Counts:
-        return allocate.widths(self.pools, self._channels(counts))
+        return allocate.widths(self.coupled, self._channels(counts))
 
-    def plan(self, threshold: float) -> Plan:
-        counts = {name: int(kept(self.scores[name], threshold, self.floors[name]).sum()) for name in self.scores}
-        return plan_of(self.pools, self.sizes, self._channels(counts))
+    def keep(self, counts: Mapping[str, int]) -> Plan:
+        return channels_to_keep(self.coupled, self.sizes, self._channels(counts))
 
     def _channels(self, counts: Mapping[str, int]) -> list[int]:
-        return [counts[str(number)] * pool.blocks for number, pool in enumerate(self.pools)]
+        return [counts[str(number)] * each.blocks for number, each in enumerate(self.coupled)]
 
 
-def _floor(pool: Pool, floor: int, width: int) -> int:
-    """Of a group's floor the part that falls to a pool, in units of which every block has one."""
-    return math.ceil(floor * len(pool) / width / pool.blocks)
+def _filled(units: _Units, counts: Counts, fits: Callable[[Counts], bool]) -> Counts:
+    """Counts such that nothing more fits: of what is left the best score comes first, and none after one that does
+    not fit in the same set."""
+    counts = dict(counts)
+    waiting = {name for name, scores in units.scores.items() if counts[name] < len(scores)}
+    while waiting:
+        best = max(sorted(waiting), key=lambda name: float(units.scores[name][counts[name]]))
+        more = {**counts, best: counts[best] + 1}
+        if not fits(more):
+            waiting.remove(best)
+            continue
+        counts = more
+        if counts[best] == len(units.scores[best]):
+            waiting.remove(best)
+    return counts
+
+
+def _floor(each: CoupledChannels, floor: int, width: int) -> int:
+    """Of a group's floor the part that falls to a set, in units of which every block has one."""
+    return math.ceil(floor * len(each) / width / each.blocks)

@@ -90,7 +90,7 @@ def test_a_multiplier_that_widens_nothing_is_refused(multiplier: float) -> None:
 def test_proximal_steps_take_latents_to_the_floor_and_the_mask_does_not_collapse() -> None:
     graph = traced("lenet5", 1, (1, 28, 28))
     hypernetwork = Hypernetwork(graph)
-    fixed = hypernetwork.z.detach()[hypernetwork.latents.pools[-1].stop :].clone()
+    fixed = hypernetwork.z.detach()[hypernetwork.latents.coupled[-1].stop :].clone()
     floors = shrinking.floors_by_count(graph, 4)
     counts = []
     for _ in range(60):
