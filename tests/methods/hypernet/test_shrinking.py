@@ -29,19 +29,24 @@ def random_scores(graph: ChannelGraph, seed: int = 0) -> dict[str, torch.Tensor]
     return {group.name: torch.rand(group.width, generator=generator) for group in graph.groups}
 
 
-def test_a_widened_network_is_cut_to_within_one_channel_of_the_budget() -> None:
+def test_what_a_threshold_keeps_within_the_budget_is_filled_up_until_no_channel_fits() -> None:
     graph = traced("vgg11", 0.25)
     limits = {"flops": 5_000_000, "params": 150_000}
     scores = {name: s for name, s in random_scores(graph).items() if name.startswith("conv")}
-    threshold, plan = shrinking.narrow(graph, scores, shrinking.floors_by_share(graph, 0.1, 0.2), limits)
+    floors = shrinking.floors_by_share(graph, 0.1, 0.2)
+    threshold, plan = shrinking.narrow(graph, scores, floors, limits)
     widths = {name: len(channels) for name, channels in plan.items()}
     cost = CostModel(graph)
-    assert all(cost.costs(widths)[kind] <= most for kind, most in limits.items())
+
+    def fits(chosen: dict[str, int]) -> bool:
+        return all(cost.costs(chosen)[kind] <= most for kind, most in limits.items())
+
+    assert fits(widths)
+    assert not any(fits({**widths, name: width + 1}) for name, width in widths.items() if width < graph.widths[name])
+    at_threshold = shrinking.kept_widths(graph, scores, floors, threshold)
+    assert all(widths[name] >= width for name, width in at_threshold.items())
     every = torch.cat(list(scores.values())).double()
-    floors = shrinking.floors_by_share(graph, 0.1, 0.2)
-    larger = shrinking.kept_widths(graph, scores, floors, every[every < threshold].max().item())
-    assert sum(larger.values()) == sum(widths.values()) + 1
-    assert any(cost.costs(larger)[kind] > most for kind, most in limits.items())
+    assert not fits(shrinking.kept_widths(graph, scores, floors, every[every < threshold].max().item()))
     resize(graph.model, plan)
     assert graph.widths == {**graph.widths, **widths}
 

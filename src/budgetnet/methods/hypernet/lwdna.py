@@ -88,12 +88,14 @@ class LWDNA(Widened):
 
     def scores(self, hypernetwork: Hypernetwork, batch: Images) -> Scores:
         """What the search's batches leave behind; the controls are trained on them too."""
-        size, optim = self.batch_size, self.optim
-        batches = list(zip(batch[0].split(size), batch[1].split(size), strict=True))[: self.options.batches]
+        number, optim = self.options.batches, self.optim
+        images, targets = (part[: number * self.batch_size].chunk(number) for part in batch)
         parameters = nn.ModuleList([self.net, hypernetwork]).parameters()
         sgd = torch.optim.SGD(parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
         with torch.enable_grad():
-            gradients = criteria.latent_gradients(self.net, hypernetwork, batches, self.loss, sgd)
+            gradients = criteria.latent_gradients(
+                self.net, hypernetwork, zip(images, targets, strict=True), self.loss, sgd
+            )
         self.net.zero_grad(set_to_none=True)
         if self.options.score == "gradient":
             return criteria.gradient(hypernetwork, gradients[1:])

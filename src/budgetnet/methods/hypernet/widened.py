@@ -54,7 +54,9 @@ class Widened(Method):
         if all(full[kind] <= most for kind, most in limits.items()):
             stated = ", ".join(f"budget.{kind}={most:,}" for kind, most in limits.items())
             costs = ", ".join(f"{full[kind]:,}" for kind in limits)
-            raise UsageError(f"{stated} holds the widened network ({costs}): lower it or raise method.multiplier")
+            raise UsageError(
+                f"{stated} holds the network that is narrowed ({costs}): lower it or raise method.multiplier"
+            )
 
     def select(self, scores: Scores) -> Selected:
         """Who stays, so that the budget is met, as the plan that ends the search."""
