@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from budgetnet.distillation import distillation_losses
+from budgetnet.tasks import Classification
+from budgetnet.tasks.distilled import Distilled, distillation_losses
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,3 +54,17 @@ def test_of_maps_every_place_counts_alike() -> None:
     losses = functional.cross_entropy(student, labels, reduction="none")
     maps = [logits[:, :, None, None].expand(-1, -1, 2, 3) for logits in (student, teacher)]
     torch.testing.assert_close(distillation_losses(*maps, losses), distillation_losses(student, teacher, losses))
+
+
+def test_a_distilled_task_is_the_task_but_for_its_loss_where_a_teacher_has_looked_at_the_images() -> None:
+    logits, taught, labels = (part.float() if part.is_floating_point() else part for part in example())
+    plain = Classification()
+    task = Distilled(plain, lambda device: lambda images: images @ taught, teacher_flops=1)
+    images = torch.eye(5)
+    targets = task.taught(images, labels)
+    assert torch.equal(targets[:, 0].long(), labels) and torch.equal(targets[:, 1:], taught)
+    expected = distillation_losses(logits, taught, plain.losses(logits, labels))
+    assert torch.equal(task.training_losses(logits, targets), expected)
+    assert torch.equal(task.training_losses(logits, labels), plain.losses(logits, labels))
+    assert torch.equal(task.losses(logits, targets), plain.losses(logits, labels))
+    assert torch.equal(task.sums(logits, targets), plain.sums(logits, labels))

@@ -25,7 +25,7 @@ RENAMED: Mapping[str, str] = {
 }
 """Options by the name they had, where a method reads the new one instead; docs/changes.md lists them."""
 
-_OWN = ("budget", "trainer")
+_OWN = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that belong to no method."""
 
 

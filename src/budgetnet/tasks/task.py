@@ -69,6 +69,8 @@ class Task(ABC):
     target_dims: int = 1
     has_examples: bool = False
     """Whether `examples` shows something."""
+    teacher_flops: int = 0
+    """FLOPs that `taught` costs for an image."""
 
     @property
     def metric(self) -> Metric:
@@ -76,6 +78,10 @@ class Task(ABC):
         return self.metrics[0]
 
     # -- training ---------------------------------------------------------------------------------------------------
+
+    def taught(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The targets of a training batch, with whatever a teacher makes of its images; by default as they are."""
+        return targets
 
     @abstractmethod
     def losses(self, output: Output, targets: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
+        targets = self.task.taught(images, targets)
         training = self.method.training
         training.epoch, training.batch = self.current_epoch, batch_idx
         first, *others = self._optimizers()
@@ -147,6 +148,7 @@ class Learner(pl.LightningModule):
         self.batches_done = batch_idx + 1
         for some, flops in self.method.computed(len(targets) * self.trainer.world_size):
             training.ledger.add(some, flops)
+        training.ledger.teacher += len(targets) * self.trainer.world_size * self.task.teacher_flops
         if self.batches_done % _COLLECT_EVERY == 0:
             self.collect()
 

@@ -20,6 +20,6 @@ def shrink(z: Tensor, step: float, floor: int, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def shrink_latents(hypernetwork: Hypernetwork, step: float, floor: int, threshold: float) -> None:
-    """`shrink` the latents of every set of coupled channels, in place, after a training step; those that nothing removes stay."""
+    """`shrink` the latents of every set of coupled channels, in place; those of what nothing removes stay."""
     for place in hypernetwork.latents.coupled:
         hypernetwork.z[place] = shrink(hypernetwork.z[place], step, floor, threshold)
