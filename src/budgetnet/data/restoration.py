@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from budgetnet.data.pictures import read_picture
-from budgetnet.data.sharding import keyed_generator
 from budgetnet.errors import UsageError
+from budgetnet.seeding import keyed_generator
 
 SCALES = (2, 3, 4)
 TILE, TILE_STEP = 480, 240

@@ -28,10 +28,20 @@ from budgetnet.tasks import Output
 
 @dataclass(frozen=True)
 class Shrinking:
-    """conf/method/dhp.yaml: how wide the network is made, and how fast its latents shrink."""
+    """conf/method/dhp.yaml: how wide the network is made, and how fast its latents shrink.
+
+    search_epochs: the most epochs in which latents shrink, by default all before fine-tuning.
+    sparsity: the shrinkage of a latent in a step, times the learning rate.
+    threshold: the size below which a latent counts as gone.
+    floor: the fewest channels of a group.
+    check_every: the number of steps between two looks at what is left.
+    embedding: the numbers between a latent and a kernel.
+
+    Raises UsageError for values out of range.
+    """
 
     multiplier: float = 1.0
-    search_epochs: int = 100
+    search_epochs: int | None = None
     sparsity: float = 2e-4
     threshold: float = 5e-3
     floor: int = 4
@@ -63,7 +73,7 @@ class DHP(Widened):
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a budget that no narrowed network meets."""
         options, tune = self.options, self.finetune.epochs
-        search = options.search_epochs
+        search = self.search_epochs = training.epochs_before(tune, options.search_epochs)
         must_fit(training.epochs, search + tune, f"method.search_epochs={search}", f"finetune.epochs={tune}")
         self.widen(training, options.multiplier)
         self.must_narrow(floors_by_count(self.graph, options.floor))
@@ -121,7 +131,7 @@ class DHP(Widened):
         """The largest latents stay, as many as fit, once few enough are left or the search is over."""
         if self.hypernetwork is None or epochs == 0:
             return None
-        if not self.training.budget.fits(self._left(self.hypernetwork)) and epochs < self.options.search_epochs:
+        if not self.training.budget.fits(self._left(self.hypernetwork)) and epochs < self.search_epochs:
             return None
         return self.select(criteria.magnitude(self.hypernetwork))
 

@@ -27,7 +27,15 @@ SCORES = ("gradient", "magnitude", "random")
 
 @dataclass(frozen=True)
 class Selection:
-    """conf/method/lwdna.yaml: how wide the network is made, and by what its channels are chosen."""
+    """conf/method/lwdna.yaml: how wide the network is made, and by what its channels are chosen.
+
+    score: "gradient" of the latents, or the controls "magnitude" and "random".
+    batches: the number of batches of SGD in the search.
+    rho, tau: the smallest fraction of its channels that a group keeps, and that of the group before the classifier.
+    embedding: the numbers between a latent and a kernel.
+
+    Raises UsageError for values out of range.
+    """
 
     multiplier: float = 2.0
     score: str = "gradient"
