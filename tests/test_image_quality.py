@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from budgetnet.image_quality import psnr, ssim
+from budgetnet.tasks.image_quality import psnr, ssim
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
