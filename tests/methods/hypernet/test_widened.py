@@ -10,7 +10,7 @@ from short_run import SHORT, Fit
 from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.methods.hypernet.dhp import DHP
-from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
+from budgetnet.methods.hypernet.hypernetwork import generation_flops
 from budgetnet.methods.hypernet.lwdna import LWDNA
 from budgetnet.methods.hypernet.widened import Selected
 
@@ -42,7 +42,7 @@ def test_percentages_are_of_the_backbone_and_the_search_costs_what_the_wide_netw
     training, wide = method.training, method.training.pricing.flops
     assert training.budget.limits["flops"] == int(0.7 * parts.full["full_flops"]) < wide
     assert method.graph.widths == {**parts.full["full_widths"], "conv1": 12, "conv2": 32}
-    made = Hypernetwork(method.graph).flops
+    made = generation_flops(method.graph)
     assert made == 12 * 1 * (1 + 8 + 25 * 8) + 32 * 12 * (1 + 8 + 25 * 8)
     method.apply(selected(method, batch), batch)
     assert len(batch[0]) == 2 * 20 and training.ledger.spent == 40 * wide + 2 * made

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from budgetnet.methods.hypernet import criteria
-from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
+from budgetnet.methods.hypernet.hypernetwork import Hypernetwork, generation_flops
 from budgetnet.methods.hypernet.proximal import shrink_latents
 from budgetnet.methods.hypernet.shrinking import floors_by_count, kept_widths
 from budgetnet.methods.hypernet.widened import Selected, Widened
@@ -77,6 +77,7 @@ class DHP(Widened):
         must_fit(training.epochs, search + tune, f"method.search_epochs={search}", f"finetune.epochs={tune}")
         self.widen(training, options.multiplier)
         self.must_narrow(floors_by_count(self.graph, options.floor))
+        self.generation = generation_flops(self.graph, options.embedding)
         self.modules["hypernetwork"] = Hypernetwork(self.graph, options.embedding, training.seed)
         self.reached = False
         """Whether what is left is within the budget; then nothing shrinks any more."""
@@ -122,7 +123,7 @@ class DHP(Widened):
 
     def computed(self, images: int) -> list[tuple[int, int]]:
         """With the weights, which every process makes for itself."""
-        made = [] if self.hypernetwork is None else [(self.training.processes.count, self.hypernetwork.flops)]
+        made = [] if self.hypernetwork is None else [(self.training.processes.count, self.generation)]
         return [*super().computed(images), *made]
 
     # -- the end of the search ----------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Hypernetwork(nn.Module):
             assert isinstance(layer, Convolution)
             transposed = isinstance(layer, nn.ConvTranspose2d)
             made.append(Kernels(layer.weight.shape, transposed, inputs, outputs, embedding, seed, path))
-        self.layers: Sequence[Kernels] = nn.ModuleList(made)  # type: ignore[assignment]
+        self.layers = nn.ModuleList(made)
 
     def forward(self) -> dict[str, Tensor]:
         """The weights by name of the parameter, differentiable."""
@@ -106,14 +106,15 @@ class Hypernetwork(nn.Module):
         """(width,) of every group that may change, out of what has an entry for each latent: `self.z`, its gradient."""
         return {name: z[place] for name, place in self.latents.groups.items()}
 
-    @property
-    def flops(self) -> int:
-        """Multiply-accumulates of making all weights once: c · n · (1 + m + entries · m) for each convolution."""
-        return sum(layer.w1.numel() // layer.w1.shape[2] + layer.w1.numel() + layer.w2.numel() for layer in self.layers)
-
     @torch.no_grad()
     def write(self, network: nn.Module) -> None:
         """Make the weights, as they are now, the network's own."""
         parameters: Mapping[str, Tensor] = dict(network.named_parameters())
         for name, weight in self().items():
             parameters[name].copy_(weight)
+
+
+def generation_flops(graph: ChannelGraph, embedding: int = 8) -> int:
+    """Multiply-accumulates of making all weights once: c · n · (1 + m + entries · m) for each convolution."""
+    weights = [graph.model.get_parameter(f"{path}.weight") for path in Latents.of(graph).axes]
+    return sum(w.shape[0] * w.shape[1] * (1 + embedding) + w.numel() * embedding for w in weights)

@@ -13,7 +13,7 @@ from torch import nn
 from budgetnet.errors import UsageError
 from budgetnet.methods.hypernet import criteria
 from budgetnet.methods.hypernet.criteria import Scores
-from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
+from budgetnet.methods.hypernet.hypernetwork import Hypernetwork, generation_flops
 from budgetnet.methods.hypernet.shrinking import floors_by_share
 from budgetnet.methods.hypernet.widened import Selected, Widened
 from budgetnet.methods.method import Images, Training
@@ -78,7 +78,7 @@ class LWDNA(Widened):
         return 0 if epochs else self.options.batches * self.batch_size
 
     def plan(self, epochs: int, batch: Images | None) -> Selected | None:
-        """Who stays, before the first step. This process's network has the weights that were made for all channels."""
+        """Who stays, before the first step. This process's network gets the weights that were made for all channels."""
         if epochs:
             return None
         assert batch is not None
@@ -91,7 +91,7 @@ class LWDNA(Widened):
         """Book the search, of the wide network and its weights, and narrow."""
         batches, training = self.options.batches, self.training
         training.ledger.add(batches * self.batch_size, training.pricing.flops)
-        training.ledger.add(batches, Hypernetwork(self.graph, self.options.embedding).flops)
+        training.ledger.add(batches, generation_flops(self.graph, self.options.embedding))
         super().apply(plan, batch)
 
     def scores(self, hypernetwork: Hypernetwork, batch: Images) -> Scores:
