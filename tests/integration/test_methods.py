@@ -46,6 +46,8 @@ METHODS: dict[str, tuple[str, ...]] = {
         "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "method.warmup_epochs=1", "method.lr=20",
         "epochs=6", "method.search_epochs=3", "method.images=64", "finetune.epochs=2",
     ),
+    "lwdna": ("backbone=lenet5", "epochs=3"),
+    "dhp": (*TUNED, "epochs=6", "method.search_epochs=4", "method.sparsity=1", "method.check_every=5"),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from budgetnet.methods.method import Method, Training
 from budgetnet.processes.group import Processes
 from budgetnet.runs.records import Records, metric_columns
 from budgetnet.tasks import Task
+from budgetnet.tasks.distilled import distilled
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 from budgetnet.training.callbacks.epoch_test import EpochTest
 from budgetnet.training.callbacks.growth import Growth
@@ -69,6 +70,8 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         data.prepare_data()
     with blamed_on("task"):
         task = make_task(options.task, data, getattr(method.optim, "label_smoothing", 0.0))
+        if options.distill.teacher is not None:
+            task = distilled(task, options.distill.teacher, data.num_classes, data.input_shape)
     with blamed_on("backbone"):
         net = make_network(options.backbone, data, task, options.trainer.sync_batchnorm)
         reference = net
@@ -129,7 +132,9 @@ def _trainer(options: Configuration, directory: Path, task: Task, method: Method
             f"trainer.compile={options.trainer.compile}: method={options.method['name']} differentiates through its "
             "gradients, which a compiled network does not allow: leave it out"
         )
-    records = Records(directory, metric_columns([metric.name for metric in task.metrics]))
+    records = Records(
+        directory, metric_columns([metric.name for metric in task.metrics], taught=task.teacher_flops > 0)
+    )
     checkpoint = Checkpoint(directory, options.checkpoint.every_n_steps)
     callbacks: list[pl.Callback] = [EpochTest()] if options.trainer.test_every_epoch else []
     callbacks += [Recorder(records, partial(make_loggers, options.logger, options.plain, directory))]

@@ -16,6 +16,7 @@ from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
 from budgetnet.options import as_mapping, names_of, read, reads
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
+from budgetnet.tasks.distilled import Distillation
 
 LARGEST = 1e30
 """The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
@@ -31,7 +32,13 @@ _REPLACED = {
 }
 """Options of Lightning's trainer that are not supported, and their replacements."""
 
-_OWN: Mapping[str, type] = {"run": Place, "logger": Logging, "checkpoint": Checkpoints, "trainer": TrainerOptions}
+_OWN: Mapping[str, type] = {
+    "run": Place,
+    "logger": Logging,
+    "checkpoint": Checkpoints,
+    "trainer": TrainerOptions,
+    "distill": Distillation,
+}
 _BUILT = {"method": ("_target_", "name"), "backbone": ("_target_",), "dataset": ("_target_", "name")}
 """Sections from which an object is built, and the text options that each must have."""
 
@@ -53,6 +60,7 @@ class Configuration:
     logger: Logging
     checkpoint: Checkpoints
     trainer: TrainerOptions
+    distill: Distillation
     callbacks: Mapping[str, Mapping[str, Any]]
     budget: Budget
     dataset: DatasetOptions

@@ -25,7 +25,7 @@ RENAMED: Mapping[str, str] = {
 }
 """New names of renamed options, which docs/changes.md lists too."""
 
-_OWN = ("budget", "trainer")
+_OWN = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that no method reads."""
 
 

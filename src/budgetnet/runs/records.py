@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 
 
-def metric_columns(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too."""
+def metric_columns(metrics: Sequence[str], taught: bool = False) -> tuple[str, ...]:
+    """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too.
+
+    taught: whether there is a teacher, whose forward cost is a column of its own.
+    """
     first = metrics[0]
     return (
         *("epoch", "phase", "round", "step", "lr", "train_loss", f"train_{first}", "val_loss"),
         *(f"val_{name}" for name in metrics),
-        *(f"test_{first}", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds"),
+        *(f"test_{first}", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent"),
+        *(("teacher_cost_flops",) if taught else ()),
+        "seconds",
     )
 
 

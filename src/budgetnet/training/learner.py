@@ -133,6 +133,7 @@ class Learner(pl.LightningModule):
         Raises RunError for a loss that is not finite, and for a network that cannot be compiled.
         """
         images, targets = batch
+        targets = self.task.taught(images, targets)
         training = self.method.training
         training.epoch, training.batch = self.current_epoch, batch_idx
         first, *others = self._optimizers()
@@ -152,6 +153,7 @@ class Learner(pl.LightningModule):
         self.batches_done = batch_idx + 1
         for count, flops in self.method.computed(len(targets) * self.trainer.world_size):
             training.ledger.add(count, flops)
+        training.ledger.teacher += len(targets) * self.trainer.world_size * self.task.teacher_flops
         if self.batches_done % _COLLECT_EVERY == 0:
             self.collect()
 
