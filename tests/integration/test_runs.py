@@ -140,7 +140,8 @@ def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(
     assert summary["stop_reason"] == "flops" and summary["widths"]["first"] > 4
     bad = run(*own, "backbone=own", "backbone._target_=tests.nets.Sorting", f"run.dir={tmp_path}/bad")
     assert bad.returncode == 2
-    assert "operation 'sort' (sort) in Sorting.forward is not in the table" in bad.stderr
+    assert "operation 'sort' in the network's forward (nets.py:72: " in bad.stderr
+    assert "'backbone.frozen=[sort]'" in bad.stderr
     assert len(bad.stderr.strip().splitlines()) == 1 and not (tmp_path / "bad").exists()
 
 
