@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.graph import ChannelGraph, GraphError
+from budgetnet.channels.graph import Graph, GraphError
 from budgetnet.channels.surgery import Surgery
 
 _NUDGE = 1e-3  # shift of a silent new channel, so that a ReLU behind it passes gradient
@@ -119,7 +119,7 @@ def _aim(surgery: Surgery, name: str, directions: Sequence[Tensor], drawn: Seque
         scale[here] = 0
 
 
-def norm_scale(graph: ChannelGraph, producer: str) -> Tensor | None:
+def norm_scale(graph: Graph, producer: str) -> Tensor | None:
     """The scale of the norm behind a producer, if there is one."""
     norm = graph.norm_after.get(producer)
     return None if norm is None else graph.model.get_submodule(norm)._parameters.get("weight")

@@ -7,7 +7,7 @@ finds the groups of any traceable module; `resize` (resize.py) is the only code 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -130,7 +130,7 @@ class Anchor(NamedTuple):
 
 
 @dataclass
-class ChannelGraph:
+class Graph:
     """The width groups of a model, and every tensor axis that belongs to one. Made by `ChannelGraph.trace`.
 
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
@@ -155,23 +155,10 @@ class ChannelGraph:
     members: dict[str, WidthGroup] = field(default_factory=dict, repr=False)
     _found_anchors: dict[str, Anchor] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def trace(cls, model: nn.Module, example_input: torch.Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
-        """Trace `model` into width groups, without running it on data or touching its state.
-
-        example_input: (batch, channels, height, width) or (batch, features); only its shape is used.
-        frozen: module paths, or names of single operations, that are taken as they are: the widths around them never
-        change. Raises GraphError for operations that are not followed, naming each and how to freeze it, and for a
-        model of which no width can change.
-        """
-        from budgetnet.channels.tracing import trace
-
-        return trace(model, example_input, frozen)
-
     @staticmethod
-    def of(model: nn.Module) -> ChannelGraph:
+    def of(model: nn.Module) -> Graph:
         """The graph that `trace` made for this model, or for the model it is a deep copy of."""
-        graph: ChannelGraph | None = model.__dict__.get("_channel_graph")
+        graph: Graph | None = model.__dict__.get("_channel_graph")
         if graph is None:
             raise GraphError(
                 f"{type(model).__name__} has no channel graph yet; call ChannelGraph.trace(model, example_input) first"
@@ -200,12 +187,6 @@ class ChannelGraph:
         if name not in self.members:
             raise GraphError(f"no width group is called {name!r}{nearest(name, self.members)}")
         return replace(self.members[name], width=self.widths[name])
-
-    def verify(self) -> dict[str, str]:
-        """Prove the graph on a float64 copy of the model: see verify.py. Raises GraphError where it is wrong."""
-        from budgetnet.channels.verify import verify
-
-        return verify(self)
 
     @property
     def free_share(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.gradmax import gradmax
-from budgetnet.channels.graph import ChannelGraph, Layout
+from budgetnet.channels.graph import Graph, Layout
 from budgetnet.channels.surgery import Surgery, over_all_parts
 
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax")
@@ -107,7 +107,7 @@ def _silence(surgery: Surgery) -> None:
             scale.detach()[new.to(scale.device)] = 0
 
 
-def reading(graph: ChannelGraph) -> dict[str, Layout]:
+def reading(graph: Graph) -> dict[str, Layout]:
     """What lies along the axis of each tensor that reads channels: the inputs of its layer."""
     return {name: dims[dim] for name, dims in graph.axes.items() if (dim := graph.reads.get(name, 1)) in dims}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.gradmax import check_reach
-from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
+from budgetnet.channels.graph import Graph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
 from budgetnet.channels.shadow import set_attribute
 from budgetnet.channels.surgery import Surgery
@@ -29,7 +29,7 @@ def resize(
     seed: int | None = None,
     batch: tuple[Tensor, Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-) -> ChannelGraph:
+) -> Graph:
     """Widen or narrow the groups named in `plan`, in place; returns the model's graph.
 
     New channels are appended at the end of their group, so old slices stay bit-identical; narrowing to a number keeps
@@ -50,7 +50,7 @@ def resize(
         raise GraphError(f"unknown initialisation init={init!r}{nearest(init, INITIALISATIONS)}")
     if init == "gradmax" and batch is None:
         raise GraphError("init='gradmax' chooses the new channels by a gradient: pass batch=(inputs, targets)")
-    graph = ChannelGraph.of(model)
+    graph = Graph.of(model)
     sources = {name: source_of(graph, name, width) for name, width in plan.items()}
     widths = graph.widths
     sources = {
@@ -102,7 +102,7 @@ def operate(surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.O
         raise
 
 
-def source_of(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
+def source_of(graph: Graph, name: str, width: int | Sequence[int]) -> Tensor:
     """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
     group = graph.group(name)
     try:
@@ -148,7 +148,7 @@ def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]
     return replaced
 
 
-def _set_attributes(graph: ChannelGraph) -> None:
+def _set_attributes(graph: Graph) -> None:
     widths = graph.widths
     for (path, name), layout in graph.attributes.items():
         set_attribute(graph.model.get_submodule(path), name, layout_size(layout, widths))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from budgetnet.channels.graph import ChannelGraph, Layout, Segment, layout_size
+from budgetnet.channels.graph import Graph, Layout, Segment, layout_size
 
 
 class Surgery:
@@ -20,7 +20,7 @@ class Surgery:
     """
 
     def __init__(
-        self, graph: ChannelGraph, old_widths: Mapping[str, int], sources: Mapping[str, Tensor], seed: int | None
+        self, graph: Graph, old_widths: Mapping[str, int], sources: Mapping[str, Tensor], seed: int | None
     ) -> None:
         self.graph = graph
         self.old_widths = dict(old_widths)
