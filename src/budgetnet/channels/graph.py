@@ -168,25 +168,28 @@ class Graph:
     @property
     def widths(self) -> dict[str, int]:
         """Channels of every group now, in order of execution."""
-        found: dict[str, int] = {}
-        for name, anchor in self._anchors().items():
-            path, _, leaf = anchor.tensor.rpartition(".")
-            size = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
-            rest = layout_size(anchor.rest, found) if anchor.rest else 0
-            found[name] = (size - rest) * anchor.denominator // anchor.units
-        return {name: found[name] for name in self.members}
+        return {name: self._width(name) for name in self.members}
+
+    def _width(self, name: str) -> int:
+        anchor = self._anchors()[name]
+        path, _, leaf = anchor.tensor.rpartition(".")
+        size: int = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
+        if anchor.rest:
+            size -= layout_size(
+                anchor.rest, {s.group: self._width(s.group) for s in anchor.rest if s.group is not None}
+            )
+        return size * anchor.denominator // anchor.units
 
     @property
     def groups(self) -> tuple[WidthGroup, ...]:
         """The width groups in order of execution, with their widths now."""
-        widths = self.widths
-        return tuple(replace(group, width=widths[name]) for name, group in self.members.items())
+        return tuple(replace(group, width=self._width(name)) for name, group in self.members.items())
 
     def group(self, name: str) -> WidthGroup:
         """The group of this name. Raises GraphError with the nearest names."""
         if name not in self.members:
             raise GraphError(f"no width group is called {name!r}{nearest(name, self.members)}")
-        return replace(self.members[name], width=self.widths[name])
+        return replace(self.members[name], width=self._width(name))
 
     @property
     def free_share(self) -> float:
