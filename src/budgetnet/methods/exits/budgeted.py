@@ -1,0 +1,57 @@
+"""Budgeted batch classification: every image leaves at the first exit that is confident enough.
+
+Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classification, ICLR 2018, as their code has it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from budgetnet.methods.exits.allocation import counts
+
+NEVER = 1e8
+"""The threshold of an exit at which no image leaves."""
+
+SETTINGS: tuple[float, ...] = tuple(p / 20 for p in range(1, 40))
+"""The values of q by which the published curves of accuracy against mean FLOPs are drawn."""
+
+
+def thresholds(confidence: Tensor, q: float, exits: int) -> Tensor:
+    """Confidences from which an image leaves, float64 (exits,), so that floor(N·p_k) of these images leave at exit k.
+
+    confidence: (N, exits), of images that the network was not trained on. T_k is the confidence at which the quota of
+    exit k is full, counted among the images that left at no exit before; then every image with at least that confidence
+    counts as gone, so that more than the quota leave where some are equal. It is NEVER where the quota is 0 or fewer
+    images than the quota are left. The last one is -inf.
+    """
+    left = torch.ones(len(confidence), dtype=torch.bool, device=confidence.device)
+    found = []
+    for number, count in enumerate(counts(len(confidence), q, exits)[:-1]):
+        here = confidence[:, number]
+        staying = here[left].sort(descending=True).values
+        found.append(float(staying[count - 1]) if 0 < count <= len(staying) else NEVER)
+        left &= here < found[-1]
+    return torch.tensor([*found, -math.inf], dtype=torch.float64)
+
+
+def leaving(confidence: Tensor, thresholds: Tensor) -> Tensor:
+    """The number, from 0, of the exit at which every image leaves, int64 (N,): the first with at least the threshold.
+
+    confidence: (N, exits). thresholds: (exits,), the last -inf.
+    """
+    return (confidence >= thresholds.to(confidence.device)).int().argmax(1)
+
+
+def evaluate(confidence: Tensor, correct: Tensor, thresholds: Tensor, flops: Tensor) -> tuple[float, float]:
+    """(accuracy, mean FLOPs) of images, each classified by the exit at which it leaves; accuracy in 0 to 1.
+
+    confidence: (N, exits). correct: bool (N, exits), which exits are right. flops: (exits,), of an image that
+    leaves there.
+    """
+    exits = leaving(confidence, thresholds)
+    right = correct.gather(1, exits[:, None])
+    gone = torch.bincount(exits.cpu(), minlength=len(flops)).double()
+    return float(right.double().mean()), float(gone @ torch.as_tensor(flops).cpu().double()) / len(exits)

@@ -1,0 +1,79 @@
+"""Thresholds let the quotas leave, and accuracy and mean FLOPs are those of the exits that images leave by."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from drawn import random_confidence
+from torch import Tensor
+
+from budgetnet.methods.exits.allocation import counts
+from budgetnet.methods.exits.budgeted import NEVER, SETTINGS, evaluate, leaving, thresholds
+
+FLOPS = torch.tensor([6.86e6, 14.35e6, 27.54e6, 41.71e6, 58.48e6], dtype=torch.float64)
+
+
+def by_definition(confidence: Tensor, q: float) -> list[float]:
+    """Down the sorted images of every exit, counting those that are still there."""
+    samples, exits = confidence.shape
+    powers = [q**k for k in range(1, exits + 1)]
+    gone = [False] * samples
+    found = []
+    for k in range(exits - 1):
+        quota = math.floor(samples * powers[k] / sum(powers) + 1e-9)
+        threshold, count = NEVER, 0
+        for i in sorted(range(samples), key=lambda i: -float(confidence[i, k])):
+            if not gone[i]:
+                count += 1
+                if count == quota:
+                    threshold = float(confidence[i, k])
+                    break
+        for i in range(samples):
+            gone[i] = gone[i] or float(confidence[i, k]) >= threshold
+        found.append(threshold)
+    return [*found, -math.inf]
+
+
+@pytest.mark.parametrize("levels", [None, 4, 1])
+@pytest.mark.parametrize("samples", [1, 3, 16, 211])
+def test_thresholds_and_their_evaluation_are_the_definition_at_every_setting(samples: int, levels: int | None) -> None:
+    confidence = random_confidence(samples, 5, levels)
+    correct = random_confidence(samples + 1, 5)[:samples] > 0.4
+    for q in SETTINGS:
+        limits = thresholds(confidence, q, 5)
+        assert limits.tolist() == by_definition(confidence, q)
+        right, spent = 0, 0.0
+        for i in range(samples):
+            k = next(k for k in range(5) if confidence[i, k] >= limits[k])
+            right += int(correct[i, k])
+            spent += float(FLOPS[k])
+        accuracy, mean = evaluate(confidence, correct, limits, FLOPS)
+        assert abs(accuracy - right / samples) < 1e-12 and abs(mean / (spent / samples) - 1) < 1e-12
+
+
+def test_without_ties_exactly_the_quotas_leave() -> None:
+    confidence = random_confidence(1000, 5)
+    for q in SETTINGS:
+        gone = torch.bincount(leaving(confidence, thresholds(confidence, q, 5)), minlength=5)
+        assert gone.tolist() == counts(1000, q, 5)
+
+
+def test_of_equal_images_all_leave_and_where_too_few_are_left_none_does() -> None:
+    confidence = torch.full((10, 3), 0.5)
+    confidence[8:, 0] = 0.1
+    limits = thresholds(confidence, 1.0, 3)  # a quota of 3: the eight equal images fill it, and two are left
+    assert limits.tolist() == [0.5, NEVER, -math.inf]
+    assert torch.bincount(leaving(confidence, limits)).tolist() == [8, 0, 2]
+
+
+def test_where_the_quota_is_nothing_no_image_leaves() -> None:
+    assert thresholds(torch.rand(4, 3), 0.05, 3).tolist()[1:] == [NEVER, -math.inf]
+    assert thresholds(torch.rand(1, 3), 1.0, 3).tolist() == [NEVER, NEVER, -math.inf]
+
+
+def test_confidences_in_single_precision_meet_their_own_thresholds() -> None:
+    confidence = torch.rand(500, 4, generator=torch.Generator().manual_seed(3))
+    gone = torch.bincount(leaving(confidence, thresholds(confidence, 0.6, 4)), minlength=4)
+    assert gone.tolist() == counts(500, 0.6, 4)
