@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from budgetnet.methods.exits.allocation import counts
+from budgetnet.backbones.exits import ExitNetwork
+from budgetnet.methods.exits.allocation import confidences, counts
 
 NEVER = 1e8
 """The threshold of an exit at which no image leaves."""
@@ -55,3 +56,26 @@ def evaluate(confidence: Tensor, correct: Tensor, thresholds: Tensor, flops: Ten
     right = correct.gather(1, exits[:, None])
     gone = torch.bincount(exits.cpu(), minlength=len(flops)).double()
     return float(right.double().mean()), float(gone @ torch.as_tensor(flops).cpu().double()) / len(exits)
+
+
+@torch.no_grad()
+def early_exit(network: ExitNetwork, images: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits (batch, num_classes), number of the exit int64 (batch,)): each image is computed up to where it leaves.
+
+    thresholds: (exits,), the last -inf. The network is in eval mode; an image's logits are those that the whole network
+    gives at its exit, to the rounding of convolutions of other batch sizes.
+    """
+    stages = network.lazily(images)
+    staying = torch.arange(len(images), device=images.device)
+    numbers = torch.empty_like(staying)
+    logits = next(stages)
+    found = torch.empty_like(logits)
+    for number, threshold in enumerate(thresholds.tolist()):
+        going_on = confidences([logits])[:, 0].double() < threshold
+        found[staying[~going_on]] = logits[~going_on]
+        numbers[staying[~going_on]] = number
+        staying = staying[going_on]
+        if not len(staying):
+            break
+        logits = stages.send(None if going_on.all() else going_on)
+    return found, numbers

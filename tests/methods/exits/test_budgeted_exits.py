@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from drawn import random_confidence
 from torch import Tensor
 
-from budgetnet.methods.exits.allocation import counts
-from budgetnet.methods.exits.budgeted import NEVER, SETTINGS, evaluate, leaving, thresholds
+from budgetnet.backbones import msdnet, ranet
+from budgetnet.methods.exits.allocation import confidences, counts
+from budgetnet.methods.exits.budgeted import NEVER, SETTINGS, early_exit, evaluate, leaving, thresholds
 
 FLOPS = torch.tensor([6.86e6, 14.35e6, 27.54e6, 41.71e6, 58.48e6], dtype=torch.float64)
 
@@ -77,3 +79,27 @@ def test_confidences_in_single_precision_meet_their_own_thresholds() -> None:
     confidence = torch.rand(500, 4, generator=torch.Generator().manual_seed(3))
     gone = torch.bincount(leaving(confidence, thresholds(confidence, 0.6, 4)), minlength=4)
     assert gone.tolist() == counts(500, 0.6, 4)
+
+
+@pytest.mark.parametrize("build", [msdnet.build, ranet.build])
+def test_leaving_early_gives_what_is_simulated_on_the_logits_of_the_whole_network(build: Any) -> None:
+    torch.manual_seed(0)
+    network = build(10, 3, (16, 16), channels=4, growth=4)
+    images = torch.randn(40, 3, 16, 16)
+    network(images)
+    network.eval()
+    with torch.no_grad():
+        whole = network(images)
+    limits = thresholds(confidences(whole), 0.8, network.exits)
+    limits[1] = NEVER
+    logits, exits = early_exit(network, images, limits)
+    simulated = leaving(confidences(whole), limits)
+    assert torch.equal(exits, simulated) and len(exits.unique()) > 3 and 1 not in exits
+    torch.testing.assert_close(logits, torch.stack(whole)[simulated, torch.arange(40)], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_computed_once_all_images_have_left() -> None:
+    network = msdnet.build(10, 3, (16, 16), exits=3, channels=4, growth=4).eval()
+    network.classifiers[1].register_forward_hook(lambda *_: pytest.fail("an exit that no image reaches"))
+    logits, exits = early_exit(network, torch.randn(4, 3, 16, 16), torch.tensor([0.0, 0.0, -math.inf]))
+    assert exits.tolist() == [0, 0, 0, 0] and logits.shape == (4, 10)
