@@ -54,12 +54,17 @@ class ExitNetwork(nn.Module):
     def feature(self, state: State) -> Tensor:
         """The feature map that the classifier of the last block reads."""
 
+    def classify(self, state: State, number: int) -> tuple[Tensor, State]:
+        """Logits of this exit, (batch, num_classes), and what goes on."""
+        return self.classifiers[number](self.feature(state)), state
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         state = self.begin(images)
         logits = []
-        for number, classifier in enumerate(self.classifiers):
+        for number in range(self.exits):
             state = self.block(state, number)
-            logits.append(classifier(self.feature(state)))
+            here, state = self.classify(state, number)
+            logits.append(here)
         return tuple(logits)
 
     def exit_after(self, images: Tensor, number: int) -> Tensor:
@@ -67,8 +72,7 @@ class ExitNetwork(nn.Module):
         state = self.begin(images)
         for before in range(number + 1):
             state = self.needed(state, before)
-        logits: Tensor = self.classifiers[number](self.feature(state))
-        return logits
+        return self.classify(state, number)[0]
 
     def lazily(self, images: Tensor) -> Generator[Tensor, Tensor | None, None]:
         """Logits of one exit after the other, each computed when it is asked for.
@@ -77,9 +81,10 @@ class ExitNetwork(nn.Module):
         are of those alone. The generator ends after the last exit.
         """
         state = self.begin(images)
-        for number, classifier in enumerate(self.classifiers):
+        for number in range(self.exits):
             state = self.needed(state, number)
-            going_on = yield classifier(self.feature(state))
+            logits, state = self.classify(state, number)
+            going_on = yield logits
             if going_on is not None:
                 state = mapped(state, lambda tensor, here=going_on: tensor[here])  # type: ignore[misc]
 
