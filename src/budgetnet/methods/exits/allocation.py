@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from budgetnet.errors import UsageError
+from budgetnet.methods.exits.exchange import ALONE, Exchange
 
 
 def quotas(q: float, exits: int) -> Tensor:
@@ -52,11 +53,17 @@ def allocate(confidence: Tensor, q: float) -> list[Tensor]:
     return [*groups, left.nonzero().flatten()]
 
 
-def allocated_loss(logits: Sequence[Tensor], labels: Tensor, q: float) -> Tensor:
+def allocated_loss(logits: Sequence[Tensor], labels: Tensor, q: float, exchange: Exchange = ALONE) -> Tensor:
     """Σ_k mean of the cross-entropy of exit k over the samples allocated to it; an exit without samples adds nothing.
 
     Samples are allocated by the confidence of these logits, (batch, classes) by exit; no gradient goes through that.
+    exchange: the samples are of all processes; the loss is the mean of what they find.
     """
-    groups = allocate(confidences([each.detach() for each in logits]), q)
-    parts = [F.cross_entropy(each[group], labels[group]) for each, group in zip(logits, groups) if len(group)]
-    return torch.stack(parts).sum()
+    groups = allocate(exchange.gather(confidences([each.detach() for each in logits])), q)
+    first = exchange.rank * len(labels)
+    parts = []
+    for each, group in zip(logits, groups):
+        own = group[(group >= first) & (group < first + len(labels))] - first
+        if len(own):
+            parts.append(F.cross_entropy(each[own], labels[own], reduction="sum") / len(group))
+    return exchange.processes * torch.stack(parts).sum()

@@ -12,7 +12,7 @@ The second keeps no graph of a graph, and is the cheaper one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,25 +81,38 @@ def step_of(optimizer: torch.optim.SGD, network: nn.Module) -> Step:
     return step
 
 
+class MetaGradient(NamedTuple):
+    """weights: w, (batch, exits), as they were given. gradient: ∂L/∂w, (batch, exits). loss: L, ()."""
+
+    weights: Tensor
+    gradient: Tensor
+    loss: Tensor
+
+
 def meta_gradient(
     losses_fn: Callable[[Tensors], Tensor],
     meta_loss_fn: Callable[[Tensors], Tensor],
     params: Tensors,
-    weights: Tensor,
+    weights: Tensor | Callable[[Tensor], Tensor],
     step: Step,
     way: Literal["jvp", "graph"] = "jvp",
     average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(∂L/∂w (batch, exits), L ()), where L is the loss of the parameters that a step with weights w leads to.
+) -> MetaGradient:
+    """What the loss L of the parameters that a step with weights w leads to owes to w.
 
     losses_fn: from parameters to the losses of the samples at the exits, (batch, exits). meta_loss_fn: from parameters
-    to a loss, (). params: θ, by name; they are constants here. weights: w, (batch, exits). step: from θ and G to θ̂.
-    average: the mean of gradients over processes, each with as many samples of its own; way="jvp" alone knows it. Then
-    the mean over processes of what follows from each one's ∂L/∂w is that of one process with all samples.
+    to a loss, (). params: θ, by name; they are constants here. weights: w, (batch, exits), or what
+    gives it from the losses, detached. step: from θ and G to θ̂.
+
+    average: the mean of gradients over processes, each with as many samples of its own, where L is the mean of what
+    they find. Then the mean over processes of what follows from each one's ∂L/∂w is that of one process with all
+    samples. It goes with way="jvp" alone.
     """
     theta = {name: value.detach().requires_grad_() for name, value in params.items()}
-    w = weights.detach().requires_grad_(way == "graph")
-    total = weighted_loss(losses_fn(theta), w)
+    losses = losses_fn(theta)
+    given = weights(losses.detach()) if callable(weights) else weights
+    w = given.detach().requires_grad_(way == "graph")
+    total = weighted_loss(losses, w)
     found = torch.autograd.grad(
         total, list(theta.values()), create_graph=way == "graph", allow_unused=True, materialize_grads=True
     )
@@ -107,7 +120,7 @@ def meta_gradient(
     theta = {name: value.detach() for name, value in theta.items()}
     if way == "graph":
         loss = meta_loss_fn(step(theta, gradients))
-        return torch.autograd.grad(loss, w)[0], loss.detach()
+        return MetaGradient(given, torch.autograd.grad(loss, w)[0], loss.detach())
     if average is not None:
         gradients = average(gradients)
     gradients = {name: gradient.detach().requires_grad_() for name, gradient in gradients.items()}
@@ -116,7 +129,7 @@ def meta_gradient(
     direction = dict(zip(gradients, found, strict=True))
     if average is not None:
         direction = average(direction)
-    return _directional(losses_fn, theta, direction) / len(weights), loss.detach()
+    return MetaGradient(given, _directional(losses_fn, theta, direction) / len(w), loss.detach())
 
 
 def _directional(losses_fn: Callable[[Tensors], Tensor], theta: Tensors, direction: Tensors) -> Tensor:
