@@ -236,14 +236,15 @@ class RANet(ExitNetwork):
         initialise(self)
 
     def begin(self, images: Tensor) -> State:
-        """[base features, the coarsest first; feature maps of the sub-network before; of this one; what comes next]."""
+        """[base features that are to come, the coarsest first; feature maps of a sub-network, by block; its output]."""
         maps = [images]
         for convolution in self.stem:
             maps.append(convolution(maps[-1]))
-        return [maps[:0:-1], [], [], None]
+        return [maps[:0:-1], [], None]
 
     def block(self, state: State, number: int) -> State:
-        bases, before, own, x = state
+        bases, own, x = state
+        before: list[list[Tensor]] = []
         for sub_network, place in self._stages[number]:
             if place == 0:
                 before, own, x, bases = own, [], bases[0], bases[1:]
@@ -251,7 +252,7 @@ class RANet(ExitNetwork):
             lower = before[place] if self.layout[sub_network][place].lower else []
             x, maps = blocks[place](x, lower)
             own = [*own, maps]
-        return [bases, before, own, x]
+        return [bases, own if bases else [], x]
 
     def needed(self, state: State, number: int) -> State:
         return self.block(state, number)
