@@ -11,8 +11,9 @@ from drawn import random_confidence
 from torch import Tensor
 
 from budgetnet.backbones import msdnet, ranet
+from budgetnet.errors import UsageError
 from budgetnet.methods.exits.allocation import confidences, counts
-from budgetnet.methods.exits.budgeted import NEVER, SETTINGS, early_exit, evaluate, leaving, thresholds
+from budgetnet.methods.exits.budgeted import NEVER, SETTINGS, curve, early_exit, evaluate, leaving, thresholds, within
 
 FLOPS = torch.tensor([6.86e6, 14.35e6, 27.54e6, 41.71e6, 58.48e6], dtype=torch.float64)
 
@@ -79,6 +80,36 @@ def test_confidences_in_single_precision_meet_their_own_thresholds() -> None:
     confidence = torch.rand(500, 4, generator=torch.Generator().manual_seed(3))
     gone = torch.bincount(leaving(confidence, thresholds(confidence, 0.6, 4)), minlength=4)
     assert gone.tolist() == counts(500, 0.6, 4)
+
+
+def held_out() -> tuple[Tensor, Tensor]:
+    """Later exits are right more often, and every exit where it is confident."""
+    confidence = random_confidence(2000, 5)
+    return confidence, confidence + torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]) > 0.6
+
+
+def test_a_larger_q_costs_more_and_the_curve_has_39_settings() -> None:
+    costs = [setting.mean_flops for setting in curve(*held_out(), FLOPS)]
+    assert len(costs) == 39 and costs == sorted(costs)
+    assert costs[0] < 1.1 * FLOPS[0] and costs[-1] > 0.6 * FLOPS[-1]
+
+
+@pytest.mark.parametrize("budget", [6.86e6, 7e6, 15e6, 25e6, 58.48e6])
+def test_a_mean_budget_is_not_exceeded_and_no_setting_that_fits_is_more_accurate(budget: float) -> None:
+    confidence, correct = held_out()
+    chosen = within(confidence, correct, FLOPS, budget)
+    assert chosen.mean_flops <= budget
+    accuracy, mean = evaluate(confidence, correct, torch.tensor(chosen.thresholds, dtype=torch.float64), FLOPS)
+    assert (accuracy, mean) == (chosen.accuracy, chosen.mean_flops)
+    fitting = [setting for setting in curve(confidence, correct, FLOPS) if setting.mean_flops <= budget]
+    assert chosen.accuracy == max([chosen.accuracy, *(setting.accuracy for setting in fitting)])
+    assert (chosen.q == 0) is not bool(fitting)
+
+
+@pytest.mark.parametrize("budget", [6.8e6, 58.5e6])
+def test_a_mean_budget_below_the_first_exit_or_above_the_last_is_refused(budget: float) -> None:
+    with pytest.raises(UsageError, match=r"budget.mean_flops=.*: expected 6860000, of the first exit, to 58480000"):
+        within(*held_out(), FLOPS, budget)
 
 
 @pytest.mark.parametrize("build", [msdnet.build, ranet.build])

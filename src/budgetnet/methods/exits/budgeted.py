@@ -6,11 +6,13 @@ Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classifica
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from budgetnet.backbones.exits import ExitNetwork
+from budgetnet.errors import UsageError
 from budgetnet.methods.exits.allocation import confidences, counts
 
 NEVER = 1e8
@@ -56,6 +58,46 @@ def evaluate(confidence: Tensor, correct: Tensor, thresholds: Tensor, flops: Ten
     right = correct.gather(1, exits[:, None])
     gone = torch.bincount(exits.cpu(), minlength=len(flops)).double()
     return float(right.double().mean()), float(gone @ torch.as_tensor(flops).cpu().double()) / len(exits)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Thresholds for q, and what images cost and how many of them, of 1, are right with them."""
+
+    q: float
+    thresholds: tuple[float, ...]
+    accuracy: float
+    mean_flops: float
+
+
+def curve(confidence: Tensor, correct: Tensor, flops: Tensor) -> list[Setting]:
+    """Every one of SETTINGS, with thresholds set and evaluated on the same images: those that were held out.
+
+    confidence, correct: (N, exits). flops: (exits,).
+    """
+    found = []
+    for q in SETTINGS:
+        limits = thresholds(confidence, q, len(flops))
+        found.append(Setting(q, tuple(limits.tolist()), *evaluate(confidence, correct, limits, flops)))
+    return found
+
+
+def within(confidence: Tensor, correct: Tensor, flops: Tensor, budget: float) -> Setting:
+    """The most accurate setting whose mean FLOPs are within the budget; of equals the cheapest.
+
+    Where all of SETTINGS cost more, every image leaves at the first exit: q is 0. Raises UsageError for a budget below
+    the first exit's FLOPs or above the last one's.
+    """
+    least, most = float(flops[0]), float(flops[-1])
+    if not least <= budget <= most:
+        raise UsageError(
+            f"budget.mean_flops={budget:g}: expected {least:.0f}, of the first exit, to {most:.0f}, of the last: "
+            "choose another budget or network"
+        )
+    first = torch.tensor([-math.inf] * len(flops), dtype=torch.float64)
+    cheapest = Setting(0.0, tuple(first.tolist()), *evaluate(confidence, correct, first, flops))
+    fits = [setting for setting in curve(confidence, correct, flops) if setting.mean_flops <= budget]
+    return max([cheapest, *fits], key=lambda setting: (setting.accuracy, -setting.mean_flops))
 
 
 @torch.no_grad()
