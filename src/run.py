@@ -27,11 +27,12 @@ def job(config: DictConfig) -> float | None:
     from budgetnet.command.compose import plain
     from budgetnet.command.explain import explain
     from budgetnet.command.job import run_job
+    from budgetnet.reports import ending
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)))
     try:
-        return run_job(plain(config), overrides, multirun)
+        return run_job(plain(config), overrides, multirun, ending)
     except Exception as error:
         if not multirun:
             sys.exit(explain(error))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 
 from budgetnet.command.explain import known_options
 from budgetnet.command.job import objective
-from budgetnet.command.methods import known_methods
 from budgetnet.command.names import run_directory, run_name, sweep_name
 from src.run import main
 
@@ -76,7 +76,6 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and ".sweep" not in path.parts]
 
 
-@pytest.mark.skipif(not known_methods(), reason="no method of conf/method is a class")
 @pytest.mark.parametrize("multirun", [False, True])
 @pytest.mark.parametrize("typed", ["growth.policy=random", "lbi.nu=3"])
 def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(
@@ -108,9 +107,18 @@ def test_a_sweep_is_named_by_its_experiment_and_its_overrides() -> None:
     assert sweep_name("pareto", ["seed=0,1", "budget.flops=1M,2M"]) == "pareto,budget.flops=1M,2M,seed=0,1"
 
 
-def test_a_job_is_judged_by_validation_and_by_the_test_set_only_where_nothing_is_held_out() -> None:
-    assert objective({"val_top1": 70.0, "test_top1": 60.0}) == 70.0
-    assert objective({"val_top1": None, "test_top1": 60.0}) == 60.0
+@pytest.mark.parametrize(
+    ("summary", "value"),
+    [({"val_mae": 3.0, "test_mae": 2.0}, -3.0), ({"val_mae": None, "test_mae": 2.0}, -2.0)],
+)
+def test_a_job_is_judged_by_its_first_metric_on_validation_and_on_the_test_set_only_where_nothing_is_held_out(
+    summary: dict[str, float | None], value: float, tmp_path: Path
+) -> None:
+    mae = {"name": "mae", "title": "mean absolute error", "unit": "", "higher_is_better": False}
+    files = {"config.yaml": "{}", "metrics.csv": "epoch\n", "task.json": json.dumps({"metrics": [mae]})}
+    for name, text in {**files, "summary.json": json.dumps({"format": 1, **summary})}.items():
+        (tmp_path / name).write_text(text)
+    assert objective(tmp_path) == value
 
 
 def test_long_names_are_cut_and_stay_different() -> None:

@@ -128,6 +128,7 @@ class Front:
         locate = OfficialFiles.locate
         patch.setattr(OfficialFiles, "locate", lambda files, root, download: locate(files, root, download=False))
         patch.setattr(command, "show", lambda directory: None)
+        patch.setattr(command, "objective", lambda directory: 0.0)
         self.accepted: set[tuple[str, ...]] = set()
         self.refused: set[tuple[str, ...]] = set()
 
@@ -222,7 +223,7 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     ("backbone=own", "Missing mandatory value: _target_ full_key: backbone._target_"),
     ("backbone._target_=builtins.dict", "backbone._target_=builtins.dict made a dict: expected a torch.nn"),
     ("dataset._target_=builtins.dict", "dataset._target_=builtins.dict made a dict: expected a budgetnet.data"),
-    ("method._target_=builtins.dict", "method._target_=builtins.dict cannot be built (TypeError: dict expected"),
+    ("method._target_=builtins.dict", "method._target_=builtins.dict: expected a subclass of budgetnet.methods"),
     ("method._target_=nope.Nope", "No module named 'nope'"),
     ("+callbacks.mine._target_=builtins.dict", "callbacks.mine._target_=builtins.dict made a dict: expected a"),
     ("dataset.source=1", "dataset.source=1: expected a function"),

@@ -35,7 +35,9 @@ if what == "stay":
 time.sleep(0.2)
 seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 (directory / "seen").write_text(json.dumps([started, time.time(), seen, os.environ.get("LOCAL_RANK")]))
-(directory / "summary.json").write_text(json.dumps({"val_top1": 70.0, "test_top1": 60.0, "seconds": 1}))
+(directory / "config.yaml").write_text("{}")
+(directory / "metrics.csv").write_text("epoch\\n")
+(directory / "summary.json").write_text(json.dumps({"format": 1, "val_top1": 70.0, "test_top1": 60.0, "seconds": 1}))
 (directory / "done.json").write_text("{}")
 """
 
@@ -107,6 +109,17 @@ def test_two_jobs_never_work_in_one_directory_and_a_finished_one_is_not_started(
     assert run_jobs([make_job(0, directory="x"), make_job(1, directory="x")], [], n_jobs=2) == [70.0, 70.0]
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split(": ")[0] for line in lines] == ["#1 job0 starts", "#1 job0 done", "#2 job1 skipped, done"]
+
+
+def test_a_finished_run_with_a_damaged_summary_has_no_value_and_the_others_run(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("budgetnet.command.configuration.checked", lambda config: config)
+    monkeypatch.setattr("budgetnet.runs.adoption.check_same", lambda config, directory: None)
+    run_jobs([make_job(0)], [])
+    Path("run0", "summary.json").write_text("{")
+    assert run_jobs([make_job(0), make_job(1)], []) == [None, 70.0]
+    assert sweep.failures["job0"].startswith("run0/summary.json is damaged")
 
 
 def test_a_job_that_fails_or_dies_has_no_value_and_the_others_run(

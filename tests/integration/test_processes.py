@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from commands import TINY, run
-from hydra.utils import instantiate
 from killed import learned, rows
 from omegaconf import OmegaConf
 from ranks import notes, sha
 from several import DDP, SECONDS, TORCHRUN, WATCHED, Ended, forked, kept, launched, of_each_rank
+
+from budgetnet.command.configuration import parse
+from budgetnet.command.made import make_data
+from budgetnet.command.methods import method_class
 
 COMMAND = (
     *(o for o in TINY if not o.startswith(("backbone=", "budget."))), *DDP, *WATCHED, "backbone=own",
@@ -119,7 +122,9 @@ def test_a_plan_is_made_once_and_carried_out_by_all(uninterrupted: Path) -> None
 
 
 def test_an_epoch_is_the_batches_of_one_process_cut_in_two(uninterrupted: Path) -> None:
-    data = instantiate(OmegaConf.load(uninterrupted / "config.yaml").dataset)
+    config = OmegaConf.to_container(OmegaConf.load(uninterrupted / "config.yaml"))
+    assert isinstance(config, dict)
+    data = make_data(parse(config, method_class(config)).dataset, config["dataset"])
     loader = data.train_dataloader()
     shares = of_each_rank(uninterrupted.parent / "notes", "batch")
     for epoch in (0, 4):

@@ -82,9 +82,9 @@ def test_two_processes_killed_and_continued_end_in_the_bits_of_two_that_were_not
 
 HEADS = (
     "task=own", "task._target_=tests.toys.heads.BothHeads", "backbone=own",
-    "backbone._target_=tests.toys.heads.TwoHeads", "dataset=digits", "budget.flops=60%", "growth.seed_width=3", "growth.epochs_per_round=1", "growth.init=gradmax",
-    "epochs=5", "finetune.epochs=2", "dataset.limit_train=160", "dataset.batch_size=16", "trainer.micro_batches=2",
-    "threads=1", "logger=csv", "trainer.progress=false",
+    "backbone._target_=tests.toys.heads.TwoHeads", "dataset=digits", "budget.flops=60%", "growth.seed_width=3",
+    "growth.epochs_per_round=1", "growth.init=gradmax", "epochs=5", "finetune.epochs=2", "dataset.limit_train=160",
+    "dataset.batch_size=16", "trainer.micro_batches=2", "threads=1", "logger=csv", "trainer.progress=false",
 )  # fmt: skip
 
 

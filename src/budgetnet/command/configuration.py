@@ -64,14 +64,16 @@ class Configuration:
 
 
 def parse(config: Mapping[str, Any], method: type | None = None) -> Configuration:
-    """The value objects of a plain, resolved configuration, for a method of this class (`method_class(config)`).
+    """The value objects of a plain, resolved configuration.
 
+    method: the class that is to be given its sections; None: the one that `method._target_` names.
     Sections and options that the method does not read stay plain values. Raises UsageError for a section that is
     missing, an option that is missing, unknown, of a wrong type or out of range, and a kind of budget that the method
     does not keep. What only the network or the data can tell is checked where they are built.
     """
     _check_values(config)
-    read_by_method = {} if method is None else reads(method)
+    method = method_class(config) if method is None else method
+    read_by_method = reads(method)
     others = {*method_sections(), *read_by_method} - {"method"}
     known = {*names_of(WholeRun), *_OWN, *others, *_BUILT, "budget", "callbacks", "task"}
     _refuse_unknown("", config, known)
@@ -84,9 +86,8 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     for name in others:
         plain[name] = _with_defaults(config, name, read_by_method.get(name))
     sections = {name: _parsed(plain, name, kind, plain[name]) for name, kind in read_by_method.items()}
-    if method is not None:
-        options = names_of(read_by_method["method"]) if "method" in read_by_method else ()
-        _refuse_unknown("method.", config["method"], {*options, "_target_", "name"})
+    options = names_of(read_by_method["method"]) if "method" in read_by_method else ()
+    _refuse_unknown("method.", config["method"], {*options, "_target_", "name"})
     budget = _budget(config, method)
     dataset = _dataset(config["dataset"])
     for name in _section(config, "callbacks"):
@@ -111,7 +112,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values of a configuration (see `parse`)."""
-    return dict(parse(config, method_class(config)).plain)
+    return dict(parse(config).plain)
 
 
 def _parsed(config: Mapping[str, Any], name: str, kind: type, known: Iterable[str]) -> Any:
@@ -149,11 +150,9 @@ def _defaults(name: str) -> Mapping[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _budget(config: Mapping[str, Any], method: type | None) -> Budget:
+def _budget(config: Mapping[str, Any], method: type) -> Budget:
     _refuse_unknown("budget.", _section(config, "budget"), (*KINDS, "machines"))
     budget = Budget(**config["budget"])
-    if method is None:
-        return budget
     if getattr(method, "needs_budget", False):
         budget.require()
     refuse_unkept(budget, config["method"]["name"], method)

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,12 @@ _EXAMPLES = 6
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
-def run(options: Configuration, directory: Path, command: str) -> dict[str, Any]:
+def run(
+    options: Configuration, directory: Path, command: str, report: Callable[[Path], None] | None = None
+) -> dict[str, Any]:
     """Train one configuration in `directory` and return its summary.
+
+    report: writes the report of a run directory, before the run counts as done.
 
     A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
     anything is written for a configuration that cannot run.
@@ -56,7 +60,7 @@ def run(options: Configuration, directory: Path, command: str) -> dict[str, Any]
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
-            return _train(config, directory, command, parts, checkpoint)
+            return _train(config, directory, command, parts, checkpoint, report)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
             signalled = signals.received is not None
@@ -100,7 +104,14 @@ def _summary(config: Config, directory: Path) -> dict[str, Any]:
     return summary
 
 
-def _train(config: Config, directory: Path, command: str, parts: Components, checkpoint: Path | None) -> dict[str, Any]:
+def _train(
+    config: Config,
+    directory: Path,
+    command: str,
+    parts: Components,
+    checkpoint: Path | None,
+    report: Callable[[Path], None] | None,
+) -> dict[str, Any]:
     """From here to the finished directory, on every process."""
     trainer, learner = parts.trainer, parts.learner
     try:
@@ -112,7 +123,7 @@ def _train(config: Config, directory: Path, command: str, parts: Components, che
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, parts.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
-            _finish(config, directory, parts, summary)
+            _finish(config, directory, parts, summary, report)
         return summary
     except SystemExit as error:  # the trainer's own end after Ctrl-C
         raise KeyboardInterrupt from error
@@ -193,9 +204,13 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
 
-def _finish(config: Config, directory: Path, parts: Components, summary: dict[str, Any]) -> None:
-    from budgetnet.reports.report import write_report
-
+def _finish(
+    config: Config,
+    directory: Path,
+    parts: Components,
+    summary: dict[str, Any],
+    report: Callable[[Path], None] | None,
+) -> None:
     if config["export"]:
         from budgetnet.runs.export import export_model
 
@@ -203,7 +218,8 @@ def _finish(config: Config, directory: Path, parts: Components, summary: dict[st
     if parts.learner.task.has_examples:
         Records(directory).examples(_examples(parts))
     write_json(directory / "summary.json", summary)
-    write_report(directory)
+    if report is not None:
+        report(directory)
     log_summary(parts.trainer.loggers, directory / "figures", summary)
     tested = f"test_{parts.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from budgetnet.command.names import SWEEP, run_directory
 from budgetnet.errors import UsageError
@@ -13,6 +13,16 @@ from budgetnet.processes.launch import end_with_parent, launch
 
 if TYPE_CHECKING:
     from budgetnet.tasks import Metric
+
+
+class Ending(Protocol):
+    """What is done at the end of a run (`budgetnet.reports.ending`)."""
+
+    def write(self, directory: Path) -> None:
+        """Write its report."""
+
+    def show(self, directory: Path) -> None:
+        """Print its table."""
 
 
 def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
@@ -28,8 +38,8 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
         )
 
 
-def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> float:
-    """Run one resolved configuration; prints the final table and where the report is, returns its `objective`."""
+def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool, ending: Ending) -> float:
+    """Run one resolved configuration to its end, with its report, and return its `objective`."""
     from budgetnet.command import experiment
 
     end_with_parent()
@@ -39,42 +49,34 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool)
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
     method = method_class(config)
-    if method is not None and SWEEP not in os.environ:  # those of a sweep are checked where it starts
+    if SWEEP not in os.environ:  # those of a sweep are checked where it starts
         refuse_unread(overrides, {str(config["method"].get("name")): method})
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
     command = experiment.command_line(overrides if multirun else None)
-    experiment.run(configuration, directory, command)
+    summary = experiment.run(configuration, directory, command, ending.write)
     if launch().rank == 0:  # once for all processes of a run
-        show(directory)
-    return objective(directory)
+        ending.show(directory)
+    return objective(directory, summary)
 
 
-def objective(directory: Path) -> float:
+def objective(directory: Path, summary: Mapping[str, Any] | None = None) -> float:
     """What a sweeper maximises: the task's first metric on the validation set, negative where lower is better.
 
-    On the test set only where nothing is held out.
+    On the test set only where nothing is held out. summary: as `experiment.run` returned it; of several processes the
+    first may not have written it yet.
     """
-    metric, value, _ = score(directory)
+    metric, value, _ = score(directory, summary)
     return metric.gain(value)
 
 
-def score(directory: Path) -> tuple[Metric, float, str]:
+def score(directory: Path, summary: Mapping[str, Any] | None = None) -> tuple[Metric, float, str]:
     """The metric by which a finished run is judged, its value, and the set that it is of: "validation" or "test"."""
     from budgetnet.runs.directory import RunDirectory
 
     run = RunDirectory(directory)
-    metric, summary = run.task_metrics[0], run.summary or {}
+    metric, summary = run.task_metrics[0], summary or run.summary or {}
     validation = summary.get(f"val_{metric.name}")
     if validation is not None:
         return metric, float(validation), "validation"
     return metric, float(summary[f"test_{metric.name}"]), "test"
-
-
-def show(directory: Path) -> None:
-    """Print the final table and where the report is."""
-    from budgetnet.reports.tables import final_row, print_table
-    from budgetnet.runs.directory import RunDirectory
-
-    print_table([final_row(RunDirectory(directory))])
-    print(f"report: {directory / 'report.md'}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from budgetnet.command.job import objective, score
+from budgetnet.command.job import score
 from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
@@ -215,9 +215,13 @@ class _Jobs:
             self._fail(ended.job, _why(self.sweep.log(ended.job.name), ended.log_start, code))
 
     def _succeed(self, job: Job, how: str) -> None:
-        self.values[job.number] = objective(job.directory)
-        metric, value, part = score(job.directory)
-        seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
+        try:
+            metric, value, part = score(job.directory)
+            seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
+        except UsageError as error:
+            self._fail(job, str(error))
+            return
+        self.values[job.number] = metric.gain(value)
         self._say(job, how, f"{part} {metric.title} {metric.text(value)}, {seconds:.0f} s")
 
     def _fail(self, job: Job, error: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -12,6 +12,9 @@ from budgetnet.command.compose import CONF
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.errors import UsageError
 from budgetnet.options import names_of, reads
+
+if TYPE_CHECKING:
+    from budgetnet.methods.method import Method
 
 KEPT = ("flops", "params", "train_cost")
 """The kinds of budget that a method keeps unless its class has an attribute `keeps`."""
@@ -26,36 +29,32 @@ _OWN = ("budget", "trainer")
 """Folders of conf/ with a default.yaml that belong to no method."""
 
 
-def method_class(config: Mapping[str, Any]) -> type | None:
-    """The class that `method._target_` names; None if it names something else.
+def method_class(config: Mapping[str, Any]) -> type[Method]:
+    """The class that `method._target_` names. Raises UsageError for anything that is no subclass of Method."""
+    from budgetnet.methods.method import Method
 
-    Raises UsageError for what cannot be imported.
-    """
     section = config.get("method")
     target = section.get("_target_") if isinstance(section, Mapping) else None
-    if not isinstance(target, str):
-        return None
+    if not isinstance(target, str) or not target.isprintable():
+        raise UsageError(f"method._target_={target!r}: expected a name, as in conf/method")
     try:
         found = resolve_name(target)
     except Exception as error:  # whatever importing it raises
         text = " ".join(str(error).split())
         raise UsageError(f"method._target_={target} cannot be built ({type(error).__name__}: {text})") from error
-    return found if isinstance(found, type) else None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"method._target_={target}: expected a subclass of budgetnet.methods.method.Method")
+    return found
 
 
-def known_methods() -> dict[str, type]:
-    """The classes of conf/method by the name of their file."""
-    classes = {path.stem: class_of(path.stem) for path in sorted((CONF / "method").glob("*.yaml"))}
-    return {name: kind for name, kind in classes.items() if kind is not None}
-
-
-def class_of(name: str) -> type | None:
-    """The class of conf/method/<name>.yaml; None if there is no such file, or no class in it, as in own.yaml."""
-    path = CONF / "method" / f"{name}.yaml"
-    section = OmegaConf.load(path) if path.is_file() else None
-    if section is None or OmegaConf.is_missing(section, "_target_"):
-        return None
-    return method_class({"method": OmegaConf.to_container(section)})
+def known_methods() -> dict[str, type[Method]]:
+    """The classes of conf/method by the name of their file, but for the file whose class is the user's."""
+    sections = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "method").glob("*.yaml"))}
+    return {
+        name: method_class({"method": OmegaConf.to_container(section)})
+        for name, section in sections.items()
+        if not OmegaConf.is_missing(section, "_target_")
+    }
 
 
 def method_sections() -> list[str]:

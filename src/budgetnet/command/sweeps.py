@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
-from budgetnet.command.methods import class_of, refuse_unread, typed
+from budgetnet.command.methods import known_methods, refuse_unread, typed
 from budgetnet.command.names import SWEEP as SWEEP
 from budgetnet.command.names import run_name, sweep_name
 from budgetnet.errors import UsageError
@@ -145,11 +145,10 @@ def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
 
     Nothing is refused where it cannot be told which methods those are.
     """
-    names = methods_of_sweep(config, overrides) if typed(overrides) else None
-    if names is not None:
-        classes = {name: class_of(name) for name in names}
-        if None not in classes.values():
-            refuse_unread(overrides, cast(dict[str, type], classes))
+    if typed(overrides) and (names := methods_of_sweep(config, overrides)) is not None:
+        known = known_methods()
+        if known.keys() >= set(names):
+            refuse_unread(overrides, {name: known[name] for name in names}, lambda: known)
 
 
 def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] | None:

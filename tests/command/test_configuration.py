@@ -17,6 +17,7 @@ from budgetnet.command.methods import method_class, method_sections, refuse_unke
 from budgetnet.command.sweeps import methods_of_sweep
 from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
+from budgetnet.methods.train import Train
 from budgetnet.options import as_mapping, names_of, reads
 from budgetnet.runs.adoption import check_same
 from budgetnet.sections import SECTIONS, TrainerOptions, affecting, affects_result
@@ -88,7 +89,10 @@ def test_what_a_method_does_not_read_stays_as_it_is_and_what_is_left_out_is_fill
         (["+dataset.rot=x"], "no option is called 'dataset.rot'; did you mean 'dataset.root'"),
         (["~growth"], "growth=None: expected a section of options"),
         (["budget.flops=null"], "no budget: state at least one of"),
-        (["budget.params=1M"], "budget.params is not kept by method=adenel: state budget.flops or budget.latency"),
+        (
+            ["budget.params=1M"],
+            r"budget.params is not kept by method=adenel: use method=.*l1.*, or state budget.flops or budget.latency$",
+        ),
     ],
 )
 def test_what_cannot_be_parsed_is_refused_by_name(overrides: list[str], message: str) -> None:
@@ -99,7 +103,9 @@ def test_what_cannot_be_parsed_is_refused_by_name(overrides: list[str], message:
 def test_a_budget_of_a_kind_that_is_kept_is_taken() -> None:
     assert parse(composed([*DIGITS, "budget.latency=2ms"]), Grows).budget == Budget(flops="50%", latency=2000)
     refuse_unkept(Budget(flops=1, params=1, train_cost=1), "trains", Trains)
-    with pytest.raises(UsageError, match=r"budget.latency is not kept by method=trains: .*state budget.flops or"):
+    with pytest.raises(
+        UsageError, match=r"budget.latency is not kept by method=trains: use method=bsn, or state budget.flops or"
+    ):
         refuse_unkept(Budget(latency=1), "trains", Trains)
 
 
@@ -110,8 +116,10 @@ def test_lightning_is_given_options_that_its_trainer_takes_and_no_others() -> No
 
 
 def test_the_class_of_a_method_is_what_its_target_names() -> None:
-    assert method_class({"method": {"_target_": f"{__name__}.Grows"}}) is Grows
-    assert method_class({"method": {"_target_": "os.getcwd"}}) is None
+    assert method_class({"method": {"_target_": "budgetnet.methods.train.Train"}}) is Train
+    for other in ("os.getcwd", "builtins.dict"):
+        with pytest.raises(UsageError, match=rf"method._target_={other}: expected a subclass of budgetnet.methods"):
+            method_class({"method": {"_target_": other}})
     with pytest.raises(UsageError, match=r"method._target_=nope.Nope cannot be built .*No module named 'nope'"):
         method_class({"method": {"_target_": "nope.Nope"}})
 
