@@ -137,7 +137,7 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     full = _full_costs(json.dumps(backbone), dataset["name"])
     limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
     limit = limits.get("flops", full["flops"])
-    of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(config["prune"]["epochs"], config["epochs"])
+    of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(_full_epochs(config), config["epochs"])
     flops = images * (of_full * full["flops"] + (config["epochs"] - of_full) * limit)
     return _PASSES * int(min(flops, limits.get("train_cost", flops)))
 
@@ -150,8 +150,16 @@ def _full_costs(backbone: str, dataset: str) -> dict[str, int]:
     return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
 
 
+def _full_epochs(config: Mapping[str, Any]) -> int:
+    """Epochs in which a method trains the full backbone, or searches the whole of a network of edges."""
+    if "search_epochs" in config["method"]:
+        stated = config["method"]["search_epochs"]
+        return int(config["epochs"] - config["finetune"]["epochs"] if stated is None else stated)
+    return int(config["prune"]["epochs"])
+
+
 _NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow")
-"""Methods that do not begin with training the full backbone for `prune.epochs`."""
+"""Methods that never train the full backbone."""
 
 
 def read() -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -13,7 +14,14 @@ from omegaconf import OmegaConf
 
 from budgetnet.command.compose import CONF, composed
 from budgetnet.command.configuration import parse
-from budgetnet.command.methods import method_class, method_sections, refuse_unkept, refuse_unread
+from budgetnet.command.methods import (
+    known_methods,
+    method_class,
+    method_sections,
+    refuse_unkept,
+    refuse_unread,
+    typed,
+)
 from budgetnet.command.sweeps import methods_of_sweep
 from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
@@ -21,6 +29,9 @@ from budgetnet.methods.train import Train
 from budgetnet.options import as_mapping, names_of, reads
 from budgetnet.runs.adoption import check_same
 from budgetnet.sections import SECTIONS, TrainerOptions, affecting, affects_result
+from experiments.paper import queue
+from experiments.paper.rows import FULL, SHORT
+from experiments.paper.tables import PaperTable, paper_tables
 
 DIGITS = ["dataset=digits", "backbone=lenet5", "logger=csv", "budget.flops=50%"]
 
@@ -172,6 +183,24 @@ def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(
 )
 def test_what_is_read_or_is_of_no_method_is_not_refused(overrides: list[str], methods: list[str]) -> None:
     refuse_unread(overrides, {name: METHODS[name] for name in methods}, lambda: METHODS)
+
+
+@pytest.mark.parametrize("length", [FULL, SHORT])
+@pytest.mark.parametrize("table", paper_tables().values(), ids=paper_tables())
+def test_the_rows_of_the_paper_type_what_their_methods_read(table: PaperTable, length: str) -> None:
+    known = known_methods()
+    for row in table.rows.values():
+        overrides = row.all_overrides(length) if row.overrides else []
+        name = ([each[7:] for each in overrides if each.startswith("method=")] or ["adenel"])[0]
+        refuse_unread(overrides, {name: known[name]})
+
+
+def test_the_entries_of_the_queue_type_what_their_methods_read() -> None:
+    known = known_methods()
+    for entry in queue.read():
+        overrides = [word for word in shlex.split(entry.command)[3:] if word != "-m"]
+        names = {config["method"]["name"] for config, _ in entry.runs} if typed(overrides) else set()
+        refuse_unread(overrides, {name: known[name] for name in names})
 
 
 @pytest.mark.parametrize(

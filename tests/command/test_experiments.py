@@ -1,4 +1,4 @@
-"""What experiments/ says: its commands can run, and its numbers are those of the runs."""
+"""What experiments/ says: its numbers are those of the runs. Its commands: tests/test_documentation.py."""
 
 from __future__ import annotations
 
@@ -10,32 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.command.compose import composed
-from budgetnet.command.configuration import checked
 from budgetnet.reports.tables import Row, as_csv
 from budgetnet.tasks import Classification
-from experiments.paper.queue import Entry
 
-FOLDERS = Path(__file__).parents[1] / "experiments"
-READMES = sorted(FOLDERS.glob("*/README.md"))
+FOLDERS = Path(__file__).parents[2] / "experiments"
 RESULTS = sorted(FOLDERS.glob("*/*/runs.csv"))
-
-
-def commands() -> list[str]:
-    """Of the READMEs, conf/experiment and conf/recipe, each once."""
-    conf = FOLDERS.parent / "conf"
-    files = [*READMES, *sorted(conf.glob("experiment/*.yaml")), *sorted(conf.glob("recipe/*.yaml"))]
-    text = "\n".join(file.read_text().replace("\\\n", " ") for file in files)
-    return sorted(
-        {" ".join(found.split()) for found in re.findall(r"^(?:    |# )(python -m src\.run .*)$", text, re.M)}
-    )
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_an_experiment_can_run(command: str) -> None:
-    words = command.partition("  #")[0]
-    entry = Entry.parse(f"| 1 | it | | 0 | `{words}` |")
-    checked(composed(entry.jobs[0]))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: f"{path.parts[-3]}/{path.parts[-2]}")

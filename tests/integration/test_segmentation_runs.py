@@ -112,7 +112,7 @@ def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_pat
         (("backbone=own", "backbone._target_=tests.nets.Small"), "backbone=tests.nets.Small classifies whole images"),
         (
             ("backbone=own", "backbone._target_=tests.nets.Coarse"),
-            "backbone=tests.nets.Coarse: it gives (2, 4, 8, 8) for two images: expected a tensor of shape (2, 4, 16, 16)",
+            "it gives (2, 4, 8, 8) for two images: expected a tensor of shape (2, 4, 16, 16)",
         ),
         (("task=classification",), "task=classification, but the labels of dataset=shapes are of pixels: leave"),
         (("task=segmentation", "dataset=digits"), "but the labels of dataset=digits are of whole images: leave"),

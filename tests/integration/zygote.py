@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
     "torch.export",
-    "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job", "budgetnet.command.experiment", "budgetnet.runs.export",
+    "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
+    "budgetnet.command.experiment", "budgetnet.runs.export",
     "budgetnet.backbones",
     "budgetnet.methods.growth.adenel", "budgetnet.methods.train", "budgetnet.data.readers", "budgetnet.reports.report",
     "budgetnet.reports.comparison", "budgetnet.channels.gradmax",

@@ -297,7 +297,7 @@ def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str)
         config = checked(composed(overrides_of(table, row.row, length)))
         epochs = 3 if length == SHORT else 300
         assert config["run"]["experiment"] == "bsn"
-        assert (config["epochs"], config["prune"]["epochs"], config["finetune"]["epochs"]) == (epochs, epochs, 0)
+        assert (config["epochs"], config["finetune"]["epochs"]) == (epochs, 0)
         assert config["dataset"]["limit_train"] == (200 if length == SHORT else None)
         assert config["dataset"]["name"] == row.dataset.lower().replace("-", "")
         assert config["dataset"]["batch_size"] == 64 and config["dataset"]["mean"] == [0.5, 0.5, 0.5]
@@ -305,6 +305,7 @@ def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str)
         assert (optim["lr"], optim["momentum"], optim["weight_decay"]) == (0.1, 0.9, 1e-4)
         assert optim["schedule"] == "step_at_half"  # after epochs 150 and 225
         if row.method.startswith("B-"):
+            assert config["method"]["search_epochs"] is None  # all of them
             assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
 
 

@@ -1,8 +1,8 @@
-"""What a method is, and what it is handed: a network to change, its prices and its budget. No trainer, no Lightning.
+"""The interface of a method, and the training state that it works on. It depends on neither trainer nor Lightning.
 
-A method is a class whose constructor takes, by the names of the sections of conf/, the value objects of the options
-that it reads (`budgetnet.options`); every hook below has a default but `start`. docs/extending.md has a complete
-example.
+A method is a class. The parameters of its constructor are named after sections of conf/ and take the value objects of
+the options that it reads (`budgetnet.options`). Every hook except `start` has a default. docs/extending.md has a
+complete example.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ def _one() -> float:
 
 @dataclass
 class Training:
-    """What a method is handed.
+    """The network, task, prices and budget that a method works on, and the progress of training.
 
-    net: the full backbone, traced; `start` makes it what training begins with. budget: resolved, in whole numbers.
-    epochs: of the whole run, at most. backbone: what it is called. input_shape: (channels, height, width).
-    batch_size: images of a step, of all processes together. validation_every: epochs between two validations; None:
-    nothing is held out. micro_batches: parts that a process's images are passed in, to save memory. processes: this one
-    and the others.
+    net: the traced full backbone; `start` turns it into the network that training begins with.
+    budget: the resolved budget, in whole numbers.
+    epochs: the most epochs that the whole run may take.
+    backbone: the name of the backbone.
+    input_shape: (channels, height, width) of one image.
+    batch_size: images per step, over all processes.
+    validation_every: epochs between two validations, or None if no images are held out.
+    micro_batches: how many micro-batches the images of one process are divided into, to save memory.
+    processes: the group of training processes, and the rank of this one.
     """
 
     net: nn.Module
@@ -62,29 +66,29 @@ class Training:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
-    # -- where training stands, kept up to date by the trainer --------------------------------------------------------
+    # -- progress, updated by the trainer -----------------------------------------------------------------------------
     phase: Phase = field(default_factory=lambda: Phase("train", None, 0.0))
     round: int = 0
-    """Rounds that were carried out."""
+    """How many rounds have been applied."""
     epoch: int = 0
     batch: int = 0
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     results: dict[str, float] = field(default_factory=dict)
-    """Metrics of the last training epoch and the last evaluation: train_loss, val_<metric> and so on."""
+    """Metrics of the last training epoch and of the last evaluation: train_loss, val_<metric> and so on."""
 
-    # -- how a step goes ----------------------------------------------------------------------------------------------
+    # -- functions that a step uses -----------------------------------------------------------------------------------
     backward: Callable[[Tensor], None] = Tensor.backward
-    """Add up the gradients of a loss."""
+    """Adds the gradients of a loss to those of the parameters."""
     unreduced: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within it, gradients stay on this process: those of a batch's last part reduce all."""
+    """A context in which gradients are not averaged over processes; the last micro-batch of a step averages all."""
     loss_scale: Callable[[], float] = _one
-    """What gradients are multiplied with until the optimizer steps: above 1 under precision 16-mixed."""
+    """The factor by which gradients are scaled until the optimizer steps: above 1 under precision 16-mixed."""
     compiled: Callable[[Tensor], Output] | None = None
-    """The method's `forward`, compiled, once no shape changes any more."""
+    """The compiled `forward` of the method, once the network has its final shape."""
 
     @property
     def graph(self) -> ChannelGraph:
-        """The channel graph of the network now."""
+        """The current channel graph of the network."""
         return ChannelGraph.of(self.net)
 
     @property
@@ -93,19 +97,26 @@ class Training:
         return self.optimizers[0]
 
     def resize(self, widths: Mapping[str, int | Sequence[int]], **options: Any) -> None:
-        """Change widths of the live network (see `budgetnet.resize`) and price it anew."""
+        """Change widths of the live network (see `budgetnet.resize`) and update its price.
+
+        Raises GraphError and UsageError as `budgetnet.resize` does.
+        """
         resize(self.net, widths, **options)
         self.pricing.update()
 
+    def epochs_before(self, finetuning: int, stated: int | None) -> int:
+        """Epochs before a fine-tuning of so many: as stated, or (None) all that it leaves of the run, at least one."""
+        return max(1, self.epochs - finetuning) if stated is None else stated
+
     def flops_left(self, epochs: int) -> int | None:
-        """FLOPs of a network that may be trained for `epochs` epochs from what is left of the train cost; None: any."""
+        """The FLOPs per image that the rest of the train cost allows in `epochs` more epochs; None without a limit."""
         most = self.budget.limits.get("train_cost")
         if most is None or not epochs:
             return None
         return (most - self.ledger.spent) // (epochs * self.ledger.images_per_epoch)
 
     def limits(self, epochs: int) -> dict[str, int]:
-        """By kind, what a network may cost that is trained for `epochs` more; the train cost bounds its FLOPs."""
+        """The limits, by kind, on a network that trains for `epochs` more epochs; the train cost bounds its FLOPs."""
         limits = {kind: most for kind, most in self.budget.limits.items() if kind != "train_cost"}
         if (left := self.flops_left(epochs)) is not None:
             limits["flops"] = min(left, limits.get("flops", left))
@@ -113,12 +124,15 @@ class Training:
 
 
 class Method:
-    """A way to a network within a budget. Every hook is optional but `start`; `self.training` is there from then on.
+    """A way to find a network within a budget. Every hook except `start` is optional; `start` sets `self.training`.
 
-    keeps: the kinds of budget that it can hold. needs_budget: whether one must be stated. create_graph: whether its
-    step differentiates through gradients. unused_parameters: whether some parameters may be left without a gradient in
-    a step (on several processes that takes a search for them). modules: its own modules, whose parameters and buffers
-    are moved, reduced and saved like those of the network.
+    keeps: the kinds of budget that the method can meet.
+    needs_budget: whether a budget must be stated.
+    create_graph: whether a step differentiates through gradients.
+    unused_parameters: whether a step may leave some parameters without a gradient, for which
+    DistributedDataParallel then has to search.
+    modules: modules of the method's own, whose parameters and buffers are moved, synchronised and saved like those of
+    the network.
     """
 
     keeps: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
@@ -134,110 +148,114 @@ class Method:
 
     @property
     def net(self) -> nn.Module:
-        """The network that is trained."""
+        """The network in training."""
         return self.training.net
 
     @property
     def graph(self) -> ChannelGraph:
-        """Its channel graph."""
+        """The current channel graph of the network."""
         return self.training.graph
 
     # -- before training ----------------------------------------------------------------------------------------------
 
     def start(self, training: Training) -> list[Phase]:
-        """Make the full backbone the network that training begins with; the phases of the run.
+        """Turn the full backbone into the network that training begins with, and return the phases of the run.
 
-        Nothing has been written, and the processes do not know each other yet. Raises UsageError for options and
-        budgets that cannot go together. Subclasses set `self.training` first.
+        It is called before any file is written and before the processes can communicate. A subclass sets
+        `self.training` first. Raises UsageError for options and budgets that contradict each other.
         """
         raise NotImplementedError
 
     def check(self, continued: bool) -> None:
-        """Raises UsageError where the method cannot run so, as far as `start` cannot tell; continued: a run goes on."""
+        """Check what `start` cannot know yet, such as the number of processes. continued: whether a run is resumed.
+
+        Raises UsageError if the method cannot run under these conditions.
+        """
 
     def begin(self) -> None:
-        """Called on every process when training begins or goes on, and they know each other."""
+        """Called on every process when training begins or resumes, once the processes can communicate."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The network's optimizer first: its learning rate is the phase's, in a group with "lr_scale" times that.
+        """The optimizers, that of the network first.
 
-        Others keep their own learning rates, and step when it does.
+        The first one takes the learning rate of the phase, in a group with "lr_scale" times that. The others have their
+        own rates and step together with it.
         """
         return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Output:
-        """The output of the network that is trained now, of images (batch, channels, height, width)."""
+        """The output of the current network for images (batch, channels, height, width)."""
         output: Output = self.training.net(images)
         return output
 
     def evaluate(self, images: Tensor) -> Output:
-        """The output of the network that would be left if training ended now."""
+        """The output of the network that would result if training ended now."""
         return self.forward(images)
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
-        """What training lowers, a scalar: by default the task's mean loss."""
+        """The scalar that training minimises, by default the mean loss of the task."""
         return self.training.task.loss(output, targets)
 
     def step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of a batch; returns its mean loss and the sums of its metrics (`Task.sums`).
+        """Accumulate the gradients of a batch and return its mean loss and the sums of its metrics (`Task.sums`).
 
-        By default the batch is passed in `micro_batches` parts. The optimizers step afterwards.
+        By default the batch is passed as `micro_batches` micro-batches. The optimizers step afterwards.
         """
         training, number = self.training, self.training.micro_batches
         forward = training.compiled or self.forward
-        parts = list(zip(images.chunk(number), targets.chunk(number), strict=True))
+        micro_batches = list(zip(images.chunk(number), targets.chunk(number), strict=True))
         losses, sums = [], []
-        for place, (some, of_some) in enumerate(parts, start=1):
-            with training.unreduced() if place < len(parts) else nullcontext():
-                output = forward(some)
-                loss = self.loss(output, of_some)
-                loss = loss if len(parts) == 1 else loss * (len(of_some) / len(targets))
+        for place, (inputs, expected) in enumerate(micro_batches, start=1):
+            with training.unreduced() if place < len(micro_batches) else nullcontext():
+                output = forward(inputs)
+                loss = self.loss(output, expected)
+                loss = loss if len(micro_batches) == 1 else loss * (len(expected) / len(targets))
                 training.backward(loss)
             losses.append(loss.detach())
-            sums.append(training.task.sums(detached(output), of_some))
-        if len(parts) == 1:
+            sums.append(training.task.sums(detached(output), expected))
+        if len(micro_batches) == 1:
             return losses[0], sums[0]
         return torch.stack(losses).sum(), torch.stack(sums).sum(0)
 
     def before_step(self) -> None:
-        """Add to the gradients, times `loss_scale`, what no loss of a batch gives; by default nothing."""
+        """Add gradients that come from no batch, such as a penalty's, times `loss_scale`. By default there are none."""
 
     def computed(self, images: int) -> list[tuple[int, int]]:
-        """(images, FLOPs of one) that a step of so many images, of all processes, has cost: for the ledger."""
+        """The cost of a step on `images` images of all processes: pairs (images, FLOPs per image) for the ledger."""
         return [(images, self.training.pricing.flops)]
 
     # -- after an epoch -----------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Called before an evaluation and before an epoch is recorded: bring up to date what they ask for."""
+        """Update whatever `evaluate`, `costs` and `rows` read. It is called before an evaluation or a record."""
 
     def collect(self) -> None:
-        """Add what this process has counted to the totals of all, which all call at the same steps."""
+        """Add the counts of this process to the totals of all processes, which call it at the same steps."""
 
     def after_epoch(self, epochs: int) -> None:
-        """Whatever every process does after `epochs` epochs, before a plan is made."""
+        """Called on every process after `epochs` epochs, before a plan is made."""
 
     def images(self, epochs: int) -> int:
-        """How many training images `plan` and `apply` want after `epochs` epochs, at least; 0: none."""
+        """The least number of training images that `plan` and `apply` need after `epochs` epochs; 0 for none."""
         return 0
 
     def plan(self, epochs: int, batch: Images | None) -> Plan | None:
-        """What is to happen after `epochs` epochs; 0 comes before the first step. None: nothing.
+        """The plan for the end of epoch `epochs`, or None if nothing is to change; 0 is before the first step.
 
-        Asked on the first process alone. batch: as many images as `images` wanted, of this process.
+        It is called on the first process alone. batch: at least as many images of this process as `images` asked for.
         """
         return None
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Carry out a plan, on every process."""
+        """Apply a plan to the network and the optimizers. It is called on every process."""
 
     def first_filters(self, plan: Plan) -> tuple[Tensor, Tensor] | None:
-        """Weights of the first convolution, on the CPU, and which of its filters are selected, (filters,).
+        """Weights of the first convolution, on the CPU, and which of its filters are selected, bool (filters,).
 
-        Asked before the plan is carried out (the AdeNeL paper's Figure 4). None where the plan is not of widths, or the
-        first width is a linear layer's.
+        It is called before the plan is applied, for Figure 4 of the AdeNeL paper. The result is None if the plan is
+        not a WidthPlan or if the first width group belongs to a linear layer.
         """
         first = self.graph.groups[0]
         if not isinstance(plan, WidthPlan) or first.kind != "convolution":
@@ -246,48 +264,51 @@ class Method:
         return weight.detach().float().cpu(), self.selected(first.name, plan).cpu()
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
-        """(width,) which filters of a group a plan keeps; none where it does not choose among them."""
+        """Which filters of a group a plan keeps, bool (width,); all False if the plan does not select channels."""
         chosen = torch.zeros(self.graph.group(group).width, dtype=torch.bool)
         chosen[torch.tensor(plan.keep.get(group, ()), dtype=torch.long)] = True
         return chosen
 
-    # -- what is said of it -------------------------------------------------------------------------------------------
+    # -- records ------------------------------------------------------------------------------------------------------
 
     def costs(self) -> dict[str, int]:
-        """By kind, what the network costs that would be left if training ended now."""
+        """The costs, by kind, of the network that would result if training ended now."""
         return self.training.pricing.costs()
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """Rows for the epoch that ended, by file: {"saturation": {...}} is a line of saturation.csv."""
+        """Rows for the epoch that ended, by file: {"saturation": {...}} becomes a line of saturation.csv."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What summary.json says of the method's own."""
+        """Entries that the method adds to summary.json."""
         return {}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run must know besides modules, optimizers, widths and phase: plain values and tensors."""
+        """The state of the method besides modules, optimizers, widths and phase, as plain values and tensors."""
         return {}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
-        """Give the network the structure that it had at `state_dict`, before its widths and weights are loaded.
+        """Restore the structure that the network had at `state_dict`, before its widths and weights are loaded.
 
-        May be called again when that was done already.
+        It may be called on a network that has this structure already.
         """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`, once the network has its widths."""
+        """Restore `state_dict`, after the network has its widths."""
 
 
 def detached(output: Output) -> Output:
-    """Outputs without their graph."""
+    """Outputs detached from the autograd graph."""
     return output.detach() if isinstance(output, Tensor) else tuple(each.detach() for each in output)
 
 
 def must_fit(epochs: int, needed: int, *parts: str) -> None:
-    """Raises UsageError if `needed` epochs, those of all `parts` ("finetune.epochs=40"), are more than a run's."""
+    """Check that the `needed` epochs of all `parts`, such as "finetune.epochs=40", fit into a run of `epochs` epochs.
+
+    Raises UsageError otherwise.
+    """
     if needed > epochs:
         raise UsageError(
             f"{', '.join(parts[:-1])} and {parts[-1]} do not fit into epochs={epochs}: "

@@ -1,4 +1,4 @@
-"""Options that several methods read, one value object for each section of conf/; they check themselves."""
+"""Options that several methods read: one value object, which checks its values, for each section of conf/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 
 @dataclass(frozen=True)
 class Optimization:
-    """conf/optim: SGD's settings. `schedule` is that of a phase that trains a network as a whole."""
+    """conf/optim: the settings of SGD. `schedule` applies to phases in which the shape of the network is fixed.
+
+    Raises UsageError for values out of range.
+    """
 
     lr: float
     momentum: float = 0.9
@@ -32,17 +35,23 @@ class Optimization:
             raise UsageError(f"optim.label_smoothing={self.label_smoothing}: expected 0 up to, not including, 1")
 
     def phase(self, name: str, epochs: int, *, final: bool = False) -> Phase:
-        """A phase of so many epochs with this schedule."""
+        """A phase of `epochs` epochs with this schedule."""
         return Phase(name, epochs, self.lr, self.schedule, self.warmup_epochs, final=final)
 
     def growing(self, name: str = "grow", epochs: int | None = None) -> Phase:
-        """A phase of a constant rate, after the warm-up: it must not decay before the last growth."""
+        """A phase with a constant learning rate after the warm-up, since the rate must not decay before the last round.
+
+        epochs: None for a phase that lasts until a plan ends it.
+        """
         return Phase(name, epochs, self.lr, "constant", self.warmup_epochs)
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """conf/finetune: what follows the last round. `lr` None: that of optim."""
+    """conf/finetune: the training after the last round. If `lr` is None, the rate of `optim` is used.
+
+    Raises UsageError for values out of range.
+    """
 
     epochs: int
     lr: float | None = None
@@ -62,7 +71,7 @@ class FineTuning:
         require_one_of("finetune", "schedule", self.schedule, SCHEDULES)
 
     def rate(self, optim: Optimization) -> float:
-        """The learning rate that fine-tuning begins with."""
+        """The initial learning rate of fine-tuning."""
         return optim.lr if self.lr is None else self.lr
 
     def phase(self, optim: Optimization) -> Phase:

@@ -1,4 +1,4 @@
-"""The phases of a run, and learning rates as functions of where a phase stands: nothing to save, nothing to restart."""
+"""The phases of a run, and learning rates as functions of the step alone, so that a schedule has no state to save."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SCHEDULES = ("constant", "cosine", "step", "step_at_half")
 def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int = 0) -> float:
     """Learning rate at `step` (from 0) of a phase of `steps` steps.
 
-    "cosine" decays to 0 at the end of the phase; "step" multiplies by 0.1 at each third (the paper's baselines),
-    "step_at_half" at a half and at three quarters (He et al. 2016, on CIFAR);
-    `warmup` steps of linear rise come first and count in the phase. Raises UsageError for another schedule.
+    "cosine" decays to 0 at the end of the phase. "step" multiplies by 0.1 after each third, as the baselines of the
+    AdeNeL paper do; "step_at_half" after one half and after three quarters (He et al. 2016, on CIFAR). The rate first
+    rises linearly for `warmup` steps, which count as steps of the phase. Raises UsageError for any other schedule.
     """
     if step < warmup:
         return base * (step + 1) / warmup
@@ -33,11 +33,13 @@ def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run.
+    """A period of a run with one learning-rate schedule.
 
-    name: as in metrics.csv. epochs: how long it lasts at most; None: until a plan ends it (`Plan.stop`). schedule, lr,
-    warmup_epochs: of the learning rate, over `decay_epochs` (by default the phase's epochs) of which `elapsed` came
-    before the phase. final: whether the network has its final shape, so that it may be selected, and compiled.
+    name: the name in metrics.csv.
+    epochs: the most epochs it lasts, or None if it lasts until a plan ends it (`Plan.stop`).
+    lr, schedule, warmup_epochs: the learning rate over `decay_epochs` (by default the epochs of the phase), of which
+    `elapsed` epochs lie before the phase.
+    final: whether the network has its final shape, so that it can be compiled and saved as best.ckpt.
     """
 
     name: str
@@ -50,7 +52,10 @@ class Phase:
     final: bool = False
 
     def learning_rate(self, epoch: int, batch: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step. epoch: of the phase, from 0."""
+        """Learning rate at batch `batch` of epoch `epoch`, both from 0, of the phase.
+
+        Raises UsageError for an unknown schedule.
+        """
         epochs = self.decay_epochs or self.epochs or 1
         step = (self.elapsed + epoch) * steps_per_epoch + batch
         warmup = self.warmup_epochs * steps_per_epoch

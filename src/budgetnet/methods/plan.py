@@ -1,4 +1,4 @@
-"""What happens at the end of a round: made by the first process, carried out by all."""
+"""Plans for the end of a round. The first process makes a plan, and all processes apply it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Plan:
-    """One round of a method. Subclasses hold what is to be done.
+    """One round of a method. Subclasses describe the changes.
 
-    stop: why the running phase ends with this round, if it does; None: it goes on. clipped: whether a limit cut off
-    some of what was wanted.
+    stop: the reason why the current phase ends with this round, or None if it continues.
+    clipped: whether a limit reduced the changes that the rule proposed.
     """
 
     round: int
@@ -22,22 +22,23 @@ class Plan:
     clipped: bool = field(default=False, kw_only=True)
 
     def record(self) -> dict[str, Any]:
-        """What growth.jsonl holds of the plan itself, as plain values."""
+        """The entries of the plan in growth.jsonl, as plain values."""
         return {}
 
     @property
     def replaces_parameters(self) -> bool:
-        """Whether parameters are other objects afterwards, so that DistributedDataParallel must wrap them anew."""
+        """Whether the plan replaces parameter objects, so that DistributedDataParallel must wrap the network again."""
         return True
 
 
 @dataclass(frozen=True, repr=False)
 class WidthPlan(Plan):
-    """New widths of the groups: before -> after.
+    """Widths of the groups before and after a round.
 
-    saturation: of the groups, where it was measured. candidates: the groups that the rule wanted to change. keep: where
-    the network is narrowed, the channels of each group that stay. start: values, by name, of the tensors that new
-    channels bring along (growth.init=firefly).
+    saturation: the saturation of each group, if it was measured.
+    candidates: the groups that the rule proposed to change.
+    keep: the channels that remain in each group, if the network is narrowed.
+    start: the initial values, by name, of tensors that get new channels (growth.init=firefly).
     """
 
     before: Mapping[str, int]
@@ -49,7 +50,7 @@ class WidthPlan(Plan):
 
     @property
     def changes(self) -> dict[str, int]:
-        """New widths of the groups that change (what `resize` takes), or that are new (`change_depth` adds those)."""
+        """New widths of the groups that change (as `resize` takes them), or that are new (added by `change_depth`)."""
         return {name: width for name, width in self.after.items() if width != self.before.get(name)}
 
     def record(self) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class WidthPlan(Plan):
 
     @property
     def replaces_parameters(self) -> bool:
-        return bool(self.changes or self.stop)  # with its last round a method's own parameters may go
+        return bool(self.changes or self.stop)  # a method may drop parameters of its own in its last round
 
     def __repr__(self) -> str:
         changes = ", ".join(f"{name} {self.before.get(name, 0)}->{width}" for name, width in self.changes.items())

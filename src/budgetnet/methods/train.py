@@ -20,7 +20,7 @@ _WIDEST = 64.0  # times the full widths
 
 @dataclass(frozen=True)
 class Source:
-    """conf/method/train.yaml: a run directory, or its summary.json, whose final widths, and edges, are trained."""
+    """conf/method/train.yaml: a run directory, or its summary.json, whose final widths and edges are trained."""
 
     widths_from: str | None = None
 
@@ -35,6 +35,7 @@ class Train(Method):
         self.source = method.widths_from
 
     def start(self, training: Training) -> list[Phase]:
+        """Raises UsageError for a budget below the costs of the network, and for widths of another backbone."""
         self.training = training
         if self.source is not None:
             self._take(self.source)
@@ -65,14 +66,14 @@ class Train(Method):
         reshape_fresh(self.net, own, self.training.seed)
 
     def _costs(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Of the network with these widths, with the train cost of all epochs."""
+        """The costs, by kind, of the network at these widths, with the train cost of all epochs."""
         training = self.training
         costs = training.pricing.costs() | training.pricing.model.costs(widths)
         return {**costs, "train_cost": training.epochs * training.ledger.images_per_epoch * costs["flops"]}
 
 
 class Width(Train):
-    """The same for a backbone whose convolutions are all multiplied by the largest number that meets the budget."""
+    """Plain training of the backbone with all convolution widths multiplied by the largest number that fits."""
 
     needs_budget = True
 
@@ -80,7 +81,7 @@ class Width(Train):
         super().__init__(optim, Source())
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError also for a budget that one filter a layer exceeds."""
+        """Raises UsageError also for a budget that is exceeded with one filter per layer."""
         self.training = training
         graph, budget = self.graph, training.budget
 
@@ -100,7 +101,7 @@ class Width(Train):
 
 
 def scaled_widths(graph: ChannelGraph, multiplier: float) -> dict[str, int]:
-    """The widths of a traced network with its convolutions times `multiplier`, rounded, at least one filter each."""
+    """The widths of a traced network with those of convolutions times `multiplier`, rounded, at least one filter."""
     widths = graph.widths
     for group in graph.groups:
         if group.kind == "convolution":

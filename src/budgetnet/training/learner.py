@@ -1,4 +1,4 @@
-"""The only LightningModule: manual optimization of whatever method and task it is given, metered as it trains."""
+"""The only LightningModule: it trains any method on any task by manual optimization, and counts the train cost."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
 from budgetnet.seeding import keyed_seed
 from budgetnet.tasks import Output, Task
 
-_COLLECT_EVERY = 25  # steps between two looks at the losses; each look waits for the device
+_COLLECT_EVERY = 25  # steps between two collections of the losses, each of which waits for the device
 
 
 class Learner(pl.LightningModule):
-    """Trains a method's network: its steps, its phases, the ledger, exact sums of metrics, checkpoints.
+    """Trains the network of a method: steps, phases, the ledger of train cost, exact sums of metrics, checkpoints.
 
-    method: started. phases: of the run, in order. compiler: a backend of torch.compile for the training steps once no
-    shape changes any more.
+    method: a method whose `start` has been called.
+    phases: the phases of the run, in order.
+    compiler: a backend of torch.compile for training steps in the final phase, in which no shape changes.
     """
 
     def __init__(self, method: Method, phases: list[Phase], compiler: str | None = None) -> None:
@@ -44,41 +45,41 @@ class Learner(pl.LightningModule):
         self.net = training.net
         self.own = method.modules
         self.stop_reason: str | None = None
-        """Why the phase ended in which the network took its shape."""
+        """Why the phase before the last one ended, the one in which the network took its shape."""
         self.batches_done = 0
-        """Of the running epoch; 0 between epochs."""
+        """Number of finished batches of the current epoch; 0 between epochs."""
         self._phase, self._phase_start = 0, 0
-        """Number of the running phase, and the epochs that were finished when it began."""
+        """Index of the current phase, and the number of epochs that were finished when it began."""
         self._compiling = False
         self._losses: list[Tensor] = []
         self._sums: list[Tensor] = []
         self._evaluated: list[Tensor] = []
         self._totals = torch.zeros(0, dtype=torch.float64)
-        """Of the running epoch: the sum of the losses of its steps, their number, the sums of the metrics."""
+        """Totals of the current epoch: the sum of the losses of its steps, their number, and the sums of metrics."""
         self._random_state: list[dict[str, Any]] | None = None
         training.phase = phases[0]
         training.backward, training.unreduced, training.loss_scale = self._backward, self._unreduced, self._loss_scale
 
-    # -- what it is made of -------------------------------------------------------------------------------------------
+    # -- components ---------------------------------------------------------------------------------------------------
 
     @property
     def task(self) -> Task:
-        """What the network is trained for."""
+        """The task that the network is trained for."""
         return self.method.training.task
 
     @property
     def results(self) -> dict[str, float]:
-        """Metrics of the last training epoch and the last evaluation."""
+        """Metrics of the last training epoch and of the last evaluation, by name."""
         return self.method.training.results
 
     @property
     def processes(self) -> Processes:
-        """This process and the others."""
+        """The group of training processes."""
         return self.method.training.processes
 
     @property
     def data(self) -> DataModule:
-        """The dataset that the trainer was given."""
+        """The data module of the trainer."""
         data = getattr(self.trainer, "datamodule", None)
         assert isinstance(data, DataModule)
         return data
@@ -87,21 +88,21 @@ class Learner(pl.LightningModule):
 
     @property
     def phase(self) -> Phase:
-        """The running phase."""
+        """The current phase."""
         return self.phases[self._phase]
 
     @property
     def final_from(self) -> int | None:
-        """Epochs after which the network had its final shape; None: it has not yet."""
+        """The number of epochs after which the network had its final shape, or None if it does not have it yet."""
         return self._phase_start if self.phase.final else None
 
     def finished(self, epochs: int) -> bool:
-        """Whether training is over after `epochs` epochs, before the trainer's own end."""
+        """Whether the last phase ends after `epochs` epochs, which may be before the trainer's last epoch."""
         last, length = self._phase == len(self.phases) - 1, self.phase.epochs
         return last and length is not None and epochs >= self._phase_start + length
 
     def end_of_epoch(self, epochs: int, plan: Plan | None) -> None:
-        """Count a round that was carried out after `epochs` epochs, and go on to the next phase where one ends."""
+        """Count the round that was applied after `epochs` epochs, and begin the next phase if the current one ends."""
         if plan is not None:
             self.method.training.round = plan.round
         stop = plan is not None and plan.stop is not None
@@ -123,10 +124,14 @@ class Learner(pl.LightningModule):
         return self.method.training.optimizers
 
     def forward(self, images: Tensor) -> Output:
-        """The method's output of images (batch, channels, height, width)."""
+        """The output of the method for images (batch, channels, height, width)."""
         return self.method.forward(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Take one step of the method and of all optimizers, and add its cost to the ledger.
+
+        Raises RunError for a loss that is not finite, and for a network that cannot be compiled.
+        """
         images, targets = batch
         training = self.method.training
         training.epoch, training.batch = self.current_epoch, batch_idx
@@ -145,13 +150,13 @@ class Learner(pl.LightningModule):
         self._losses.append(loss)
         self._sums.append(sums)
         self.batches_done = batch_idx + 1
-        for some, flops in self.method.computed(len(targets) * self.trainer.world_size):
-            training.ledger.add(some, flops)
+        for count, flops in self.method.computed(len(targets) * self.trainer.world_size):
+            training.ledger.add(count, flops)
         if self.batches_done % _COLLECT_EVERY == 0:
             self.collect()
 
     def _optimizers(self) -> list[Any]:
-        """The first as Lightning wraps it, whose steps it counts; others as they are."""
+        """The first optimizer as Lightning wraps it, so that its steps are counted; the others as they are."""
         wrapped = self.optimizers()
         first = wrapped[0] if isinstance(wrapped, list) else wrapped
         return [first, *self.method.training.optimizers[1:]]
@@ -174,7 +179,7 @@ class Learner(pl.LightningModule):
             self.method.training.compiled, self._compiling = compiled, True
 
     def _compile(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The first step of a compiled network; its time, nearly all of it the compiler's, is booked as such."""
+        """Take the first step of a compiled network. Nearly all of its time is compilation, and it is recorded so."""
         start = time.perf_counter()
         try:
             done = self.method.step(images, targets)
@@ -194,17 +199,17 @@ class Learner(pl.LightningModule):
         self._totals = torch.zeros(0, dtype=torch.float64)
         self.results.clear()
         self._start_compiling()
-        # for dropout and its like: the same when the run is continued here
-        drawn = keyed_seed("network", self.data.seed, self.current_epoch, self.global_rank)
-        torch.manual_seed(drawn)
-        np.random.seed(drawn % 2**32)
-        random.seed(drawn)
+        # dropout and other random layers draw the same numbers in this epoch when the run is resumed
+        seed = keyed_seed("network", self.data.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
 
     def collect(self) -> None:
-        """Add the steps since the last call, of all processes, to the epoch's totals. All processes must call.
+        """Add the steps of all processes since the last call to the totals of the epoch. All processes must call.
 
-        Raises RunError if a loss was not finite. The totals are of double precision, in which sums of single-precision
-        numbers are exact: they do not depend on when they are collected.
+        The totals are in double precision, in which sums of single-precision numbers are exact, so that they do not
+        depend on when they are collected. Raises RunError for a loss that is not finite.
         """
         if self._losses:
             losses, sums = torch.stack(self._losses).cpu(), torch.stack(self._sums).cpu()
@@ -220,7 +225,10 @@ class Learner(pl.LightningModule):
         self.method.collect()
 
     def end_training_epoch(self) -> None:
-        """Put the mean loss and the metrics of the training epoch, which this ends, of all processes into `results`."""
+        """End the training epoch and put its mean loss and metrics over all processes into `results`.
+
+        Raises RunError for a loss that is not finite.
+        """
         self.method.refresh()
         self.collect()
         self.batches_done = 0
@@ -233,7 +241,7 @@ class Learner(pl.LightningModule):
             self._publish(name)
 
     def _publish(self, name: str) -> None:
-        """Let callbacks of Lightning's, such as EarlyStopping, see a result: in trainer.callback_metrics."""
+        """Put a result into trainer.callback_metrics for Lightning's callbacks, such as EarlyStopping."""
         if name in self.results:
             self.log(name, self.results[name], logger=False, prog_bar=False, rank_zero_only=False, batch_size=1)
 
@@ -258,19 +266,21 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._evaluated.clear()
-        self.processes.synchronise(self.net.buffers())  # each process has the running statistics of its own images
+        self.processes.synchronise(self.net.buffers())  # running statistics differ between processes
         self.method.refresh()
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
+        """Raises RunError for a validation loss that is not finite."""
         self._end_evaluation("val")
         for metric in self.task.metrics:
             self._publish(f"val_{metric.name}")
         self._publish("val_loss")
 
     def on_test_epoch_end(self) -> None:
+        """Raises RunError for a test loss that is not finite."""
         self._end_evaluation("test")
 
     def _end_evaluation(self, name: str) -> None:
@@ -278,7 +288,7 @@ class Learner(pl.LightningModule):
         self._evaluated.clear()
         loss = float(total[0] / total[1])
         if not math.isfinite(loss):
-            self.collect()  # names the step, if it was one of training
+            self.collect()  # raises first, and names the step, if a training loss is not finite either
             self._not_finite(f"{name} loss", self.trainer.global_step)
         self.results[f"{name}_loss"] = loss
         self.results.update({f"{name}_{metric}": value for metric, value in self.task.compute(total[2:]).items()})
@@ -303,7 +313,10 @@ class Learner(pl.LightningModule):
         self._random_state = None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the network the checkpoint's structure and widths before its weights are loaded."""
+        """Give the network the structure and the widths of the checkpoint before its weights are loaded.
+
+        Raises UsageError for a checkpoint of another format.
+        """
         state = checkpoint.get("budgetnet")
         if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
             raise UsageError(
@@ -324,14 +337,14 @@ class Learner(pl.LightningModule):
         self._random_state = state["random_state"]
 
     def keep_random_state(self) -> None:
-        """Put every process's random state into the next checkpoint: one in the middle of an epoch needs it."""
+        """Put the random states of all processes into the next checkpoint, as one within an epoch needs them."""
         self._random_state = self.processes.gather(_random_state(self.device))
 
     def on_fit_start(self) -> None:
         self.method.begin()
 
     def on_train_start(self) -> None:
-        if self.batches_done:  # in the middle of an epoch, whose start is not announced again
+        if self.batches_done:  # resumed within an epoch, for which on_train_epoch_start is not called
             self._start_compiling()
         states, self._random_state = self._random_state, None
         if states is not None and self.global_rank < len(states):
@@ -339,7 +352,7 @@ class Learner(pl.LightningModule):
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
-    """Of this process, as plain values and tensors."""
+    """The states of all random number generators of this process, as plain values and tensors."""
     name, keys, *rest = np.random.get_state(legacy=True)
     states = {
         "cpu": torch.get_rng_state(),
@@ -352,7 +365,7 @@ def _random_state(device: torch.device) -> dict[str, Any]:
 
 
 def _restore(state: dict[str, Any], device: torch.device) -> None:
-    """The opposite of `_random_state`."""
+    """Restore the states given by `_random_state`."""
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     random.setstate(state["python"])

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Wandb(WandbLogger):
-    """The run of `start`, which is called when the run is first needed: W&B takes seconds to import and to begin."""
+    """A W&B logger whose run is made by `start` when it is first needed, since W&B takes seconds to begin."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
         super().__init__()
@@ -40,11 +40,14 @@ class Wandb(WandbLogger):
 
 
 def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -> list[Any]:
-    """The trainer's loggers for conf/logger: none for "csv" (the files are always written), one of Lightning's, or W&B.
+    """The loggers of the trainer for conf/logger, for the first process of a run.
 
-    W&B is online where a key is found, else offline; the run's id is a hash of its directory, so that a continued run
-    continues there too. Without an answer within `init_timeout` seconds it goes on offline, with one line. Its group is
-    `group`, else the name of the sweep that it belongs to, else `run.experiment`. Only for the first process of a run.
+    There is no logger for "csv", since the CSV files are always written. With `_target_` there is a logger of that
+    class, else one of W&B. W&B is online if a key is found, else offline. If it does not answer within `init_timeout`
+    seconds, it continues offline with a warning. The W&B id is a hash of the run directory, so that a resumed run
+    continues in W&B too. The W&B group is `group`, or else the name of the sweep, or else `run.experiment`.
+
+    Raises UsageError for a `_target_` that cannot be built or is no logger.
     """
     if options._target_ is not None:
         return [_own_logger(config["logger"], directory)]
@@ -87,7 +90,7 @@ def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> 
 
 
 def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
-    """What `logger._target_` makes. Raises UsageError for what cannot be made, or is no logger."""
+    """The logger of `logger._target_`. Raises UsageError if it cannot be built or is no logger."""
     target, standard = section["_target_"], {field.name for field in fields(Logging)} - {"_target_"}
     options = {name: value for name, value in section.items() if name not in standard}
     try:
@@ -95,7 +98,7 @@ def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
         places = {"save_dir": str(directory), "name": "tensorboard" if "tensorboard" in target.lower() else "logger"}
         places |= {"version": ""}
         logger = instantiate({**{name: value for name, value in places.items() if name in takes}, **options})
-    except Exception as error:  # whatever importing or making it raises
+    except Exception as error:  # the import and the constructor may raise anything
         cause = error.__cause__ or error
         text = " ".join(str(cause).split())
         raise UsageError(f"logger._target_={target} cannot be built ({type(cause).__name__}: {text})") from error
@@ -105,7 +108,7 @@ def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
 
 
 def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
-    """Send the report's figures (to W&B) and the summary's numbers."""
+    """Send the numbers of the summary to all loggers, and the figures of the report to W&B."""
     numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
     for logger in loggers:
         if isinstance(logger, Wandb):
@@ -119,12 +122,12 @@ def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -
 
 
 def close_loggers(loggers: list[Any]) -> None:
-    """End the W&B run, as a failed one while an error is on its way: a second job must not log into it."""
+    """End all loggers, as failed ones if an exception is being handled, so that the next job does not log to them."""
     failed = sys.exc_info()[0] is not None
     for logger in loggers:
         if not isinstance(logger, Wandb):
             logger.finalize("failed" if failed else "success")
-    if loggers and (wandb := sys.modules.get("wandb")):  # else no run has started
+    if loggers and (wandb := sys.modules.get("wandb")):  # otherwise no W&B run has begun
         wandb.finish(exit_code=int(failed))
 
 

@@ -1,4 +1,4 @@
-"""What summary.json says of a run beside its metrics: what it was, what its network costs, where it ran."""
+"""The entries of summary.json beside the metrics: configuration, costs of the network, versions and hardware."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from budgetnet.training.learner import Learner
 def describe(
     config: Mapping[str, Any], directory: Path, learner: Learner, full: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
-    """Everything of summary.json but the metrics; `full` holds the facts of the full backbone."""
+    """All entries of summary.json except the metrics. full: entries about the full backbone."""
     method, training = learner.method, learner.method.training
     costs, ledger, budget = method.costs(), training.ledger, training.budget
     spent = {**costs, "train_cost": ledger.spent}
@@ -53,19 +53,19 @@ def describe(
 
 
 def best_test_epoch(metrics: Sequence[Mapping[str, Any]], first: int, metric: Metric) -> dict[str, Any]:
-    """The best test value of an epoch and which epoch it was, among the rows of metrics.csv from epoch `first` on.
+    """The best test value and its epoch, the last among equals, in the rows of metrics.csv from epoch `first` on.
 
-    None: it was not measured. first: of the final network; those before may be larger than the budget. Of equal epochs
-    the last.
+    Both are None if the test set was not evaluated. first: the first epoch of the final network, since earlier networks
+    may exceed the budget.
     """
     name = f"test_{metric.name}"
-    measured = [(row[name], row["epoch"]) for row in metrics if row["epoch"] >= first and row[name] is not None]
-    best, epoch = max(measured, key=lambda pair: (metric.gain(pair[0]), pair[1]), default=(None, None))
+    tested = [(row[name], row["epoch"]) for row in metrics if row["epoch"] >= first and row[name] is not None]
+    best, epoch = max(tested, key=lambda pair: (metric.gain(pair[0]), pair[1]), default=(None, None))
     return {f"{name}_best": best, f"{name}_best_epoch": epoch}
 
 
 def validation_at(metrics: Sequence[Mapping[str, Any]], epoch: int, task: Task) -> dict[str, Any]:
-    """What the validation at an epoch of metrics.csv gave, by metric; None: there was none."""
+    """The validation metrics of an epoch of metrics.csv, by name; None without a validation."""
     row: Mapping[str, Any] = next((row for row in metrics if row["epoch"] == epoch), {})
     return {f"val_{metric.name}": row.get(f"val_{metric.name}") for metric in task.metrics}
 

@@ -28,15 +28,17 @@ _REFUSED = {
     "ModelPruning": "its masks do not follow a network that changes its shape: use a pruning method",
     "BackboneFinetuning": "it replaces the optimizer's groups, which a changing network looks after itself",
 }
-"""Callbacks of Lightning's that cannot work with a network that changes its shape, and why."""
+"""Callbacks of Lightning that cannot work with a network that changes its shape, and why."""
 
 
 def make_trainer(
     options: TrainerOptions, epochs: int, directory: Path, callbacks: Sequence[pl.Callback], unused_parameters: bool
 ) -> pl.Trainer:
-    """The trainer of a run of so many epochs at most. unused_parameters: whether a step may leave some out.
+    """The trainer of a run of at most `epochs` epochs.
 
-    Raises UsageError for what a network that changes its shape cannot be trained with.
+    unused_parameters: whether a step may leave some parameters without a gradient.
+    Raises UsageError for strategies, compilers, callbacks and devices with which a network that changes its shape
+    cannot be trained.
     """
     if options.strategy not in ("auto", "ddp"):
         raise UsageError(f"trainer.strategy={options.strategy}: {_why_not(options.strategy)}; use ddp")
@@ -70,7 +72,10 @@ def make_trainer(
 
 
 def _cluster() -> list[ClusterEnvironment]:
-    """Slurm where srun has started this process; in a mere batch script of Slurm, what serves without it."""
+    """The Slurm environment if srun launched this process, and Lightning's own within a batch script without srun.
+
+    Lightning would take any process under Slurm for one that srun launched.
+    """
     if launch().by == "srun":
         try:
             return [SLURMEnvironment(auto_requeue=False)]
@@ -81,7 +86,7 @@ def _cluster() -> list[ClusterEnvironment]:
 
 
 def _why_not(strategy: str) -> str:
-    """Why a run cannot have a strategy of Lightning's other than ddp."""
+    """Why a run cannot use a strategy other than ddp."""
     if "find_unused" in strategy:
         return "a parameter that has grown would silently not be reduced, and the processes would drift apart"
     if strategy.startswith(("fsdp", "deepspeed", "xla", "model_parallel")):
@@ -90,7 +95,7 @@ def _why_not(strategy: str) -> str:
 
 
 def quiet() -> None:
-    """Leave the terminal to the run: Lightning's notices about devices and workers say nothing here."""
+    """Silence Lightning's notices about devices and workers, which do not apply to these runs."""
     for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
@@ -99,7 +104,7 @@ def quiet() -> None:
         "Total length of `list` across ranks is zero",
         "Deterministic behavior was enabled",
         "Grad strides do not match",
-        "It is recommended to use .*sync_dist",  # what is logged is the same on every process
+        "It is recommended to use .*sync_dist",  # logged values are the same on every process
         "LeafSpec",
         "treespec",
     ):

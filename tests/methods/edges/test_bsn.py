@@ -151,10 +151,10 @@ def test_what_cannot_run_is_said_in_one_line(options: tuple[str, ...], text: str
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("method.samples=3",), "method.samples=3: expected a number that 1 processes can share"),
-        (("method.samples=1",), "method.baseline=mean takes the mean of a step's other choices"),
-        (("method.samples=20",), "parts of one image, of 20 in 20 parts"),
-        (("trainer.micro_batches=20",), "parts of one image, of 20 in 20 parts"),
+        (("method.samples=3",), "method.samples=3: expected a multiple of the number of processes"),
+        (("method.samples=1",), "method.baseline=mean takes the mean over a step's other samples"),
+        (("method.samples=20",), "20 images in 20 slices"),
+        (("trainer.micro_batches=20",), "20 images in 20 slices"),
     ],
 )
 def test_choices_that_cannot_be_shared_out_are_refused(fit: Fit, options: tuple[str, ...], text: str) -> None:

@@ -26,7 +26,10 @@ from budgetnet.seeding import keyed_seed
 
 @dataclass(frozen=True)
 class BlockRounds(Rounds):
-    """conf/growth: when blocks come, how they start, and what becomes of the optimizer's state."""
+    """conf/growth: when blocks are added, how they are initialised, and whether the optimizer's state is reset.
+
+    Raises UsageError for values out of range.
+    """
 
     init: str = "he"
     state: str = "reset"
@@ -40,7 +43,7 @@ class BlockRounds(Rounds):
 
 
 def block_costs(model: nn.Module, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:
-    """By stage, the params, macs and flops that one block more adds; the same at any depth."""
+    """The params, macs and flops that another block adds to each stage, which are the same at any depth."""
     now, costs = CostModel(ChannelGraph.of(model)).costs(), {}
     for name, depth in depths(model, stages).items():
         deeper = CostModel(change_depth(copy.deepcopy(model), stages, {name: depth + 1}, seed=0)).costs()
@@ -49,10 +52,10 @@ def block_costs(model: nn.Module, stages: Sequence[Stage]) -> dict[str, dict[str
 
 
 class AutoGrow(Method):
-    """Adds a block to one stage after another at a constant learning rate, then fine-tunes.
+    """Adds blocks to the stages in turn at a constant learning rate, then fine-tunes.
 
-    Growth stops in time to leave the fine-tuning its epochs. What a block brings is read off the best value so far of
-    the task's first metric on the validation set.
+    Growth stops early enough to leave fine-tuning its epochs. A block is judged by how much it improves the best
+    validation value so far of the task's first metric.
     """
 
     def __init__(self, optim: Optimization, growth: BlockRounds, finetune: FineTuning, method: DepthRule) -> None:
@@ -61,8 +64,11 @@ class AutoGrow(Method):
         self.full_depths: Mapping[str, int] = {}
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError for a backbone without stages, a budget that leaves nothing to grow, a growth round longer
-        than the run, and where nothing is validated."""
+        """Reduce every stage to one block.
+
+        Raises UsageError for a backbone without stages, a budget without room for a block, a round and fine-tuning
+        longer than the run, and a run whose rounds do not end with a validation.
+        """
         self.training = training
         rounds_must_fit(training.epochs, self.growth, self.finetune)
         every, round = training.validation_every, self.growth.epochs_per_round
@@ -90,7 +96,7 @@ class AutoGrow(Method):
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 
     def _check_budget(self) -> None:
-        """Raises UsageError for a budget below the seed network, or that has no room for any block beside it."""
+        """Raises UsageError for a budget below the seed network, or without room for another block."""
         costs, images = self.costs(), self.training.ledger.images_per_epoch
         first, tune = self.growth.epochs_per_round * images, self.finetune.epochs * images
         seed = {**costs, "train_cost": (first + tune) * costs["flops"]}
@@ -111,7 +117,7 @@ class AutoGrow(Method):
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def after_epoch(self, epochs: int) -> None:
-        """Note the best value: that of a single epoch at a large learning rate goes up and down by more than τ."""
+        """Record the best value, since at a large learning rate the values of single epochs vary by more than τ."""
         metric = self.training.task.metric
         value = self.training.results.get(f"val_{metric.name}")
         if value is not None and (self.best is None or metric.better(value, self.best)):
@@ -119,11 +125,11 @@ class AutoGrow(Method):
 
     @property
     def reached(self) -> float:
-        """The best value so far, such that more is better; 0 before the first."""
+        """The best value so far, with a sign such that higher is better; 0 before the first validation."""
         return 0.0 if self.best is None else self.training.task.metric.gain(self.best)
 
     def plan(self, epochs: int, batch: Images | None) -> DepthPlan | None:
-        """The next block at the end of a round; `stop` also counts rounds and epochs."""
+        """Plan the next block at the end of a round. The limits on rounds and epochs can end growth as well."""
         if self.training.phase.final or epochs == 0 or epochs % self.growth.epochs_per_round:
             return None
         deep, before = depths(self.net, self.stages), self.graph.widths
@@ -145,7 +151,7 @@ class AutoGrow(Method):
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Append the block; the optimizer's state is reset or carried as the option of growth says."""
+        """Append the block; `growth.state` says whether the optimizer's state is reset or carried over."""
         assert isinstance(plan, DepthPlan)
         optimizer = self.training.optimizer
         if self.growth.state == "reset":
@@ -156,7 +162,7 @@ class AutoGrow(Method):
         self.stage_order = plan.stage_order
 
     def _deepen(self, plan: Mapping[str, int], **options: Any) -> None:
-        """Change depths of the live network (see `channels.depth.change_depth`) and price it anew."""
+        """Change depths of the live network (see `channels.depth.change_depth`) and update its price."""
         change_depth(self.net, self.stages, plan, **options)
         self.training.pricing.update()
 
@@ -171,7 +177,7 @@ class AutoGrow(Method):
             "last": self.stage_order.last,
             "reached": self.stage_order.reached,
         }
-        return {"depths": depths(self.net, self.stages), "turns": stage_order, "best": self.best}
+        return {"depths": depths(self.net, self.stages), "stage_order": stage_order, "best": self.best}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
         now = depths(self.net, self.stages)

@@ -16,7 +16,10 @@ Costs = Mapping[str, int]
 
 @dataclass(frozen=True)
 class DepthRule:
-    """What a block must bring, and how deep a stage may become: see conf/method/autogrow.yaml."""
+    """conf/method/autogrow.yaml: by how much a block must improve the metric, and how deep a stage may become.
+
+    Raises UsageError for values out of range.
+    """
 
     threshold: float = 0.05
     max_depth: int | None = None
@@ -30,10 +33,12 @@ class DepthRule:
 
 @dataclass(frozen=True)
 class StageOrder:
-    """Whose turn it is to grow.
+    """The order in which stages grow, and the progress of growth.
 
-    order: all stages. ended: those that do not grow any more. last: the one that grew last, before which the metric had
-    `reached` this value (more is better).
+    order: all stages.
+    ended: the stages that no longer grow.
+    last: the stage that grew last.
+    reached: the value of the metric before the last stage grew; higher is better.
     """
 
     order: tuple[str, ...]
@@ -42,20 +47,20 @@ class StageOrder:
     reached: float = 0.0
 
     def judged(self, reached: float, threshold: float) -> StageOrder:
-        """The stage that grew last has ended unless the metric is up by `threshold` since."""
+        """The same with the last stage ended, unless the metric has risen by `threshold` since it grew."""
         if self.last is None or self.last in self.ended or reached - self.reached >= threshold:
             return self
         return replace(self, ended=(*self.ended, self.last))
 
     def waiting(self) -> tuple[str, ...]:
-        """The stages that have not ended, the next in turn first."""
+        """The stages that still grow, beginning with the next one."""
         start = 0 if self.last is None else self.order.index(self.last) + 1
         return tuple(name for name in (*self.order[start:], *self.order[:start]) if name not in self.ended)
 
 
 @dataclass(frozen=True, repr=False)
 class DepthPlan(WidthPlan):
-    """A round of AutoGrow: (blocks before, blocks after) by stage, and whose turn it is from then on."""
+    """A round of AutoGrow: (blocks before, blocks after) by stage, and the stage order after the round."""
 
     depths: Mapping[str, tuple[int, int]] = field(default_factory=dict, kw_only=True)
     stage_order: StageOrder = field(default_factory=lambda: StageOrder(()), kw_only=True)
@@ -70,7 +75,12 @@ class DepthPlan(WidthPlan):
 
 @dataclass(frozen=True)
 class NextBlock:
-    """stage: that gets it, or None. turns: from then on. stop: why growth ends here, if it does."""
+    """The result of `next_block`.
+
+    stage: the stage that gets a block, or None.
+    stage_order: the stage order after this round.
+    stop: the reason why growth ends with this round, or None.
+    """
 
     stage: str | None
     stage_order: StageOrder
@@ -86,12 +96,16 @@ def next_block(
     blocks: Mapping[str, Costs],
     limits: Sequence[Limit],
 ) -> NextBlock:
-    """Judge the last block, and give one to the next stage in turn that may have it.
+    """Judge the last block, and give a block to the next stage that may have one.
 
-    reached: the metric now, more is better. depths: of the stages now. costs: of the network now. blocks: what one
-    block more adds, by stage. `stop` is "accuracy" when every stage has ended, else "max_depth" or the kind of the
-    limit that holds back the next that has not, or that no round more fits into. The last block is not waited for:
-    where no stage can have another, nothing would follow from what it brings.
+    reached: the current value of the metric; higher is better.
+    depths: the current number of blocks of each stage.
+    costs: the current costs of the network.
+    blocks: the costs that another block adds to each stage.
+
+    `stop` is "accuracy" if every stage has ended. It is "max_depth" or the kind of a limit if that prevents all other
+    stages from growing, or if no further round fits into a limit. Growth ends together with the last possible block,
+    because its effect on the metric would change nothing.
     """
     stage_order = stage_order.judged(reached, rule.threshold)
     refused = _refusals(rule, depths, costs, blocks, limits)
@@ -114,7 +128,7 @@ def _refusals(
     blocks: Mapping[str, Costs],
     limits: Sequence[Limit],
 ) -> dict[str, str | None]:
-    """Why each stage cannot have a block more: "max_depth" or the kind of a limit; None for those that can."""
+    """Why each stage cannot have another block: "max_depth" or the kind of a limit; None for those that can."""
     refused: dict[str, str | None] = {}
     for name, block in blocks.items():
         exceeded = (limit.kind for limit in limits if costs[limit.form] + block[limit.form] > limit.most)

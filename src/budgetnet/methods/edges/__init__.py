@@ -1,4 +1,4 @@
-"""Learning which edges of a network to keep, under a budget: pure functions behind `budgetnet.methods.edges.bsn`."""
+"""Learning which edges of a network to keep under a budget: the functions behind `budgetnet.methods.edges.bsn`."""
 
 from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
 from budgetnet.methods.edges.search import EdgeSearch, SuperNetwork

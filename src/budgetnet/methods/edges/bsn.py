@@ -1,4 +1,4 @@
-"""Budgeted super networks: which edges of a large network to keep is learned (Veniat and Denoyer, CVPR 2018)."""
+"""Budgeted super networks, which learn which edges of a large network to keep (Veniat and Denoyer, CVPR 2018)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from budgetnet.tasks import Output
 
 
 class OptionalFineTuning(FineTuning):
-    """conf/finetune, where 0 epochs are none, as published."""
+    """conf/finetune for a method that may skip fine-tuning: 0 epochs, as published."""
 
     least_epochs = 0
 
 
 class BSN(Method):
-    """Trains a network with edges drawn at random, learns their probabilities, keeps the likely ones, and tunes them.
+    """Trains a network with randomly sampled edges, learns their probabilities, and fine-tunes the likely edges.
 
-    In the phase "warmup" every edge is on; in "sample" every image, or each of `method.samples` parts of a batch, has a
-    choice of edges of its own. An edge is computed for parts in which some image has it on, and is counted so.
+    In the phase "warmup" every edge is on. In the phase "sample" every image, or each of `method.samples` slices of a
+    batch, has an edge mask of its own. An edge is computed for a slice, and counted in its cost, if any image of the
+    slice has it on.
     """
 
     keeps = ("flops", "params", "train_cost", "latency", "sequential_ops")
@@ -45,15 +46,16 @@ class BSN(Method):
         super().__init__(optim)
         self.options, self.finetune = method, finetune
         self.fallback = torch.empty(0)
-        """bool (edges,): a path that meets the budget."""
+        """A path that meets the budget, bool (edges,)."""
         self.latency: int | None = None
-        """Measured microseconds of what was kept, where they are limited."""
-        self._losses_of_parts: list[Tensor] = []
+        """Measured latency of the selected network in microseconds, if there is a limit on it."""
+        self._slice_losses: list[Tensor] = []
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError for a backbone without edges to choose from."""
+        """Raises UsageError for a backbone without edges to choose from, and for phases longer than the run."""
         self.training = training
-        options, epochs, tune = self.options, self.options.search_epochs, self.finetune.epochs
+        options, tune = self.options, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, options.search_epochs)
         search = f"method.search_epochs={epochs}"
         must_fit(training.epochs, epochs + tune, search, f"finetune.epochs={tune}")
         if options.warmup_epochs >= epochs:
@@ -67,7 +69,7 @@ class BSN(Method):
             )
         self.search = EdgeSearch(training.pricing.edges, training.budget.limits, options, training.seed)
         self.kept = torch.ones(len(self.search.logits), dtype=torch.bool)
-        """The edges that would be kept as of the last epoch, or that are."""
+        """The selected edges, bool (edges,): provisional, as of the last epoch, until the search ends."""
         rate, warmup = replace(self.optim.phase("sample", epochs), decay_epochs=epochs), options.warmup_epochs
         phases = [replace(rate, name="warmup", epochs=warmup)] if warmup else []
         sample = replace(rate, epochs=epochs - warmup, elapsed=warmup)
@@ -75,27 +77,28 @@ class BSN(Method):
 
     @property
     def supernet(self) -> Fabric:
-        """The network, or what is left of it."""
+        """The network, with all edges or with the selected ones."""
         pricing = self.training.pricing
         assert isinstance(pricing, EdgePricing)
         return pricing.fabric
 
     @property
     def full(self) -> dict[str, int]:
-        """By kind, what all edges cost."""
+        """The costs, by kind, of the network with all edges."""
         return self.search.costs.full()
 
     @property
     def sampling(self) -> bool:
-        """Whether edges are drawn."""
+        """Whether edges are sampled in the current phase."""
         return self.training.phase.name == "sample"
 
     # -- before training ----------------------------------------------------------------------------------------------
 
     def check(self, continued: bool) -> None:
-        """Raises UsageError for choices that cannot be shared out, and a budget that no path from end to end meets.
+        """The first process measures latencies here; a resumed run loads those from its checkpoint instead.
 
-        Times are measured here, by the first process; a continued run has its own.
+        Raises UsageError for a number of samples that does not divide among processes and images, and for a budget
+        that no path from input to output meets.
         """
         training, limits = self.training, self.training.budget.limits
         world = training.processes.count
@@ -112,7 +115,7 @@ class BSN(Method):
             net = copy.deepcopy(net).to(training.device, training.dtype)
             self.search.costs.latency = edge_latencies(net, shape)
         self.fallback = affordable_path(
-            training.budget, self.search.costs, self.options.search_epochs, self.finetune, training.ledger
+            training.budget, self.search.costs, self.search_epochs, self.finetune, training.ledger
         )
         if (most := limits.get("latency")) and most < (time := latency_of(net, self.fallback, shape)):
             raise UsageError(
@@ -121,7 +124,7 @@ class BSN(Method):
             )
 
     def begin(self) -> None:
-        """Every process has the first one's times and path."""
+        """Broadcast the latencies and the fallback path of the first process."""
         found = (self.search.costs.latency, self.fallback)
         self.search.costs.latency, self.fallback = self.training.processes.broadcast(found)
 
@@ -133,26 +136,29 @@ class BSN(Method):
         return self.search.computed(images, self.training.processes.count, self.training.micro_batches)
 
     def step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """While edges are drawn, each part of the batch passes through its own; their losses teach the logits."""
+        """While edges are sampled, pass each slice of the batch through its own edges; the losses train the logits."""
         if not self.sampling:
             return super().step(images, targets)
         training, task = self.training, self.training.task
         rank, world = training.processes.rank, training.processes.count
         self.search.draw(len(targets) * world, training.epoch, training.batch)
-        parts = list(self.search.parts(len(targets), rank, world, training.micro_batches))
+        slices = list(self.search.parts(len(targets), rank, world, training.micro_batches))
         losses, sums = [], []
-        for number, (part, alive) in enumerate(parts, start=1):
-            with training.unreduced() if number < len(parts) else nullcontext():
-                output = self.supernet.masked(images[part], alive.to(images.device))
-                each = task.training_losses(output, targets[part])
+        for number, (rows, alive) in enumerate(slices, start=1):
+            with training.unreduced() if number < len(slices) else nullcontext():
+                output = self.supernet.masked(images[rows], alive.to(images.device))
+                each = task.training_losses(output, targets[rows])
                 training.backward(each.sum() / len(targets) + self._unused(alive))
             losses.append(each.detach())
-            sums.append(task.sums(output.detach(), targets[part]))
-        self._losses_of_parts = losses
+            sums.append(task.sums(output.detach(), targets[rows]))
+        self._slice_losses = losses
         return torch.cat(losses).mean(), torch.stack(sums).sum(0)
 
     def _unused(self, alive: Tensor) -> Tensor:
-        """Zero, from the parameters of what is off everywhere: they too have a gradient, on every process."""
+        """Zero, as a function of the parameters of edges that are off in a slice, to give every parameter a gradient.
+
+        Processes that sample different edges would otherwise disagree about which gradients to average.
+        """
         net, edges = self.supernet, zip(self.search.layout.edges, alive.any(0).tolist(), strict=True)
         off = [net.edges[edge.name] for edge, on in edges if not on]
         off += [] if alive.any() else [net.stem]
@@ -162,42 +168,42 @@ class BSN(Method):
         return total
 
     def before_step(self) -> None:
-        """The logits' own step, which no gradient of the network's parameters depends on."""
+        """Update the logits, on which the gradients of the network's parameters do not depend."""
         if self.sampling:
             training, processes = self.training, self.training.processes
             self.search.learn(
-                self._losses_of_parts, processes.rank, processes.count, processes.sum, training.epoch, training.batch
+                self._slice_losses, processes.rank, processes.count, processes.sum, training.epoch, training.batch
             )
 
     def collect(self) -> None:
         if self.sampling:
             self.search.collect(self.training.processes.sum)
 
-    # -- what would be kept -------------------------------------------------------------------------------------------
+    # -- the selected network -----------------------------------------------------------------------------------------
 
     def limits(self) -> dict[str, int]:
-        """What the network that is kept may cost: what is left of the train cost bounds its FLOPs, if it is tuned."""
+        """The limits, by kind, on the selected network; the rest of the train cost bounds its FLOPs if it is tuned."""
         return self.training.limits(self.finetune.epochs)
 
     def evaluate(self, images: Tensor) -> Output:
-        """Outputs of the network that would be kept now; of all edges in the warm-up."""
+        """The output of the currently selected network, or of the whole network in the warm-up."""
         if not self.sampling:
             return self.forward(images)
         return self.supernet.masked(images, self.kept[None].to(images.device))
 
     def refresh(self) -> None:
-        """Look at what would be kept now."""
+        """Select edges by their current probabilities."""
         if self.sampling:
             self.kept = self.search.chosen(self.limits(), self.fallback)
 
     def costs(self) -> dict[str, int]:
-        """Of the network that would be kept as of the last epoch, or is; of all edges in the warm-up."""
+        """The costs, by kind, of the network as selected in the last epoch, or of the whole network in the warm-up."""
         warmup = self.training.phase.name == "warmup"
         costs = self.full if warmup else self.training.pricing.costs(self.kept)
         return costs if self.latency is None else {**costs, "latency": self.latency}
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """edges.csv: costs sampled (a mean), pruned (what would be kept) and full, and every γ."""
+        """A row of edges.csv: costs of sampled networks (mean), of the selected one and of all edges, and every γ."""
         if self.training.phase.final:
             return {}
         search, now, full = self.search, self.costs(), self.full
@@ -208,7 +214,7 @@ class BSN(Method):
         return {"edges": record | dict(zip(names, search.probabilities.tolist(), strict=True))}
 
     def facts(self) -> dict[str, Any]:
-        """The graph with its probabilities and what is kept of it, for figures; costs of all of it."""
+        """The graph with the probabilities and the selection, which figures need, and the costs of all edges."""
         layout = self.search.layout
         rows = zip(layout.edges, self.search.probabilities.tolist(), self.kept.tolist(), strict=True)
         return {
@@ -224,17 +230,20 @@ class BSN(Method):
     # -- the end of the search ----------------------------------------------------------------------------------------
 
     def round_ends(self, epochs: int) -> bool:
-        """There is one round, at the end of the search."""
-        return not self.training.phase.final and epochs >= self.options.search_epochs
+        """Whether the only round, at the end of the search, follows after `epochs` epochs."""
+        return not self.training.phase.final and epochs >= self.search_epochs
 
     def images(self, epochs: int) -> int:
         return self.options.images if self.round_ends(epochs) else 0
 
     def first_filters(self, plan: Plan) -> None:
-        """Edges are chosen, not filters."""
+        """None: this method selects edges, not filters."""
 
     def plan(self, epochs: int, batch: Images | None) -> EdgePlan | None:
-        """Which edges stay. A limit on latency holds for the measured time of the network itself."""
+        """Plan which edges stay. A limit on latency applies to the measured time of the selected network as a whole.
+
+        Raises RunError if not even the shortest path meets the limit on latency any more.
+        """
         if not self.round_ends(epochs):
             return None
         limits, layout = self.limits(), self.search.layout
@@ -250,9 +259,10 @@ class BSN(Method):
         return EdgePlan(self.training.round + 1, widths, widths, stop=stop, edges=names, latency=latency)
 
     def _fast_enough(self, limits: Mapping[str, int]) -> tuple[Tensor, int]:
-        """The likeliest edges whose network, as a whole, was measured to be within its limit, and its microseconds.
+        """The likeliest edges whose network meets the limit on latency, and its measured time in microseconds.
 
-        Times of modules do not add up to that of the network: the limit on their sum is lowered until it fits.
+        The times of modules do not add up to the time of the network, so the limit on their sum is lowered until the
+        whole network fits.
         """
         aim = limits["latency"]
         while True:
@@ -268,7 +278,7 @@ class BSN(Method):
             aim = int(0.95 * min(aim, self.search.costs.price(kept)["latency"]))
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Remove all other edges, forget their momentum, and estimate the statistics of batch norms anew."""
+        """Remove all other edges and their momentum, and re-estimate the batch-norm statistics."""
         assert isinstance(plan, EdgePlan) and batch is not None
         self.kept, self.latency = self.search.layout.choice(plan.edges), plan.latency
         self._extract(plan.edges)
@@ -304,9 +314,9 @@ class BSN(Method):
 def affordable_path(
     budget: Budget, costs: EdgeCosts, search: int, finetune: FineTuning, ledger: TrainCostLedger
 ) -> Tensor:
-    """bool (edges,): a path that meets the budget. search: epochs of the whole network, at most.
+    """A path that meets the budget, bool (edges,). search: the most epochs in which the whole network is trained.
 
-    Raises UsageError, with the numbers, where there is none.
+    Raises UsageError, with the numbers, if no such path is found.
     """
     limits, images, tune = dict(budget.limits), ledger.images_per_epoch, finetune.epochs
     if (most := limits.pop("train_cost", None)) is not None:

@@ -1,13 +1,14 @@
-"""The gradient of an expected cost by the probabilities of edges: REINFORCE.
+"""The REINFORCE estimate of the gradient of an expected cost with respect to the logits of edges.
 
 Equations 11 to 18 of Veniat and Denoyer, CVPR 2018.
 
-Every edge u is on with probability γ_u = σ(a_u). For one drawn choice h and what it cost, D(h),
-∂E[D]/∂a_u = E[(D - b)(h_u - γ_u)], whatever the baseline b, as long as it does not depend on h.
+Edge u is on with probability γ_u = σ(a_u). For a sampled edge mask h with cost D(h) and any baseline b that does not
+depend on h, ∂E[D]/∂a_u = E[(D - b)(h_u - γ_u)].
 
-That is exact where D depends on one choice. Where images of a batch with choices of their own pass through one batch
-norm, an image's choice also moves the statistics of the others; what that does to their losses is left out, as in the
-paper. Parts of a batch that share a choice (`method.samples`) have statistics of their own, and nothing is left out.
+The estimate is unbiased if D depends on one mask alone. If images with different masks pass through the same batch
+norm, the mask of one image also affects the statistics, and so the losses, of the others. This effect is ignored, as
+in the paper. It does not arise if the images of a slice have one mask in common (`method.samples`), because each slice
+has its own statistics.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from torch import Tensor
 
 
 def drawn(logits: Tensor, draws: Tensor) -> Tensor:
-    """bool (choices, edges): which edges are on, by `draws` in [0, 1), (choices, edges). logits: a, (edges,)."""
+    """Edge masks, bool (masks, edges). logits: a, (edges,). draws: uniform random numbers in [0, 1), (masks, edges)."""
     return draws < torch.sigmoid(logits)
 
 
 def penalties(costs: Mapping[str, Tensor], limits: Mapping[str, int]) -> Tensor:
-    """Σ max(0, C / limit - 1) over the kinds that have a limit, float64 (choices,): 1 for one budget over a budget.
+    """Σ max(0, C / limit - 1) over the kinds with a limit, float64 (masks,): 1 if a cost is twice its limit.
 
-    costs: by kind, of every choice, (choices,).
+    costs: the costs of every mask, (masks,), by kind.
     """
     over = [(costs[kind].double() / limit - 1).clamp(min=0) for kind, limit in limits.items()]
     return torch.stack(over).sum(0)
 
 
 def advantages(losses: Tensor, baseline: float | None = None) -> Tensor:
-    """D - b of every choice, (choices,): b is the mean of the other choices, or `baseline`.
+    """D - b of every mask, (masks,). b is `baseline`, or else the mean loss of the other masks, of which one is needed.
 
-    The authors' code takes the mean of all, which holds a choice's own loss too, and so shortens every gradient by
-    (n - 1)/n; of the others it is unbiased. It takes two choices at least.
+    The authors' code takes the mean of all n masks. It includes the loss of the mask itself, which scales every
+    gradient by (n - 1)/n. The mean of the others is unbiased.
     """
     if baseline is not None:
         return losses - baseline
@@ -45,6 +46,9 @@ def advantages(losses: Tensor, baseline: float | None = None) -> Tensor:
 
 
 def score_gradient(logits: Tensor, choices: Tensor, advantages: Tensor) -> Tensor:
-    """The estimate of ∂E[D]/∂a, (edges,): the mean over choices, bool (choices, edges), of (D - b)(h - γ)."""
+    """The estimate of ∂E[D]/∂a, (edges,): the mean of (D - b)(h - γ) over masks.
+
+    logits: a, (edges,). choices: the masks h, bool (masks, edges). advantages: D - b, (masks,).
+    """
     scores = choices.to(logits) - torch.sigmoid(logits)
     return (advantages.to(logits)[:, None] * scores).mean(0)

@@ -1,4 +1,4 @@
-"""The search for edges: choices drawn for every step, what they taught, and what would be kept."""
+"""The search for edges: masks are sampled in every step, their losses train the logits, and the likely edges win."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from budgetnet.seeding import keyed_generator
 CHOICES = ("learned", "random")
 BASELINES = ("mean", "ema")
 DECIDED = (0.02, 0.98)
-"""Probabilities outside of which an edge counts as decided."""
+"""An edge counts as decided if its probability is below the first or above the second number."""
 
 
 @dataclass(frozen=True)
 class SuperNetwork:
-    """conf/method/bsn.yaml: how probabilities of edges are learned."""
+    """conf/method/bsn.yaml: how the probabilities of edges are learned. Raises UsageError for values out of range."""
 
     warmup_epochs: int = 50
     choice: str = "learned"
@@ -34,7 +34,7 @@ class SuperNetwork:
     baseline: str = "mean"
     decay: float = 0.9
     samples: int | None = None
-    search_epochs: int = 150
+    search_epochs: int | None = None
     images: int = 1024
 
     def __post_init__(self) -> None:
@@ -56,10 +56,10 @@ class SuperNetwork:
 
 
 class EdgeSearch:
-    """Logits of edges, and the choices of the running step: of all processes, which draw the same.
+    """The logits of edges, and the edge masks of the current step, which all processes sample alike.
 
-    costs: of the edges. limits: on what a choice may cost, by kind; above one it is penalised. All of it lives on the
-    CPU, where choices are drawn and priced, in double precision.
+    costs: prices edge masks. limits: the budget by kind; a mask that costs more is penalised. All tensors are on the
+    CPU, where masks are sampled and priced in double precision.
     """
 
     def __init__(self, costs: EdgeCosts, limits: Mapping[str, int], options: SuperNetwork, seed: int) -> None:
@@ -67,13 +67,13 @@ class EdgeSearch:
         self.layout = costs.layout
         self.limits = {kind: most for kind, most in limits.items() if kind != "train_cost"}
         self.shown = ("flops", "params", *(kind for kind in self.limits if kind not in ("flops", "params")))
-        """Kinds of cost that are recorded."""
+        """The kinds of cost that are recorded."""
         count = len(self.layout.edges)
         self.logits = torch.full((count,), options.initial, dtype=torch.float64)
         self.average: float | None = None
-        """Of what choices cost, for the baseline "ema"."""
+        """Moving average of the mean loss of masks, with penalties, for the baseline "ema"."""
         self.sampled = torch.zeros(1 + len(self.shown), dtype=torch.float64)
-        """Choices of all processes since the epoch began, and the sums of their costs, as of the last `collect`."""
+        """The number of masks of all processes in this epoch and the sums of their costs, as of the last `collect`."""
         self._own_sampled = torch.zeros_like(self.sampled)
         self.choices = self.alive = torch.ones(1, count, dtype=torch.bool)
 
@@ -83,12 +83,12 @@ class EdgeSearch:
         return torch.sigmoid(self.logits)
 
     def decided(self) -> float:
-        """The part of the edges whose γ is near 0 or 1."""
+        """The fraction of edges whose γ is near 0 or 1."""
         low, high = DECIDED
         return float(((self.probabilities < low) | (self.probabilities > high)).double().mean())
 
     def chosen(self, limits: Mapping[str, int], fallback: Tensor) -> Tensor:
-        """bool (edges,): what would be kept within these limits; see `choose`."""
+        """The edges that are selected within these limits, bool (edges,); see `choose`."""
         if self.options.choice == "random":
             draws = torch.rand(len(self.logits), generator=keyed_generator("choice", self.seed))
             return choose(self.costs, limits, draws, fallback, threshold=-1.0)
@@ -97,39 +97,40 @@ class EdgeSearch:
     # -- a step -----------------------------------------------------------------------------------------------------
 
     def draw(self, images: int, *step: int) -> None:
-        """Choices of a step of so many images, of all processes: a function of the logits, the seed and the step."""
+        """Sample the masks of a step of `images` images of all processes, as a function of logits, seed and step."""
         key = keyed_generator("edges", self.seed, *step)
         count = self.options.samples or images
         self.choices = drawn(self.logits, torch.rand(count, len(self.logits), generator=key, dtype=torch.float64))
         self.alive = self.layout.alive(self.choices)
 
     def own(self, rank: int, world: int) -> slice:
-        """Which of the step's choices are a process's."""
+        """Which masks of the step belong to process `rank` of `world`."""
         count = len(self.choices) // world
         return slice(rank * count, (rank + 1) * count)
 
     def parts(self, images: int, rank: int, world: int, pieces: int = 1) -> Iterator[tuple[slice, Tensor]]:
-        """The parts of a process's images that are passed one after the other, and their edges, (1 or images, edges).
+        """The slices of a process's images that are passed in turn, and their masks, bool (1 or images, edges).
 
-        One for each of its choices where images share them, else `pieces`.
+        With `method.samples` there is one slice for each mask of the process, else there are `pieces` slices.
         """
         alive, shared = self.alive[self.own(rank, world)], self.options.samples is not None
-        for place, part in enumerate(torch.arange(images).chunk(len(alive) if shared else pieces)):
-            yield slice(int(part[0]), int(part[-1]) + 1), alive[place : place + 1] if shared else alive[part]
+        for place, rows in enumerate(torch.arange(images).chunk(len(alive) if shared else pieces)):
+            yield slice(int(rows[0]), int(rows[-1]) + 1), alive[place : place + 1] if shared else alive[rows]
 
     def computed(self, images: int, world: int, pieces: int = 1) -> list[tuple[int, int]]:
-        """(images, FLOPs of one) of every part of every process: of the edges that some image of the part has on."""
-        parts = [part for rank in range(world) for part in self.parts(images // world, rank, world, pieces)]
-        some = torch.stack([alive.any(0) for _, alive in parts])
-        flops = self.costs.of(some, ("flops",))["flops"].tolist()
-        return [(part.stop - part.start, cost) for (part, _), cost in zip(parts, flops, strict=True)]
+        """(images, FLOPs per image) for every slice of every process, where any image of a slice turns an edge on."""
+        slices = [each for rank in range(world) for each in self.parts(images // world, rank, world, pieces)]
+        computed = torch.stack([alive.any(0) for _, alive in slices])
+        flops = self.costs.of(computed, ("flops",))["flops"].tolist()
+        return [(rows.stop - rows.start, cost) for (rows, _), cost in zip(slices, flops, strict=True)]
 
     def learn(
         self, losses: Sequence[Tensor], rank: int, world: int, total: Callable[[Tensor], Tensor], *step: int
     ) -> None:
-        """A step of plain gradient descent on the logits, by what this process's choices cost.
+        """Take a step of plain gradient descent on the logits, using the losses and costs of this process's masks.
 
-        losses: cross-entropies of the images of each of `parts`. total: the sum over processes, which all call.
+        losses: the losses of the images of each slice, as `parts` gives them. total: sums a tensor over all processes,
+        which all call it.
         """
         choices = self.choices[self.own(rank, world)]
         key = keyed_generator("latency", self.seed, *step, rank)
@@ -140,58 +141,65 @@ class EdgeSearch:
         if self.options.choice == "random":
             return
         shared = self.options.samples is not None
-        spent = torch.cat([part.mean()[None] if shared else part for part in losses]).double().cpu()
+        objective = torch.cat([each.mean()[None] if shared else each for each in losses]).double().cpu()
         if self.limits:
-            spent += self.options.cost_weight * penalties(costs, self.limits)
+            objective += self.options.cost_weight * penalties(costs, self.limits)
         baseline = None
         if self.options.baseline == "ema":
-            mean, decay = float(total(spent.mean()[None])) / world, self.options.decay
+            mean, decay = float(total(objective.mean()[None])) / world, self.options.decay
             baseline = self.average
             self.average = mean if baseline is None else decay * baseline + (1 - decay) * mean
-            if baseline is None:  # one of these very choices would not be independent of them
+            if baseline is None:  # a baseline from the masks of this step would not be independent of them
                 return
-        gradient = score_gradient(self.logits, choices, advantages(spent, baseline))
+        gradient = score_gradient(self.logits, choices, advantages(objective, baseline))
         self.logits -= self.options.lr * total(gradient) / world
 
     def collect(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Add what this process has sampled since the last call to that of all. All must call. Sums are exact."""
+        """Add this process's counts and costs since the last call to the totals; all processes must call.
+
+        The sums are exact.
+        """
         self.sampled += total(self._own_sampled)
         self._own_sampled = torch.zeros_like(self.sampled)
 
     def means(self, full: Mapping[str, int]) -> dict[str, float]:
-        """Of the epoch that ends, by kind, the mean cost of a choice; of a warm-up that of every edge, `full`."""
+        """The mean cost of a mask, by kind, in the epoch that ends, and that of all edges, `full`, in the warm-up.
+
+        The totals are reset.
+        """
         count, *sums = self.sampled.tolist()
         self.sampled = torch.zeros_like(self.sampled)
         return {kind: s / count if count else float(full[kind]) for kind, s in zip(self.shown, sums, strict=True)}
 
     def check(self, images: int, world: int, pieces: int) -> None:
-        """Raises UsageError where choices for `images` of a process cannot be shared out, or are too few to compare.
+        """Check that `images` images of each of `world` processes can be divided among the masks.
 
-        pieces: that a process's images are passed in where each has its own choice.
+        pieces: how many slices a process passes if every image has its own mask. Raises UsageError if the masks do not
+        divide the images, if a slice is too small for batch norms, or if there are too few masks for the baseline.
         """
         samples, options = self.options.samples, self.options
         if samples is not None and (samples % world or images % (samples // world)):
             raise UsageError(
-                f"method.samples={samples}: expected a number that {world} processes can share, and a process's part "
-                f"to divide its {images} images of a step"
+                f"method.samples={samples}: expected a multiple of the number of processes, {world}, such that the "
+                f"samples of each process divide its {images} images of a step"
             )
         choices = images if samples is None else samples // world
-        parts = pieces if samples is None else choices
-        if images < 2 * parts and any(node.shape[1:] == (1, 1) for node in self.layout.nodes):
+        slices = pieces if samples is None else choices
+        if images < 2 * slices and any(node.shape[1:] == (1, 1) for node in self.layout.nodes):
             raise UsageError(
-                f"parts of one image, of {images} in {parts} parts: batch norms of maps of a single position need two; "
-                "lower method.samples or trainer.micro_batches, or raise dataset.batch_size"
+                f"{images} images in {slices} slices leave slices of one image, and batch norms of maps of a single "
+                "position need two: lower method.samples or trainer.micro_batches, or raise dataset.batch_size"
             )
         if choices < 2 and options.baseline == "mean" and options.choice == "learned":
             raise UsageError(
-                f"method.baseline=mean takes the mean of a step's other choices, and a process has {choices} in all: "
+                f"method.baseline=mean takes the mean over a step's other samples, and a process has {choices} in all: "
                 "raise method.samples or dataset.batch_size, or set method.baseline=ema"
             )
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned, and the running epoch's sums; measured times too, which a continued run draws from."""
+        """The logits, the baseline, the totals of the current epoch, and the measured latencies."""
         return {
             "logits": self.logits,
             "average": self.average,
@@ -200,6 +208,6 @@ class EdgeSearch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore `state_dict()`."""
         self.logits, self.average = state["logits"], state["average"]
         self.sampled, self.costs.latency = state["sampled"], state["latency"]

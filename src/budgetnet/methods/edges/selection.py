@@ -1,28 +1,28 @@
-"""From probabilities of edges to the network that is kept: never above the budget."""
+"""Selection of edges by their probabilities, never above the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from budgetnet.backbones.fabric import Fabric
+from budgetnet.backbones.fabric import EdgeGraph, Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.methods.plan import WidthPlan
 
 Fits = Callable[[Tensor], bool]
-"""Whether the network of a choice of edges, bool (edges,), is within the budget."""
+"""Whether the network of an edge mask, bool (edges,), is within the budget."""
 
 
 def within(costs: EdgeCosts, limits: Mapping[str, int]) -> Fits:
-    """Whether none of these limits is exceeded by what of a choice lies on a path."""
+    """A function that tells whether a mask meets all limits, counting edges on a path from input to output alone."""
 
-    def fits(choice: Tensor) -> bool:
-        price = costs.price(choice)
+    def fits(mask: Tensor) -> bool:
+        price = costs.price(mask)
         return all(price[kind] <= limit for kind, limit in limits.items())
 
     return fits
@@ -31,44 +31,53 @@ def within(costs: EdgeCosts, limits: Mapping[str, int]) -> Fits:
 def choose(
     costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, fallback: Tensor, threshold: float = 0.5
 ) -> Tensor:
-    """bool (edges,): the edges that are kept, all of them on paths from end to end, within the limits.
+    """The selected edges within the limits, bool (edges,), all of which lie on a path from input to output.
 
-    probabilities: (edges,), in any order that likelier edges stand higher in. Edges above the threshold are on; if
-    there is no path, the likeliest of the others follow until there is. While that does not fit, the least likely edge
-    goes without which there is still a path. If the path that is left at last does not fit, `fallback`, which does,
-    takes its place. Of those that were on, the likeliest come back that fit, each with the cheapest path through it.
+    probabilities: (edges,), or any other scores that are higher for likelier edges.
+    fallback: a path within the limits, bool (edges,).
+
+    1. Turn on all edges above `threshold`, and then the likeliest others until there is a path.
+    2. Remove the least likely edges, as long as a path remains, until the rest fits. If no such rest fits, take
+       `fallback` instead.
+    3. Of the edges from step 1 that are missing, add back the likeliest that fit, each with the cheapest path through
+       it.
     """
     graph, fits = costs.layout, within(costs, limits)
-    falling = probabilities.argsort(descending=True, stable=True).tolist()
+    likeliest_first = probabilities.argsort(descending=True, stable=True).tolist()
     on = probabilities > threshold
-    for edge in falling:
+    for edge in likeliest_first:
         if graph.alive(on).any():
             break
         on[edge] = True
-    kept = graph.alive(on)
-    for edge in reversed(falling):
-        if fits(kept):
+    selected = _reduced(graph.alive(on), likeliest_first, graph, fits)
+    if not fits(selected):
+        selected = fallback.clone()
+    fractions = costs.budget_fractions(limits)
+    for edge in likeliest_first:
+        if on[edge] and not selected[edge]:
+            weights = [0.0 if free else cost for free, cost in zip(selected.tolist(), fractions, strict=True)]
+            path = graph.path(weights, selected | on, through=edge)
+            if path is not None and fits(selected | path):
+                selected = selected | path
+    return selected
+
+
+def _reduced(selected: Tensor, likeliest_first: Sequence[int], graph: EdgeGraph, fits: Fits) -> Tensor:
+    """The mask without the least likely edges, as long as a path remains, until it fits."""
+    for edge in reversed(likeliest_first):
+        if fits(selected):
             break
-        if not kept[edge]:
+        if not selected[edge]:
             continue
-        without = kept.clone()
+        without = selected.clone()
         without[edge] = False
         if (alive := graph.alive(without)).any():
-            kept = alive
-    if not fits(kept):
-        kept = fallback.clone()
-    fractions = costs.budget_fractions(limits)
-    for edge in falling:
-        if on[edge] and not kept[edge]:
-            weights = [0.0 if here else fraction for here, fraction in zip(kept.tolist(), fractions, strict=True)]
-            path = graph.path(weights, kept | on, through=edge)
-            if path is not None and fits(kept | path):
-                kept = kept | path
-    return kept
+            selected = alive
+    return selected
 
 
 def keep_edges(net: Fabric, names: Collection[str]) -> ChannelGraph:
-    """Remove all other edges of a live, traced fabric, and trace what is left as it was traced before."""
+    """Remove all edges but `names` from a live, traced fabric, and trace it again with the same groups frozen."""
     graph = ChannelGraph.of(net)
     gone = tuple(f"edges.{name}" for name in net.edges.keys() - set(names))
     net.keep(names)
@@ -78,7 +87,11 @@ def keep_edges(net: Fabric, names: Collection[str]) -> ChannelGraph:
 
 @dataclass(frozen=True)
 class EdgePlan(WidthPlan):
-    """The end of the search: the names of the edges that are kept, and their measured microseconds, if limited."""
+    """The end of the search.
+
+    edges: the names of the selected edges. latency: the measured time of their network in microseconds, if it is
+    limited.
+    """
 
     edges: tuple[str, ...] = field(default=(), kw_only=True)
     latency: int | None = field(default=None, kw_only=True)

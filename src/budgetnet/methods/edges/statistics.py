@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a network that has lost edges."""
+"""Re-estimation of batch-norm statistics after edges have been removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from budgetnet.internals import AnyBatchNorm
 
 @torch.no_grad()
 def reestimate(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Running statistics anew: the plain mean over `batches` of images, all of one size; mode and weights stay."""
+    """Set the running statistics to their plain means over `batches`, each (images, channels, height, width).
+
+    All batches must have the same size. The weights and the training mode do not change.
+    """
     norms = [module for module in net.modules() if isinstance(module, AnyBatchNorm) and module.track_running_stats]
     momenta, training = [norm.momentum for norm in norms], net.training
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Growing a network: how full its layers are, who grows, and how new channels start."""
+"""Growing a network: how saturated its layers are, which groups grow, and how new channels are initialised."""
 
 from budgetnet.methods.growth.capacity import (
     best_scored,

@@ -1,4 +1,4 @@
-"""AdeNeL: a seed network that grows, while it trains, until it meets the budget (Zhong, Liu, Fu, BMVC 2021)."""
+"""AdeNeL: a seed network that grows to its budget while it trains (Zhong, Liu, Fu, BMVC 2021)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from budgetnet.seeding import keyed_seed
 class AdeNeL(Method):
     """Grows a seed network in rounds under LBI at a constant learning rate, then fine-tunes it.
 
-    Growth stops in time to leave the fine-tuning its epochs.
+    Growth stops early enough to leave fine-tuning its epochs.
     """
 
     def __init__(self, optim: Optimization, lbi: Bregman, growth: Growth, finetune: LBIFineTuning) -> None:
@@ -43,8 +43,11 @@ class AdeNeL(Method):
         self.needs_images = growth.init in ("gradmax", "firefly") or growth.policy in ("gradient", "firefly")
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError for a budget that the seed network misses or that no allowed network reaches, and for a
-        growth round longer than the run."""
+        """Narrow the backbone to the seed network.
+
+        Raises UsageError for a budget below the seed network or above the largest allowed network, and for a round and
+        fine-tuning longer than the run.
+        """
         self.training = training
         growth, graph, price = self.growth, self.graph, training.pricing.model
         rounds_must_fit(training.epochs, growth, self.finetune)
@@ -62,10 +65,10 @@ class AdeNeL(Method):
     # -- optimizer ----------------------------------------------------------------------------------------------------
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """LBI over filters, hidden linear entries, other matrices, and vectors (no weight decay), in that order.
+        """LBI over filters, entries of hidden linear layers, other matrices, and vectors, in that order.
 
-        While the network grows, weights decay by `lbi.weight_decay`: another decay would lower every norm that the
-        clock's bar is set against. Fine-tuning brings that of `optim`.
+        Vectors have no weight decay. The others decay by `lbi.weight_decay` while the network grows, because a larger
+        decay would lower the norms that are compared with the selection norm. Fine-tuning uses the decay of `optim`.
         """
         kinds = sparse_sets(self.graph, self.growth.linear)
         rest = [p for p in self.net.parameters() if p not in kinds]
@@ -89,7 +92,7 @@ class AdeNeL(Method):
         ]
 
     def threshold(self, kind: str, steps_per_round: int) -> float:
-        """λ of one kind of unit ("filter" or "entry"): `lbi.threshold`, or what the clock makes of the bar."""
+        """λ of one kind of unit ("filter" or "entry"): `lbi.threshold`, or else the λ of `selection_threshold`."""
         if self.lbi.threshold is not None:
             return self.lbi.threshold
         lr, nu = self.optim.lr, self.lbi.nu_of(self.optim.lr, steps_per_round)
@@ -97,7 +100,7 @@ class AdeNeL(Method):
 
     @property
     def optimizer(self) -> LBI:
-        """The one optimizer."""
+        """The only optimizer, LBI."""
         optimizer = self.training.optimizer
         assert isinstance(optimizer, LBI)
         return optimizer
@@ -110,18 +113,21 @@ class AdeNeL(Method):
         return not self.training.phase.final
 
     def saturated(self) -> dict[str, list[Tensor]]:
-        """Which filters count as saturated now, for each layer of every group that may grow (growth.readout)."""
+        """The currently saturated filters, bool (filters,) for each layer of every group that may grow.
+
+        `growth.readout` says how saturation is measured.
+        """
         graph, groups = self.graph, self.planner.max_widths
         if self.growth.readout == "support":
             return supports(graph, groups, self.optimizer)
         return best_scored(path_norms(graph, groups, self.optimizer), self.growth.quantile)
 
     def saturation(self) -> dict[str, float]:
-        """s of every group that may grow, now (equation 9)."""
+        """The current saturation s of every group that may grow (equation 9), in 0..1."""
         return selected_fractions(self.saturated(), self.growth.reduction)
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
-        """(width,) which filters of a group are saturated."""
+        """Which filters of a group are saturated, bool (width,)."""
         return self.saturated()[group][0]
 
     def rows(self) -> dict[str, dict[str, float]]:
@@ -135,7 +141,10 @@ class AdeNeL(Method):
         return int(self.needs_images and self.round_ends(epochs))
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
-        """Measure, propose, price and clip; `stop` also counts rounds and epochs."""
+        """Plan the growth of a round from the current saturation. The limits on rounds and epochs can end growth too.
+
+        Raises GraphError if the policy or initialisation does not support a group.
+        """
         if not self.round_ends(epochs):
             return None
         policy, init, round = self.growth.policy, self.growth.init, self.training.round + 1
@@ -154,7 +163,7 @@ class AdeNeL(Method):
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Grow as planned: resize, reset or carry the optimizer's state, maybe turn to fine-tuning."""
+        """Widen the network, reset or carry over the optimizer's state, and begin fine-tuning after the last round."""
         assert isinstance(plan, WidthPlan)
         if self.growth.state == "reset":
             self.optimizer.reset_state()
@@ -164,7 +173,7 @@ class AdeNeL(Method):
             self._start_finetuning()
 
     def _start_finetuning(self) -> None:
-        """SGD is LBI without a sparse set: Z is dropped."""
+        """Use the weight decay of fine-tuning. SGD is LBI without a sparse set, so that Z is dropped."""
         for group in self.optimizer.param_groups:
             group["weight_decay"] = self.optim.weight_decay if group["decays"] else 0.0
         if self.finetune.optimizer == "sgd":

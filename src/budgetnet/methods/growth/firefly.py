@@ -1,9 +1,9 @@
-"""Candidates for new channels, trained and scored before any of them is kept: Firefly."""
+"""Firefly: candidates for new channels are trained and scored before the best of them are added to the network."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
 
 STEPS = 10
-"""Gradient steps that the candidates take."""
+"""Number of gradient steps in which the candidates are trained."""
 RADIUS = 0.1
-"""How far a candidate is from the network, in norms of what it changes: a filter that splits, outgoing weights."""
+"""Size of the change that a candidate makes, relative to the norm of what it changes: a filter or outgoing weights."""
 
 Batch = tuple[Tensor, Tensor]
 Gates = Mapping[str, Tensor]
-"""Group -> (candidates,): 0 leaves a candidate out, 1 lets it in."""
+"""The gates of each group, (candidates,): 0 leaves a candidate out, 1 adds it to the network."""
 
 
 def firefly_candidates(
@@ -36,12 +36,17 @@ def firefly_candidates(
     steps: int = STEPS,
     radius: float = RADIUS,
 ) -> Candidates:
-    """Propose, train and score new channels of the traced `net` on `batch` (inputs, targets); it stays as it is.
+    """Propose, train and score new channels of the traced `net` on `batch` (inputs, targets). `net` does not change.
 
-    Wu, Liu, Stone, Liu, "Firefly Neural Architecture Descent", NeurIPS 2020. fresh: of each group that may grow, how
-    many brand-new channels are proposed besides a split of each of its channels. loss: of (outputs, targets), a scalar.
-    All candidates together take `steps` gradient steps on the one batch; each stays `radius` away. A function of its
-    arguments. Raises GraphError for a group that is made of blocks (a grouped convolution or a GroupNorm reads it).
+    Wu, Liu, Stone, Liu, "Firefly Neural Architecture Descent", NeurIPS 2020.
+
+    fresh: for each group that may grow, the number of new channels to propose besides a split of each channel.
+    loss: maps (outputs, targets) to a scalar.
+    steps: all candidates are trained together in so many gradient steps on the one batch.
+    radius: the relative size of each candidate's change, which training does not alter.
+
+    The result is a function of the arguments. Raises GraphError for a group of several blocks, which a grouped
+    convolution or a GroupNorm reads.
     """
     candidates = Candidates(net, fresh, seed, radius, loss)
     candidates.train(batch, steps)
@@ -49,15 +54,18 @@ def firefly_candidates(
 
 
 class Candidates:
-    """A copy of a network with all candidates in it, each behind a gate.
+    """A copy of a network that contains all candidates, each behind a gate.
 
-    The candidates of a group: first a split of every channel in turn, w ± gate · δ, whose outgoing weights are halved;
-    then the brand-new ones, whose small outgoing weights the gate multiplies. Where a copy would change the function (a
-    parameter-free shortcut carries the channels on to others, a norm mixes them) there are brand-new ones alone; what a
-    shortcut carries on has its gate at the scale of the norm behind the filters, or at the filters.
+    The first candidates of a group are splits of every channel, w ± gate · δ, with halved outgoing weights. The others
+    are new channels, whose small outgoing weights are multiplied by the gate. A group has no splits if a copy of a
+    channel would change the function: a parameter-free shortcut carries the channels to other ones, or a norm mixes
+    them. The gate of a new channel that a shortcut carries on is at the scale of the norm behind its filters, or at
+    the filters themselves.
 
-    splits: group -> how many of its candidates are splits. scores: group -> of each candidate how fast the loss falls
-    in its gate, -∂L/∂gate, where all gates are 1.
+    splits: the number of splits among the candidates of each group.
+    scores: for each candidate of a group, the rate at which its gate lowers the loss, -∂L/∂gate, with all gates at 1.
+
+    Raises GraphError for a group of several blocks.
     """
 
     def __init__(self, net: nn.Module, fresh: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
@@ -65,69 +73,93 @@ class Candidates:
         self.graph = ChannelGraph.of(self.net)
         self.before = self.graph.widths
         self.scores: dict[str, list[float]] = {}
-        for name in fresh:
-            if (blocks := self.graph.group(name).blocks) > 1:
-                raise GraphError(f"firefly does not reach {name!r}, whose channels are in {blocks} blocks; use 'he'")
+        self._refuse_blocks(fresh)
         split = splittable(self.graph, fresh)
         self.splits = {name: self.before[name] if name in split else 0 for name in fresh}
         sources = {name: _appended(self.before[name], self.splits[name] + count) for name, count in fresh.items()}
         surgery = Surgery(self.graph, self.before, sources, seed)
         leaking, _ = leaks(surgery)
-        old = {name: range(width) for name, width in self.before.items()}
-        now = _detached(self.net)
-        filters = {name: norms([part.read(now) for part in self._filters(name, old[name])]) for name in fresh}
-        columns = {name: norms([part.read(now) for part in self._columns(name, old[name])]) for name in fresh}
+        filter_norms, column_norms = self._norms(fresh)
 
         resize(self.net, {n: self.before[n] + self.splits[n] + fresh[n] for n in fresh}, init="he", seed=seed)
         self.base = _detached(self.net)
         for name in fresh:
-            Side.taken(self._filters(name, self._copies(name)), self.base)  # they become copies of others below
-        self.delta: dict[str, Side] = {}  # of a split, δ
-        self.incoming: dict[str, Side] = {}  # of a brand-new channel, its filters
-        self.outgoing: dict[str, Side] = {}  # of a brand-new channel, what its gate multiplies
+            Side.taken(self._filters(name, self._copies(name)), self.base)  # `_copy` fills them below
+        self.delta: dict[str, Side] = {}
+        """δ of the splits."""
+        self.incoming: dict[str, Side] = {}
+        """The filters of new channels."""
+        self.outgoing: dict[str, Side] = {}
+        """The weights of new channels that their gates multiply."""
         for name, count in fresh.items():
-            new = range(self.graph.widths[name] - count, self.graph.widths[name])
-            self.outgoing[name] = Side.taken(self._exits(name, new, leaking), self.base)
-            if name in leaking:
-                self.outgoing[name].scale(radius)
-            else:
-                self.outgoing[name].lengthen(radius * columns[name].mean().expand(count))
-            self.incoming[name] = Side.taken(self._filters(name, new), self.base)
-            self.incoming[name].confine(self._old_inputs(self.incoming[name]))
+            self._add_new(name, count, leaking, radius, column_norms[name])
         for name, count in self.splits.items():
             self._copy(name, range(count))
-            draw = surgery.generator(f"firefly/{name}")
-            parts = self._filters(name, range(count))
-            noise = [
-                torch.randn(part.read(self.base).shape, generator=draw).to(self.base[part.tensor]) for part in parts
-            ]
-            self.delta[name] = Side(parts, noise)
-            self.delta[name].confine(self._old_inputs(self.delta[name]))
-            self.delta[name].lengthen(radius * filters[name][:count])
-        for name, count in self.splits.items():  # once all rows are copied
-            for channels in (range(count), self._copies(name)):
-                for part in self._columns(name, channels):
-                    part.add(self.base, part.read(self.base) / -2)
+            self._add_splits(name, surgery.generator(f"firefly/{name}"), radius * filter_norms[name][:count])
+        for name in self.splits:  # after all copies have been made
+            self._halve_columns(name)
+
+    def _refuse_blocks(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (blocks := self.graph.group(name).blocks) > 1:
+                raise GraphError(f"firefly does not reach {name!r}, whose channels are in {blocks} blocks; use 'he'")
+
+    def _norms(self, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The norms of filters and of outgoing weights, (width,) by group, before the network is widened."""
+        tensors = _detached(self.net)
+        filters, columns = {}, {}
+        for name in names:
+            channels = range(self.before[name])
+            filters[name] = norms([part.read(tensors) for part in self._filters(name, channels)])
+            columns[name] = norms([part.read(tensors) for part in self._columns(name, channels)])
+        return filters, columns
+
+    def _add_new(self, name: str, count: int, leaking: Collection[str], radius: float, column_norms: Tensor) -> None:
+        """Move the values of the `count` new channels of a group from the network into `outgoing` and `incoming`."""
+        new = range(self.graph.widths[name] - count, self.graph.widths[name])
+        self.outgoing[name] = Side.taken(self._exits(name, new, leaking), self.base)
+        if name in leaking:
+            self.outgoing[name].scale(radius)
+        else:
+            self.outgoing[name].lengthen(radius * column_norms.mean().expand(count))
+        self.incoming[name] = Side.taken(self._filters(name, new), self.base)
+        self.incoming[name].confine(self._old_inputs(self.incoming[name]))
+
+    def _add_splits(self, name: str, generator: torch.Generator | None, lengths: Tensor) -> None:
+        """Draw the δ of each split channel of a group, with these norms, (splits,)."""
+        filters = self._filters(name, range(len(lengths)))
+        noise = [
+            torch.randn(part.read(self.base).shape, generator=generator).to(self.base[part.tensor]) for part in filters
+        ]
+        self.delta[name] = Side(filters, noise)
+        self.delta[name].confine(self._old_inputs(self.delta[name]))
+        self.delta[name].lengthen(lengths)
+
+    def _halve_columns(self, name: str) -> None:
+        """Halve the outgoing weights of the split channels and of their copies."""
+        for channels in (range(self.splits[name]), self._copies(name)):
+            for part in self._columns(name, channels):
+                part.add(self.base, part.read(self.base) / -2)
 
     # -- training ---------------------------------------------------------------------------------------------------
 
     def gates(self) -> dict[str, Tensor]:
-        """All of them open."""
+        """The gates of all candidates, (candidates,) by group, fully open."""
         some = next(self.net.parameters())
         return {name: some.new_ones(self.splits[name] + self.outgoing[name].count) for name in self.splits}
 
     def tensors(self, gates: Gates) -> dict[str, Tensor]:
-        """Parameters and buffers of the network with the candidates at these gates."""
+        """Parameters and buffers, by name, of the network with the candidates at these gates."""
         tensors = dict(self.base)
         for name, gate in gates.items():
-            fresh = gate[self.splits[name] :]
-            self.incoming[name].add(tensors, torch.ones_like(fresh))
-            self.outgoing[name].add(tensors, fresh)
+            new = gate[self.splits[name] :]
+            self.incoming[name].add(tensors, torch.ones_like(new))
+            self.outgoing[name].add(tensors, new)
         for name, gate in gates.items():
             splits, side = gate[: self.splits[name]], self.delta[name]
             copies = Side(self._filters(name, self._copies(name)), side.values)
             for part, copied in zip(side.parts, copies.parts, strict=True):
-                copied.put(tensors, part.read(tensors))  # a copy reads the brand-new channels too
+                copied.put(tensors, part.read(tensors))  # a copy reads the new channels of other groups too
             side.add(tensors, splits)
             copies.add(tensors, -splits)
         return tensors
@@ -137,7 +169,7 @@ class Candidates:
         return self.criterion(functional_call(self.net, self.tensors(gates), (batch[0],)), batch[1])
 
     def train(self, batch: Batch, steps: int) -> None:
-        """Take gradient steps with all candidates, their lengths kept, then score them."""
+        """Take `steps` gradient steps with all candidates at fixed norms, and then score them."""
         gates = self.gates()
         sides = [*self.delta.values(), *self.incoming.values(), *self.outgoing.values()]
         for _ in range(steps):
@@ -150,22 +182,23 @@ class Candidates:
         slopes = torch.autograd.grad(self.loss(gates, batch), list(gates.values()), materialize_grads=True)
         self.scores = {name: (-slope).tolist() for name, slope in zip(gates, slopes, strict=True)}
 
-    # -- what is kept -----------------------------------------------------------------------------------------------
+    # -- selection --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start(self, widths: Mapping[str, int]) -> dict[str, Tensor]:
-        """Tensors, by name and on the CPU, that differ from the network's once the groups named have these widths.
+        """The tensors with an axis of these groups, by name and on the CPU, after the groups have grown to `widths`.
 
-        Of each group the candidates with the best scores come in; He's draws are what it gets beyond all of them.
+        Each group gets the candidates with the best scores, and channels by He's initialisation if there are not
+        enough.
         """
         gates = {name: torch.zeros_like(gate) for name, gate in self.gates().items()}
-        kept = {name: list(range(self.before[name])) for name in gates}
+        selected = {name: list(range(self.before[name])) for name in gates}
         for name, width in widths.items():
             best = sorted(range(len(gates[name])), key=lambda i: -self.scores[name][i])[: width - self.before[name]]
             gates[name][best] = 1
-            kept[name] += [self.before[name] + index for index in sorted(best)]
+            selected[name] += [self.before[name] + index for index in sorted(best)]
         tensors = self.tensors(gates)
-        for name, count in self.splits.items():  # a channel that is not split after all is read as before
+        for name, count in self.splits.items():  # undo the halving for channels whose split is not selected
             whole = 1 - gates[name][:count]
             for part, copied in zip(
                 self._columns(name, range(count)), self._columns(name, self._copies(name)), strict=True
@@ -173,9 +206,9 @@ class Candidates:
                 part.add(tensors, times([copied.read(tensors)], whole)[0])
         grown = copy.deepcopy(self.net)
         load(grown, tensors)
-        left_out = {name: channels for name, channels in kept.items() if len(channels) < self.graph.widths[name]}
-        beyond = {name: width for name, width in widths.items() if width > len(kept[name])}
-        for plan in (left_out, beyond):
+        narrower = {name: channels for name, channels in selected.items() if len(channels) < self.graph.widths[name]}
+        wider = {name: width for name, width in widths.items() if width > len(selected[name])}
+        for plan in (narrower, wider):
             if plan:
                 resize(grown, plan, init="he", seed=self.seed)
         found = _detached(grown)
@@ -185,45 +218,48 @@ class Candidates:
             if any(segment.group in widths for layout in dims.values() for segment in layout)
         }
 
-    # -- where things are -------------------------------------------------------------------------------------------
+    # -- slices of the network --------------------------------------------------------------------------------------
 
     def _copies(self, name: str) -> range:
-        """The channels that are copies."""
+        """The channels of a group that are copies of split channels."""
         return range(self.before[name], self.before[name] + self.splits[name])
 
-    def _part(self, tensor: str, dim: int, name: str, channels: range) -> ChannelSlice:
+    def _slice(self, tensor: str, dim: int, name: str, channels: range) -> ChannelSlice:
         positions = positions_of(self.graph.axes[tensor][dim], name, self.graph.widths)
         return ChannelSlice(tensor, dim, positions[list(channels)])
 
     def _filters(self, name: str, channels: range) -> list[ChannelSlice]:
-        """The weights that make these channels."""
-        return [self._part(f"{path}.weight", 0, name, channels) for path in self.graph.group(name).producers]
+        """The weights that produce these channels."""
+        return [self._slice(f"{path}.weight", 0, name, channels) for path in self.graph.group(name).producers]
 
     def _columns(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that read these channels."""
         reading = [t for t, dims in self.graph.axes.items() if any(s.group == name for s in dims.get(1, ()))]
-        return [self._part(tensor, 1, name, channels) for tensor in reading]
+        return [self._slice(tensor, 1, name, channels) for tensor in reading]
 
     def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[ChannelSlice]:
-        """What lets these channels out."""
+        """The weights that the gates of these channels multiply: outgoing weights, or norm scales of leaking groups."""
         if name not in leaking:
             return self._columns(name, channels)
         scales = []
         for path in self.graph.group(name).producers:
             scale = f"{self.graph.norm_after.get(path, path)}.weight"
             scales.append(scale if scale in self.base else f"{path}.weight")
-        return [self._part(tensor, 0, name, channels) for tensor in scales]
+        return [self._slice(tensor, 0, name, channels) for tensor in scales]
 
     def _copy(self, name: str, channels: range) -> None:
-        """Let the copies be copies of these channels, along every axis of every tensor."""
+        """Fill the copies with the values of these channels, along every axis of every tensor."""
         for tensor, dims in self.graph.axes.items():
             for dim, layout in dims.items():
                 if channels and any(segment.group == name for segment in layout):
-                    original = self._part(tensor, dim, name, channels).read(self.base)
-                    self._part(tensor, dim, name, self._copies(name)).put(self.base, original)
+                    original = self._slice(tensor, dim, name, channels).read(self.base)
+                    self._slice(tensor, dim, name, self._copies(name)).put(self.base, original)
 
     def _old_inputs(self, side: Side) -> list[Tensor]:
-        """Which inputs of these filters are none of the candidates: 0 or 1, to be multiplied with a filter each."""
+        """For each slice a mask that is 1 at inputs from the original network and 0 at those from candidates.
+
+        It is shaped so that it multiplies the filters of the slice.
+        """
         masks = []
         for part in side.parts:
             dims, weight = self.graph.axes[part.tensor], self.base[part.tensor]
@@ -236,10 +272,10 @@ class Candidates:
 
 
 def splittable(graph: ChannelGraph, growing: Collection[str]) -> set[str]:
-    """The growing groups in which a copy of a channel can be one: nothing else arrives there or leaves from there.
+    """The growing groups whose channels can be split: a copy of a channel with halved outgoing weights changes nothing.
 
-    A parameter-free shortcut adds channels of the same place: it ties two groups, which must be as wide as each other
-    and both split, or neither does.
+    A norm that mixes channels prevents this. A parameter-free shortcut adds channels of equal index, so that the two
+    groups it joins must have equal widths, and either both are split or neither is.
     """
     widths = graph.widths
     split = set(growing) - graph.mixing
@@ -249,7 +285,7 @@ def splittable(graph: ChannelGraph, growing: Collection[str]) -> set[str]:
         ties.append(ends)
         if len(source) != 1 or len(target) != 1 or layout_size(source, widths) != layout_size(target, widths):
             split -= ends
-    for _ in ties:  # as far as it may have to be passed on
+    for _ in ties:  # a group that cannot be split may rule out others through a chain of ties
         for ends in ties:
             if not ends <= split:
                 split -= ends
@@ -257,7 +293,7 @@ def splittable(graph: ChannelGraph, growing: Collection[str]) -> set[str]:
 
 
 def load(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy these values into the parameters and buffers of their names."""
+    """Copy these values into the parameters and buffers of the same names."""
     live = _detached(net, copied=False)
     for name, value in tensors.items():
         live[name].copy_(value)
@@ -270,5 +306,5 @@ def _detached(net: nn.Module, copied: bool = True) -> dict[str, Tensor]:
 
 
 def _appended(width: int, more: int) -> Tensor:
-    """`more` channels appended, as `Surgery` takes it."""
+    """The indices of `width` channels and then -1 for `more` new ones, as `Surgery` takes them."""
     return torch.cat([torch.arange(width), torch.full((more,), -1)])

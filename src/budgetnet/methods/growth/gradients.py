@@ -1,4 +1,4 @@
-"""What growing a group would do to the loss, to first order: the score of the policy "gradient"."""
+"""The gradients of new channels, by which the policy "gradient" selects groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from budgetnet.channels import ChannelGraph, resize
 from budgetnet.channels.gradmax import norm_scale
 
 Loss = Callable[[Any, Tensor], Tensor]
-"""A scalar of (outputs, targets)."""
+"""Maps (outputs, targets) to a scalar."""
 
 
 def growth_gradients(
@@ -24,12 +24,13 @@ def growth_gradients(
     seed: int = 0,
     loss: Loss = functional.cross_entropy,
 ) -> dict[str, float]:
-    """Gradient norm that one more channel of each group would begin with, at the best outgoing weights it could have.
+    """The initial gradient norm of a new channel of each group, at the outgoing weights that maximise it.
 
-    GradMax (Evci et al., ICLR 2022) as a criterion: every group of a copy of the traced `net` gets a channel (a block
-    one of each) by init="gradmax", and the gradient of its incoming weights on `batch` (inputs, targets) is measured.
-    loss: of (outputs, targets), a scalar.
-    The network stays as it is. Raises GraphError where GradMax does not reach (a grouped convolution behind a group).
+    This uses GradMax (Evci et al., ICLR 2022) as a criterion. In a copy of the traced `net`, every group gets a new
+    channel in each of its blocks by init="gradmax"; then the gradient of the incoming weights on `batch` (inputs,
+    targets) is computed. loss: maps (outputs, targets) to a scalar. `net` does not change.
+
+    Raises GraphError for a group that GradMax does not support, such as one that a grouped convolution reads.
     """
     trial = copy.deepcopy(net)
     graph = ChannelGraph.of(trial)
@@ -42,9 +43,9 @@ def growth_gradients(
 
 
 def _norm_of_new(graph: ChannelGraph, name: str, first: int, blocks: int) -> float:
-    """Norm of the gradient of the filters at `first` and later in each block, over all producers of a group.
+    """Norm of the gradient of the filters from index `first` in each block, over all producers of a group.
 
-    Where the scale of a norm starts at zero instead, a filter of norm 1 times that scale is what is learned.
+    If the scale of the norm behind a filter is zero, the gradient of the scale counts, for a filter of norm 1.
     """
     squares = []
     for path in graph.group(name).producers:

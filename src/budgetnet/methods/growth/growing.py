@@ -1,4 +1,4 @@
-"""What methods share that grow a network in rounds, within what is left of the budget."""
+"""Functions for all methods that grow a network in rounds within a budget."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ AnyPlan = TypeVar("AnyPlan", bound=WidthPlan)
 
 
 def growth_limits(training: Training, rounds: Rounds, finetune: FineTuning) -> list[Limit]:
-    """What growth may come to, in closed forms of the network.
+    """The limits on the grown network, as closed forms of its widths.
 
-    What is left of the train cost bounds the FLOPs: fine-tuning must still fit; and another round besides, if growth is
-    to go on.
+    The rest of the train cost bounds the FLOPs: fine-tuning must still fit, and so must another round if growth is to
+    continue.
     """
     limits = []
     for kind, most in training.budget.limits.items():
@@ -37,7 +37,7 @@ def growth_limits(training: Training, rounds: Rounds, finetune: FineTuning) -> l
 
 
 def bounded(plan: AnyPlan, epochs: int, most_epochs: int, rounds: Rounds, finetune: FineTuning) -> AnyPlan:
-    """The plan of a round after `epochs` epochs, which also ends growth if it is the last that may be, or fits."""
+    """The plan of a round after `epochs` epochs, ending growth if no further round is allowed or fits into the run."""
     if plan.stop is not None:
         return plan
     if rounds.max_rounds is not None and plan.round >= rounds.max_rounds:
@@ -48,13 +48,13 @@ def bounded(plan: AnyPlan, epochs: int, most_epochs: int, rounds: Rounds, finetu
 
 
 def rounds_must_fit(epochs: int, rounds: Rounds, finetune: FineTuning) -> None:
-    """Raises UsageError where a run is too short for a round and the fine-tuning."""
+    """Raises UsageError if a run of `epochs` epochs is too short for a round and fine-tuning."""
     round = f"growth.epochs_per_round={rounds.epochs_per_round}"
     must_fit(epochs, rounds.epochs_per_round + finetune.epochs, round, f"finetune.epochs={finetune.epochs}")
 
 
 def with_candidates(plan: WidthPlan, candidates: Candidates) -> WidthPlan:
-    """The plan with what new channels start from, under growth.init=firefly: the best of the candidates."""
+    """The plan with the best candidates as initial values of the new channels (growth.init=firefly)."""
     return replace(plan, start=candidates.start(plan.changes)) if plan.changes else plan
 
 
@@ -65,7 +65,10 @@ def grow(
     optimizer: torch.optim.Optimizer,
     batch: Images | None,
 ) -> None:
-    """Widen a method's network as planned; new channels start by draws that are a function of seed and round."""
+    """Widen the network of a method as planned. Random initial values depend on the seed and the round alone.
+
+    Raises GraphError if the initialisation does not support a group.
+    """
     seed = keyed_seed(method.training.seed, plan.round)
     init = "he" if channels.init == "firefly" else channels.init
     method.training.resize(plan.changes, optimizer=optimizer, init=init, seed=seed, batch=batch, loss=method.loss)

@@ -1,4 +1,4 @@
-"""Options of growing: conf/growth and conf/lbi."""
+"""Options of growth: conf/growth and conf/lbi."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 
 @dataclass(frozen=True)
 class NewChannels:
-    """conf/growth: how new channels start, and what becomes of the optimizer's state."""
+    """conf/growth: how new channels are initialised, and whether the optimizer's state is reset.
+
+    Raises UsageError for unknown values.
+    """
 
     init: str = "he"
     state: str = "reset"
@@ -28,7 +31,7 @@ class NewChannels:
 
 @dataclass(frozen=True)
 class Rounds:
-    """conf/growth: when a network grows."""
+    """conf/growth: when a network grows. Raises UsageError for numbers that are not positive."""
 
     epochs_per_round: int = 10
     max_rounds: int | None = None
@@ -39,7 +42,10 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Growth(NewChannels, Rounds, GrowthRule):
-    """conf/growth: when, who, by how much, from what seed network, and how the capacity of a layer is read."""
+    """conf/growth: when which groups grow by how much, from what seed network, and how saturation is measured.
+
+    Raises UsageError for values out of range.
+    """
 
     seed_width: int = 4
     seed_shape: str = "proportional"
@@ -50,8 +56,8 @@ class Growth(NewChannels, Rounds, GrowthRule):
     quantile: float = 0.5
 
     def __post_init__(self) -> None:
-        for part in (NewChannels, Rounds, GrowthRule):
-            part.__post_init__(self)
+        for base in (NewChannels, Rounds, GrowthRule):
+            base.__post_init__(self)
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
         require_one_of("growth", "readout", self.readout, READOUTS)
         if not 0 < self.quantile < 1:
@@ -60,7 +66,10 @@ class Growth(NewChannels, Rounds, GrowthRule):
 
 @dataclass(frozen=True)
 class Bregman:
-    """conf/lbi: the clock of a growth round (`coupling`, `selection_norm`), or ν and λ (`threshold`) fixed by hand."""
+    """conf/lbi: ν and λ, either derived from `coupling` and `selection_norm` or stated as `nu` and `threshold`.
+
+    Raises UsageError for values out of range.
+    """
 
     coupling: float = 0.1
     selection_norm: float = 0.9
@@ -75,13 +84,16 @@ class Bregman:
         require_not_negative("lbi", weight_decay=self.weight_decay)
 
     def nu_of(self, lr: float, steps: int) -> float:
-        """ν for which the coupling pulls an unselected filter by `coupling` in a round: lr · steps / ν = coupling."""
+        """`nu` if it is stated, or else the ν for which lr · steps / ν = `coupling` in a round of `steps` steps.
+
+        This is the fraction of its norm by which the coupling term shrinks an unselected filter in a round.
+        """
         return lr * steps / self.coupling if self.nu is None else self.nu
 
 
 @dataclass(frozen=True)
 class LBIFineTuning(FineTuning):
-    """conf/finetune after a growth under LBI, with which it may go on."""
+    """conf/finetune after growth under LBI, with SGD or LBI. Raises UsageError for values out of range."""
 
     optimizer: str = "sgd"
 

@@ -1,4 +1,4 @@
-"""Who grows, by how much, within the budget: pure functions from saturations to a WidthPlan."""
+"""Which groups grow, and by how much, within the budget: from saturations to a WidthPlan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.plan import WidthPlan
 
 FULL = 0.99
-"""A budget that is used to this part counts as reached."""
+"""A budget of which this fraction is used counts as reached."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """`form`(widths) <= `most`: a budget in terms of a closed form of the widths ("flops" or "params").
+    """The limit `form`(widths) <= `most`, which a budget of `kind` puts on a closed form, "flops" or "params".
 
-    next_most: what the network may cost if another growth round is to follow it; None where that makes no difference.
+    next_most: the limit that the network must meet if another growth round is to follow; None if it is the same.
     """
 
     kind: str
@@ -32,10 +32,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class GrowthRule:
-    """How much a round adds. See conf/growth/*.yaml for the meaning of each.
+    """conf/growth: how much a round adds. Each option is explained in conf/growth/*.yaml.
 
-    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of round_to. `cost_ratio` is the
-    rise of FLOPs per round of the cost_aware policy.
+    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
+    the relative rise of the cost per round under the policy cost_aware. Raises UsageError for values out of range.
     """
 
     policy: str = "cost_aware"
@@ -59,9 +59,9 @@ class GrowthRule:
 
 
 class Planner:
-    """Plans growth rounds for one network: rule, prices, the largest allowed widths.
+    """Plans the growth rounds of a network by a rule, with its closed-form costs.
 
-    max_widths names the groups that may grow; the others keep their width.
+    max_widths: the largest allowed width of each group that may grow; the others keep their width.
     """
 
     def __init__(self, cost: CostModel, rule: GrowthRule, max_widths: Mapping[str, int], seed: int = 0) -> None:
@@ -78,12 +78,14 @@ class Planner:
         gradients: Mapping[str, float] | None = None,
         scores: Mapping[str, Sequence[float]] | None = None,
     ) -> WidthPlan:
-        """Propose, price, clip to the limits; where the budget is reached, top it up with single channels.
+        """Propose new widths, clip them to the limits, and fill the budget with single channels once it is reached.
 
-        gradients: of each group what the policy "gradient" chooses by (`growth_gradients`). scores: of each group's
-        candidate channels what the policy "firefly" chooses by (`firefly_candidates`).
-        Deterministic in its arguments and the widths now. `stop` is the kind of the limit that was reached,
-        "saturation" when nobody is a candidate, or "max_width" when every group is as wide as it may be.
+        saturation: s of each group, in 0..1.
+        gradients: the score of each group for the policy "gradient" (`growth_gradients`).
+        scores: the scores of the candidate channels of each group for the policy "firefly" (`firefly_candidates`).
+
+        The plan is a function of the arguments and the current widths. `stop` is the kind of the limit that was
+        reached, "saturation" if no group is a candidate, or "max_width" if every group has its largest width.
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
@@ -121,22 +123,22 @@ class Planner:
         return {**before, **{name: self.wider(name) for name in candidates}}
 
     def wider(self, name: str) -> int:
-        """What a group that grows becomes by the rule, within the largest widths."""
+        """The width to which the rule lets a group grow, at most its largest width."""
         width = self.cost.graph.group(name).width
         more = max(width + self.rule.number, math.floor(width * (1 + self.rule.ratio) + 1e-9))
         return min(self._round_up(name, more), self._widest(name))
 
     @property
     def increases(self) -> dict[str, int]:
-        """How many channels each group that may grow would get by the rule now."""
+        """The number of channels by which the rule would widen each group that may grow."""
         return {name: max(0, self.wider(name) - self.cost.graph.group(name).width) for name in self.max_widths}
 
     def _best_scored(
         self, before: Mapping[str, int], count: int, groups: Sequence[str], scores: Mapping[str, Sequence[float]]
     ) -> dict[str, int]:
-        """`count` channels wherever the candidates score best, over all groups together.
+        """Widths with `count` more channels, taken from the candidates that score best over all groups.
 
-        Where widths have a step, its channels are judged by their mean and come together.
+        If a group grows in steps of several channels, a step is scored by their mean.
         """
         steps = []
         for name in groups:
@@ -159,12 +161,13 @@ class Planner:
         saturation: Mapping[str, float],
         limits: Sequence[Limit],
     ) -> dict[str, int]:
-        """Channels one by one to the group in which -Σ s/width rises most for what the channels cost.
+        """Add channels one by one to the group in which -Σ s/width rises most relative to the cost of the channels.
 
-        What a layer of finite width lacks falls as 1/width. The cost is the sum over the budgets of the part of the
-        room left that the channels take: the scarcer a budget, the more it counts. Where all saturations are equal this
-        ends in costs per layer that fall as 1/width: widths rise by 2^(2/3) where the resolution halves, whatever the
-        seed was. Rounds rise by one ratio, the largest up to 1 + cost_ratio that brings the last of them to the budget.
+        This assumes that the error due to a layer's finite width falls as 1/width. The cost of channels is the sum over
+        all budgets of the fraction of the remaining budget that they use, so that a scarcer budget counts more. With
+        equal saturations, growth tends to costs per layer in proportion to 1/width: widths rise by 2^(2/3) where the
+        resolution halves, whatever the seed network was. Every round raises the cost by the same ratio, the largest
+        one up to 1 + cost_ratio for which the last round meets the budget.
         """
         w = self.cost.vector(before)
         room = {limit: max(limit.most - self.cost.price(limit.form, w), 1) for limit in limits}
@@ -190,7 +193,7 @@ class Planner:
         return {**before, **{name: int(w[i]) for name, i in zip(candidates, index, strict=True)}}
 
     def _next_use(self, used: float) -> float:
-        """What part of the budget the next round is to use, if rounds of one ratio are to end at all of it."""
+        """The fraction of the budget to use after the next round, if rounds of equal ratio are to use all of it."""
         rounds = max(1, math.ceil(math.log(1 / max(used, 1e-9)) / math.log1p(self.rule.cost_ratio) - 1e-9))
         return float(min(1.0, used ** (1 - 1 / rounds)))
 
@@ -207,7 +210,10 @@ class Planner:
         return {limit.kind: self.cost.price(limit.form, w) / max(limit.most, 1) for limit in limits}
 
     def _room_to_go_on(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
-        """Whether another round fits, the budget is not used up yet, and some group could still take a channel."""
+        """Whether another round fits, the budget is not used up, and a group that may grow has room for a channel.
+
+        Groups at their largest widths do not count: if there is no other, the next round ends growth by "max_width".
+        """
         w = self.cost.vector(widths)
         if any(limit.next_most is not None and self.cost.price(limit.form, w) > limit.next_most for limit in limits):
             return False
@@ -219,7 +225,7 @@ class Planner:
     def _clip(
         self, before: Mapping[str, int], wanted: Mapping[str, int], limits: Sequence[Limit]
     ) -> tuple[dict[str, int], bool]:
-        """The largest common fraction of every increase that fits."""
+        """The widths with the largest common fraction of all increases that fits, and whether it is below 1."""
         if self._fits(wanted, limits):
             return dict(wanted), False
 
@@ -245,7 +251,10 @@ class Planner:
         most: Mapping[str, int],
         enough: float = math.inf,
     ) -> dict[str, int]:
-        """Single channels, round robin in this order up to `most` each, until none fits or `enough` is used."""
+        """Add single channels to the groups in turn, in this order, up to `most` in each group.
+
+        Stop when no group has room for a channel, or when the fraction `enough` of a budget is used.
+        """
         widths = dict(widths)
         waiting = list(order)
         while waiting:
@@ -282,12 +291,12 @@ Measured = Mapping[str, float]
 
 
 def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
-    """The paper, equation 9: every group with s > τ."""
+    """Every group with s > τ, as in the paper (equation 9)."""
     return [name for name in groups if saturation.get(name, 0.0) > p.rule.threshold]
 
 
 def _if_any(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
-    """Every group, unless nothing is saturated anywhere."""
+    """Every group, or none if no group has a saturated filter."""
     return list(groups) if any(saturation.get(name, 0.0) > 0 for name in groups) else []
 
 
@@ -296,14 +305,14 @@ def _every(p: Planner, groups: Sequence[str], round: int, saturation: Measured, 
 
 
 def _random(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
-    """As many groups as `saturation` would choose, at random."""
+    """As many groups as the policy "saturation" would select, at random."""
     count = len(_saturated(p, groups, round, saturation, gradients))
     chosen = random.Random(f"{p.seed}/{round}").sample(sorted(groups), count)
     return [name for name in groups if name in chosen]
 
 
 def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
-    """As many groups as `saturation` would choose, those whose new channels would have the largest gradients."""
+    """As many groups as the policy "saturation" would select, those whose new channels have the largest gradients."""
     count = len(_saturated(p, groups, round, saturation, gradients))
     chosen = sorted(groups, key=lambda name: -gradients.get(name, 0.0))[:count]
     return [name for name in groups if name in chosen]
@@ -311,11 +320,11 @@ def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measure
 
 POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], list[str]]] = {
     "saturation": _saturated,
-    "cost_aware": _if_any,  # and by how much is up to the costs
-    "balanced": _every,  # the same, with all saturations equal
+    "cost_aware": _if_any,  # `_cost_aware` decides by how much
+    "balanced": _every,  # the same with all saturations equal
     "uniform": _every,
     "random": _random,
     "gradient": _gradient,
-    "firefly": _saturated,  # how many channels; the candidates' scores say where
+    "firefly": _saturated,  # for the number of channels; `_best_scored` decides where
 }
-"""Which of the groups that are not at their largest width yet grow in a round."""
+"""Select the groups that grow in a round among those below their largest width."""

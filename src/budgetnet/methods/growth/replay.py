@@ -1,4 +1,4 @@
-"""The widths that another run went through, with SGD from the start ("train-scratch-grow" of the paper's Table 4)."""
+"""Growth on the schedule of another run, with SGD ("train-scratch-grow" of the AdeNeL paper's Table 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from budgetnet.runs.directory import RunDirectory
 from budgetnet.seeding import keyed_seed
 
 Schedule = Mapping[int, Mapping[str, int]]
-"""Epochs finished -> the widths from then on; at 0 those of the seed network."""
+"""The widths after a number of finished epochs; at 0 those of the seed network."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class ReplayOptions:
 
 
 class Replay(Method):
-    """Grows a seed network after the epochs and to the widths of another run, then fine-tunes it; nothing is measured.
+    """Grows a seed network at the epochs and to the widths of another run, and then fine-tunes it.
 
-    The budget is that of the run that is replayed, or a larger one.
+    Nothing is measured. The budget is that of the replayed run, or a larger one. Raises UsageError if no finished run
+    that grew is stated.
     """
 
     needs_budget = False
@@ -48,8 +49,11 @@ class Replay(Method):
         self.schedule = schedule_of_run(self.source)
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError for a run that is not of this backbone or does not fit into the epochs, and for a budget
-        below what it came to."""
+        """Narrow the backbone to the seed network of the replayed run.
+
+        Raises UsageError for a run of another backbone, one that does not fit into the epochs, and a budget below its
+        costs.
+        """
         self.training = training
         schedule, last, price = self.schedule, max(self.schedule), training.pricing.model
         if any(widths.keys() != self.graph.widths.keys() for widths in schedule.values()):
@@ -71,14 +75,14 @@ class Replay(Method):
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 
     def round_ends(self, epochs: int) -> bool:
-        """Whether the run that is replayed had a round after `epochs` epochs."""
+        """Whether the replayed run had a round after `epochs` epochs."""
         return not self.training.phase.final and epochs > 0 and epochs in self.schedule
 
     def images(self, epochs: int) -> int:
         return int(self.needs_images and self.round_ends(epochs))
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
-        """The widths of the next round."""
+        """Plan the widths of the next round. Raises GraphError if growth.init=firefly does not support a group."""
         if not self.round_ends(epochs):
             return None
         stop = "replayed" if epochs == max(self.schedule) else None
@@ -91,7 +95,7 @@ class Replay(Method):
         return with_candidates(plan, firefly_candidates(self.net, fresh, batch, seed, self.loss))
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Grow; new channels and the optimizer's state as the options of growth say."""
+        """Widen the network, and reset or carry over the optimizer's state."""
         assert isinstance(plan, WidthPlan)
         optimizer = self.training.optimizer
         if self.growth.state == "reset":
@@ -101,10 +105,7 @@ class Replay(Method):
 
 
 def schedule_of_run(path: str) -> Schedule:
-    """What another run grew through: `path` is the directory of a finished run that grew.
-
-    Raises UsageError where there is none.
-    """
+    """The schedule of the finished run in the directory `path`. Raises UsageError if there is none that grew."""
     run = RunDirectory(path)
     if run.summary is None or not run.rounds or not run.grew:
         raise UsageError(f"method.schedule_from={path}: expected the directory of a finished run that grew")

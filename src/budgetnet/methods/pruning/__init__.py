@@ -1,4 +1,4 @@
-"""Shrinking a network to a budget: what matters (criteria), what goes together (coupled), how much goes (allocate)."""
+"""Pruning a network to a budget: scores (criteria), channels to remove together (coupled), and widths (allocate)."""
 
 from budgetnet.methods.pruning.coupled import CoupledChannels, Scores, channels_to_keep, coupled_channels
 

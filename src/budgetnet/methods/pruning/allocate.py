@@ -1,4 +1,4 @@
-"""How many channels each set of coupled channels keeps, so that the network fits its budget."""
+"""How many channels each set of coupled channels keeps so that the network fits its budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fits = Callable[[Mapping[str, int]], bool]
 
 
 def widths(coupled: Sequence[CoupledChannels], counts: Sequence[int]) -> dict[str, int]:
-    """Widths of the groups if each set keeps so many channels."""
+    """The widths of the groups if each set keeps the number of channels in `counts`."""
     found: dict[str, int] = {}
     for each, count in zip(coupled, counts, strict=True):
         for name in each.groups:
@@ -25,17 +25,16 @@ def widths(coupled: Sequence[CoupledChannels], counts: Sequence[int]) -> dict[st
 
 
 def uniform(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
-    """The largest common fraction of every set that fits; then single channels while they fit, the best first."""
+    """The channels of each set by the largest common fraction that fits, then single channels, the best first."""
     counts = _largest(lambda fraction: [_at_least_one(each, fraction * len(each)) for each in coupled], coupled, fits)
     return _top_up(coupled, scores, counts, fits)
 
 
 def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
-    """The channels with the highest scores of the whole network, as many as fit, and at least one of each set."""
-    by_pool = [each.scores(scores).sort(descending=True).values for each in coupled]
-    values = torch.cat(by_pool)
+    """As many of the channels with the highest scores of the whole network as fit, and at least one of each set."""
+    values = torch.cat([each.scores(scores).sort(descending=True).values for each in coupled])
     owner = torch.cat([torch.full((len(each),), number) for number, each in enumerate(coupled)])
-    # of equal scores, such as those of scales that have not been trained, every set gets the same fraction
+    # if scores are equal, such as those of untrained scales, every set keeps the same fraction
     order = torch.cat([torch.arange(len(each)) / len(each) for each in coupled]).argsort(stable=True)
     order = order[values[order].argsort(descending=True, stable=True)]
 
@@ -47,7 +46,10 @@ def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Co
 
 
 def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
-    """The lowest common error: in every set the weakest channels may go whose scores add up to that part of all."""
+    """The channels that remain at the lowest common error that fits.
+
+    The error of a set is the sum of the scores of its removed channels as a fraction of the sum of all its scores.
+    """
     fractions = []
     for each in coupled:
         ascending = each.scores(scores).sort().values
@@ -66,7 +68,7 @@ ALLOCATIONS = {"uniform": uniform, "ranked": ranked, "by_error": by_error}
 
 
 def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
-    """Whether widths cost no more than `limits`, by kind ("flops", "params")."""
+    """A function that tells whether widths cost no more than `limits`, by kind ("flops", "params")."""
 
     def within(chosen: Mapping[str, int]) -> bool:
         vector = cost.vector({**cost.graph.widths, **chosen})
@@ -76,10 +78,13 @@ def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
 
 
 def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 0) -> None:
-    """Whether there is anything to remove, and the narrowest network that pruning may leave is within the limits.
+    """Check that the full backbone exceeds a limit, and that the narrowest pruned network is within all limits.
 
-    limits: by kind ("flops", "params", "train_cost"). scope: see `coupled_channels`. images: trained
-    on in the whole run, for a train cost. Raises UsageError otherwise.
+    limits: by kind ("flops", "params", "train_cost").
+    scope: see `coupled_channels`.
+    images: the number of training images of the whole run, for a limit on the train cost.
+
+    Raises UsageError otherwise.
     """
     found = coupled_channels(cost.graph, scope)
     full, least = cost.costs(), cost.costs(widths(found, [each.blocks for each in found]))
@@ -100,7 +105,7 @@ def _at_least_one(each: CoupledChannels, count: float) -> int:
 
 
 def _largest(counts: Callable[[float], Counts], coupled: Sequence[CoupledChannels], fits: Fits) -> Counts:
-    """The counts of the largest fraction in 0..1 that fit; those of 0, the least there are, if none does."""
+    """The counts for the largest fraction in 0..1 that fits, or for 0 if none does."""
     if fits(widths(coupled, counts(1.0))):
         return counts(1.0)
     low, high = 0.0, 1.0
@@ -111,12 +116,15 @@ def _largest(counts: Callable[[float], Counts], coupled: Sequence[CoupledChannel
 
 
 def _top_up(coupled: Sequence[CoupledChannels], scores: Scores, counts: Counts, fits: Fits) -> Counts:
-    """One more of each set in turn while any fits; first where the next channel is nearest to the set's best."""
+    """Add one channel to each set in turn while any fits.
+
+    In each turn those sets come first whose next channel has the highest score relative to the best of its set.
+    """
     counts = list(counts)
-    by_pool = [each.scores(scores).sort(descending=True).values for each in coupled]
+    ordered = [each.scores(scores).sort(descending=True).values for each in coupled]
     waiting = [number for number, each in enumerate(coupled) if counts[number] < len(each)]
     while waiting:
-        waiting.sort(key=lambda number: -float(by_pool[number][counts[number]] / by_pool[number][0].clamp_min(1e-30)))
+        waiting.sort(key=lambda number: -float(ordered[number][counts[number]] / ordered[number][0].clamp_min(1e-30)))
         fitted = []
         for number in waiting:
             counts[number] += coupled[number].blocks

@@ -1,4 +1,4 @@
-"""What the layers that read a width group see on a batch of images, and which of it belongs to which channel."""
+"""The consumers of a width group, the layers that read it: their inputs on images, and their weights by channel."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from budgetnet.errors import UsageError
 from budgetnet.internals import symmetric_padding
 
 Consumer = nn.Conv2d | nn.Linear
-"""What the channel graph names as a consumer; a depthwise convolution only passes its group on."""
+"""A consumer in the channel graph. A depthwise convolution is none, since it passes its group on."""
 
 _AT_ONCE = 64  # images in a forward pass
 
 
 def measurable_groups(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
-    """The convolution groups, each of which can be judged by what its consumers make of it.
+    """The width groups of convolutions, all of which can be scored by their effect on their consumers.
 
-    Raises UsageError without images, and for a group that no layer reads.
+    images: (N, C, height, width). Raises UsageError if there are no images, and for a group that no layer reads.
     """
     if images.dim() < 2 or not len(images):
         raise UsageError(f"channels cannot be judged on images of shape {tuple(images.shape)}: pass at least one image")
@@ -42,10 +42,10 @@ def measurable_groups(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
 def observe(
     graph: ChannelGraph, paths: Iterable[str], images: Tensor, see: Callable[[str, Consumer, Tensor], None]
 ) -> None:
-    """Run the model in eval mode and tell `see` (path, layer, inputs) of every call of the consumers at `paths`.
+    """Run the model in eval mode and call `see(path, layer, inputs)` for every call of the consumers at `paths`.
 
-    images: (N, C, height, width) on the model's device, 64 at a time. The model's state, its mode and the random
-    state stay as they are.
+    images: (N, C, height, width) on the model's device; they are passed in batches of 64. The state and mode of the
+    model and the random state do not change.
     """
     model = graph.model
     training = {module: module.training for module in model.modules()}
@@ -53,11 +53,11 @@ def observe(
     model.eval()
     try:
         for path in paths:
-            hook = partial(_tell, path, see)
+            hook = partial(_pass_on, path, see)
             hooks.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            for part in torch.split(images, _AT_ONCE):
-                model(part)
+            for batch in torch.split(images, _AT_ONCE):
+                model(batch)
     finally:
         for handle in hooks:
             handle.remove()
@@ -65,7 +65,7 @@ def observe(
             module.training = mode
 
 
-def _tell(
+def _pass_on(
     path: str,
     see: Callable[[str, Consumer, Tensor], None],
     layer: nn.Module,
@@ -77,20 +77,20 @@ def _tell(
 
 
 def input_layout(graph: ChannelGraph, path: str) -> Layout:
-    """What lies along the channels, or features, that a consumer reads."""
+    """The layout of the channels, or features, that a consumer reads."""
     convolution = (path, "in_channels")
     return graph.attributes[convolution if convolution in graph.attributes else (path, "in_features")]
 
 
 def units(graph: ChannelGraph, path: str, name: str) -> Tensor:
-    """(width, units per channel) positions on the consumer's input axis of each channel of a group."""
+    """The positions of each channel of a group on the input axis of a consumer, (width, units per channel)."""
     return positions_of(input_layout(graph, path), name, graph.widths)
 
 
 def windows(layer: Consumer, inputs: Tensor) -> Tensor:
-    """(N, units, output rows, output columns, kernel rows, kernel columns): what every output is computed from.
+    """The input window of every output, (N, units, output rows, output columns, kernel rows, kernel columns).
 
-    A view of the padded inputs; of a linear layer's (N, units) the last four dimensions are 1.
+    It is a view of the padded inputs. For a linear layer with inputs (N, units), the last four dimensions are 1.
     """
     if isinstance(layer, nn.Linear):
         return inputs[:, :, None, None, None, None]
@@ -109,12 +109,15 @@ def windows(layer: Consumer, inputs: Tensor) -> Tensor:
 
 
 def rows(layer: Consumer, filters: Tensor) -> Tensor:
-    """(filters, units, kernel entries) weights of these output filters; 0 where a grouped convolution does not read."""
+    """The weights of these output filters, (filters, units, kernel entries).
+
+    They are 0 for the units that a filter of a grouped convolution does not read.
+    """
     weight = layer.weight.detach()
-    parts = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     own = weight[filters].reshape(len(filters), weight.shape[1], -1)
-    full = own.new_zeros(len(filters), parts, *own.shape[1:])
-    full[torch.arange(len(filters), device=filters.device), filters // (weight.shape[0] // parts)] = own
+    full = own.new_zeros(len(filters), groups, *own.shape[1:])
+    full[torch.arange(len(filters), device=filters.device), filters // (weight.shape[0] // groups)] = own
     return full.flatten(1, 2)
 
 
@@ -124,8 +127,8 @@ def scale_columns(layer: Consumer, factors: Tensor) -> None:
 
 
 def by_column(layer: Consumer, factors: Tensor) -> Tensor:
-    """Factors of the layer's input units, (units,), as its weight can be multiplied with; differentiable."""
-    parts = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    """Factors of a layer's input units, (units,), in a shape that multiplies its weight. Differentiable."""
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     rows, width = layer.weight.shape[:2]
-    by_part = factors.to(layer.weight).reshape(parts, 1, width).expand(-1, rows // parts, -1)
-    return by_part.reshape(rows, width, *[1] * (layer.weight.dim() - 2))
+    by_group = factors.to(layer.weight).reshape(groups, 1, width).expand(-1, rows // groups, -1)
+    return by_group.reshape(rows, width, *[1] * (layer.weight.dim() - 2))

@@ -1,4 +1,4 @@
-"""Which channels can only be removed together."""
+"""Coupled channels: those that can only be removed together."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from budgetnet.channels import ChannelGraph
 SCOPES = ("all", "inner")
 
 Scores = Mapping[str, Tensor]
-"""How much each channel of a width group matters, (width,) by group name; the higher, the more."""
+"""The importance of each channel, (width,) by width group; channels with higher scores are kept."""
 
 
 @dataclass(frozen=True)
 class CoupledChannels:
-    """Channels that compete with each other: the range start..stop of every group in `groups`, removed in all of them.
+    """A set of channels that compete with each other: the range start..stop of every group in `groups`.
 
-    Most sets are one whole group. Groups that a parameter-free shortcut joins (it pads and crops at the end, so that
-    equal indices are added) are coupled: a channel that goes, goes from all of them, and what is left stays
-    aligned. blocks: equal parts that must lose equally many.
+    A channel is removed from all groups at once. Most sets consist of one whole group. A parameter-free shortcut pads
+    and crops at the end and adds channels of equal index, which couples the groups that it joins.
+
+    blocks: the number of blocks of equal size into which the range is divided, each of which must lose equally many
+    channels.
     """
 
     groups: tuple[str, ...]
@@ -36,11 +38,11 @@ class CoupledChannels:
         return self.stop - self.start
 
     def scores(self, scores: Scores) -> Tensor:
-        """(channels,) in double precision: the mean over the groups."""
+        """The mean scores over the groups, (channels,) in double precision."""
         return torch.stack([scores[name][self.start : self.stop].double() for name in self.groups]).mean(0)
 
     def best(self, scores: Scores, count: int) -> list[int]:
-        """The `count` channels that matter most, as increasing indices into the groups; of equals the first."""
+        """The `count` channels with the highest scores, as increasing indices; among equals the first come first."""
         by_block = self.scores(scores).reshape(self.blocks, -1)
         order = by_block.argsort(dim=1, descending=True, stable=True)[:, : count // self.blocks]
         chosen = order + torch.arange(self.blocks)[:, None] * by_block.shape[1]
@@ -48,13 +50,11 @@ class CoupledChannels:
 
 
 def coupled_channels(graph: ChannelGraph, scope: str = "all") -> list[CoupledChannels]:
-    """The sets of all convolution filters, in order of execution; the input, the logits and linear layers stay.
+    """The sets of coupled convolution filters, in order of execution. Channels outside these sets are never removed.
 
-    So do channels that a parameter-free shortcut adds to others than those of equal index in a group: to channels of
-    a width that never changes, of a concatenation, or of groups in blocks with different widths.
-
-    scope "inner": only filters inside residual blocks and the like, which no shortcut carries on; the channels that
-    blocks hand on to each other stay as they are.
+    scope "all": all filters, except those that a parameter-free shortcut adds to channels other than those of equal
+    index in a group: to channels of a fixed width, to a concatenation, or to groups in blocks with different widths.
+    scope "inner": only filters that no shortcut carries on, such as those inside residual blocks.
     """
     joined = _joined(graph)
     inner = [group for group in graph.groups if group.kind == "convolution" and group.name not in joined]
@@ -73,13 +73,13 @@ def coupled_channels(graph: ChannelGraph, scope: str = "all") -> list[CoupledCha
 
 
 def _joined(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
-    """Every group that a parameter-free shortcut joins to others -> all of these, in order of execution.
+    """For each group that parameter-free shortcuts join to others, all groups so joined, in order of execution.
 
-    -> (): equal indices of the groups joined are not what is added.
+    The tuple is empty if the shortcuts do not add channels of equal index.
     """
     chains: dict[str, set[str | None]] = {}
     for sides in graph.joins:
-        names = {segment.group for layout in sides for segment in layout}  # None: a width that never changes
+        names = {segment.group for layout in sides for segment in layout}  # None stands for a fixed width
         if any(len(layout) > 1 or layout[0].factor > 1 for layout in sides):
             names.add(None)
         together = set.union(names, *(chains[name] for name in names if name in chains))
@@ -93,7 +93,7 @@ def _joined(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
 
 
 def channels_to_keep(coupled: list[CoupledChannels], scores: Scores, counts: list[int]) -> dict[str, list[int]]:
-    """Channels to keep by group, increasing, if each set keeps its best so many: a plan for `resize`."""
+    """The channels to keep in each group, increasing, if each set keeps its best `counts`: a plan for `resize`."""
     plan: dict[str, list[int]] = {}
     for each, count in zip(coupled, counts, strict=True):
         for name in each.groups:

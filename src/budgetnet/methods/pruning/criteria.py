@@ -1,4 +1,4 @@
-"""How much a filter matters, read off the weights alone: pure functions from a traced network to scores."""
+"""Criteria that score filters by their weights alone: pure functions from a traced network to scores, (width,)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from budgetnet.methods.pruning.coupled import Scores
 
 
 def _by_producer(graph: ChannelGraph, score: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """`score` of every convolution's filters (filters, entries); of several producers of one group the sum."""
+    """Apply `score` to the filters, (filters, entries), of every convolution, and add up the producers of a group."""
     scores: dict[str, Tensor] = {}
     for group in graph.groups:
         if group.kind == "convolution":
@@ -43,7 +43,7 @@ def fpgm(graph: ChannelGraph) -> Scores:
 def norm_scale(graph: ChannelGraph) -> Scores:
     """|γ| of the batch norm behind a filter (Liu et al., "Network Slimming", ICCV 2017).
 
-    Raises UsageError for a convolution without one.
+    Raises UsageError for a convolution without a batch norm.
     """
     scores: dict[str, Tensor] = {}
     for group in graph.groups:

@@ -1,4 +1,4 @@
-"""Growing and pruning by indicators: every epoch trains a sub-network sampled from them, at the budget at most."""
+"""Growing and pruning with indicators: every epoch trains a sub-network within the budget, sampled from them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,17 @@ from budgetnet.tasks import Output
 
 @dataclass(frozen=True)
 class Sampling:
-    """conf/method/grow_prune.yaml: how long filters are sampled, how slim the first network is, and how fast indicators
-    move and harden."""
+    """conf/method/grow_prune.yaml: how long filters are sampled, and how the indicators begin, move and harden.
 
-    search_epochs: int = 150
+    search_epochs: the number of epochs in which filters are sampled.
+    start: the initial probability of each indicator.
+    temperature: the highest temperature β.
+    pull: the total weight of the penalty on the distance from the budget.
+
+    Raises UsageError for values out of range.
+    """
+
+    search_epochs: int | None = None
     start: float = 0.2
     temperature: float = 100.0
     pull: float = 40.0
@@ -55,9 +62,9 @@ class Sampling:
 
 
 class GrowPrune(Method):
-    """Every epoch of `method.search_epochs` trains the filters sampled for it; the likeliest that fit are fine-tuned.
+    """Trains a new sample of filters in each of `method.search_epochs` epochs, then fine-tunes the likeliest that fit.
 
-    Filters that are not sampled wait in `full`, as they are. A round is an epoch.
+    Filters that are not sampled stay unchanged in `full`. A round is an epoch.
     """
 
     def __init__(self, optim: Optimization, prune: Scope, finetune: FineTuning, method: Sampling) -> None:
@@ -65,9 +72,13 @@ class GrowPrune(Method):
         self.scope, self.finetune, self.sampling = prune.scope, finetune, method
 
     def start(self, training: Training) -> list[Phase]:
-        """The full backbone becomes the first sampled network. Raises UsageError for a budget that none meets."""
+        """Narrow the backbone to the first sampled network.
+
+        Raises UsageError for a budget that no pruned network meets, and for phases longer than the run.
+        """
         self.training = training
-        sampling, epochs, tune = self.sampling, self.sampling.search_epochs, self.finetune.epochs
+        sampling, tune = self.sampling, self.finetune.epochs
+        epochs = self.search_epochs = training.epochs_before(tune, sampling.search_epochs)
         must_fit(training.epochs, epochs + tune, f"method.search_epochs={epochs}", f"finetune.epochs={tune}")
         images = (epochs + tune) * training.ledger.images_per_epoch
         allocate.check(training.budget.limits, training.pricing.model, self.scope, images)
@@ -76,7 +87,7 @@ class GrowPrune(Method):
         self.modules["indicators"] = indicators
         self.full = FullNetwork(self.graph, by_channel(self.coupled, indicators.activity))
         self.distance = 0.0
-        """Δu of the running epoch."""
+        """Δu of the current epoch."""
         self._columns: dict[str, Tensor] | None = None
         first = kept_by(self.coupled, self._sampled(indicators, 0))
         self._begin(indicators, first, 0)
@@ -86,22 +97,22 @@ class GrowPrune(Method):
 
     @property
     def indicators(self) -> Indicators | None:
-        """An indicator for each filter, or those that go together; None once they are folded into the weights."""
+        """The indicators of all sets of coupled filters, or None after they are folded into the weights."""
         found = dict(self.modules.items()).get("indicators")
         assert found is None or isinstance(found, Indicators)
         return found
 
     def allowed(self, epochs: int) -> dict[str, int]:
-        """What a network that is trained after `epochs` epochs may cost, by kind.
+        """The limits, by kind, on the network that is trained after `epochs` epochs.
 
-        What is left of the train cost is divided equally among the epochs that are left.
+        The rest of the train cost is divided equally among the remaining epochs.
         """
-        return self.training.limits(self.sampling.search_epochs + self.finetune.epochs - epochs)
+        return self.training.limits(self.search_epochs + self.finetune.epochs - epochs)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Output:
-        """Outputs of the network whose filters are masked by their σ(βs)."""
+        """The output of the network with each filter masked by its σ(βs)."""
         if self.indicators is None:
             return super().forward(images)
         if self._columns is None:
@@ -111,10 +122,10 @@ class GrowPrune(Method):
         return output
 
     def before_step(self) -> None:
-        """The penalty's gradient: λ_base · Δu, with λ_base such that the steps of the search add up to `pull`."""
+        """Add the gradient of the penalty, λ_base · Δu, where λ_base over all steps of the search adds up to `pull`."""
         if self.indicators is None:
             return
-        steps = self.sampling.search_epochs * self.training.steps_per_epoch
+        steps = self.search_epochs * self.training.steps_per_epoch
         base = self.sampling.pull * (1 - self.optim.momentum) / (self.optim.lr * steps)
         gradient = self.indicators.scores.grad
         assert gradient is not None
@@ -129,15 +140,15 @@ class GrowPrune(Method):
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def after_epoch(self, epochs: int) -> None:
-        """Indicators that took part get harder."""
+        """Count an epoch for the active indicators, which raises their temperatures."""
         if self.indicators is not None:
             self.indicators.activity += self.indicators.active
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
-        """Who trains in the next epoch, as channels of the full network; in the end, who stays."""
+        """Plan which channels of the full network train in the next epoch or, at the end of the search, remain."""
         if self.indicators is None or epochs == 0:
             return None
-        last, price = epochs >= self.sampling.search_epochs, self.training.pricing.model
+        last, price = epochs >= self.search_epochs, self.training.pricing.model
         if last:
             scores = by_channel(self.coupled, nn.functional.softplus(_logits(self.indicators)))  # -log(1 - σ(βs))
             counts = allocate.ranked(self.coupled, scores, allocate.fits(price, self.allowed(epochs)))
@@ -150,7 +161,7 @@ class GrowPrune(Method):
         return WidthPlan(self.training.round + 1, before, after, stop=stop, keep=keep)
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
-        """Put back what was trained and take out what is next; in the end, fold the masks into the weights."""
+        """Store the trained filters and load the next ones; at the end of the search, fold the masks into weights."""
         assert isinstance(plan, WidthPlan) and self.indicators is not None
         optimizer, training = self.training.optimizer, self.training
         training.processes.synchronise(self.net.buffers())
@@ -163,15 +174,15 @@ class GrowPrune(Method):
             self._fold(self.indicators, optimizer)
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
-        """(width,) which of the filters that were trained in this round go on."""
+        """Which of the filters that were trained in this round are selected again, bool (width,)."""
         assert self.indicators is not None
-        live = kept_by(self.coupled, self.indicators.active).get(group)
-        if live is None:
+        trained = kept_by(self.coupled, self.indicators.active).get(group)
+        if trained is None:
             return super().selected(group, plan)
-        return torch.isin(torch.tensor(live), torch.tensor(plan.keep[group]))
+        return torch.isin(torch.tensor(trained), torch.tensor(plan.keep[group]))
 
     def _sampled(self, indicators: Indicators, epochs: int) -> Tensor:
-        """Which indicators are active in the epoch after `epochs`: a function of them, the seed and the epoch."""
+        """Which indicators are active after `epochs` epochs, (n,): a function of indicators, seed and epoch."""
         logits = _logits(indicators)
         key = keyed_generator("indicators", self.training.seed, epochs)
         draws = torch.rand(len(logits), generator=key, dtype=logits.dtype)
@@ -179,24 +190,24 @@ class GrowPrune(Method):
         return sample(self.coupled, logits, draws, fits)
 
     def _begin(self, indicators: Indicators, keep: Mapping[str, Sequence[int]], epochs: int) -> None:
-        """An epoch with the channels `keep` of the full network, which is pulled by the distance from the budget."""
+        """Begin an epoch with the channels `keep` of the full network, and measure its distance from the budget."""
         indicators.active.copy_(active_of(self.coupled, keep))
         masks = indicators.masks().cpu()
         self.distance = distance(self.coupled, masks, self.training.pricing.model, self.allowed(epochs))
         self._columns = None
 
     def _masked_columns(self, indicators: Indicators) -> dict[str, Tensor]:
-        """See `columns`; on the indicators' device."""
-        with torch.inference_mode(False):  # a validation may ask first, and training goes on with them
+        """The result of `columns` for the current network, on the device of the indicators."""
+        with torch.inference_mode(False):  # a validation may compute them first, and training uses them later
             numbers = by_channel(self.coupled, torch.arange(len(indicators.scores)))
             keep = kept_by(self.coupled, indicators.active)
-            here = {name: own[keep[name]] for name, own in numbers.items()}
-            found = columns(self.graph, here, len(indicators.scores))
+            current = {name: own[keep[name]] for name, own in numbers.items()}
+            found = columns(self.graph, current, len(indicators.scores))
             return {path: own.to(indicators.active.device) for path, own in found.items()}
 
     @torch.no_grad()
     def _fold(self, indicators: Indicators, optimizer: torch.optim.Optimizer) -> None:
-        """What was masked is the network's own; the indicators go."""
+        """Multiply the masks into the weights and drop the indicators."""
         for name, weight in masked(self.net, self._masked_columns(indicators), indicators.masks()).items():
             self.net.get_parameter(name).copy_(weight)
         optimizer.param_groups.pop()

@@ -1,7 +1,8 @@
-"""One indicator s for each filter: its mask σ(βs), which filters are sampled from it, and what pulls it.
+"""Indicators s of filters: their masks σ(βs), the filters sampled from them, and the penalty on them.
 
 Yuan, Savarese and Maire, "Growing Efficient Deep Networks by Structured Continuous Sparsification", ICLR 2021. Channels
-that can only go together (`coupled_channels`) have one indicator, and so do those in one place of their blocks.
+that can only be removed together (`coupled_channels`) have one indicator, and so do channels of equal position in the
+blocks of a group.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from budgetnet.methods.pruning.coupled import CoupledChannels
 class Indicators(nn.Module):
     """The indicators of all sets of coupled channels, (n,), one set after the other.
 
-    start: the probability that each begins with. epochs: after so many in which it was active an indicator has the
-    temperature `highest`.
+    start: the initial probability of each indicator.
+    epochs: the number of active epochs after which an indicator has the temperature `highest`.
     """
 
     def __init__(self, coupled: Sequence[CoupledChannels], start: float, epochs: int, highest: float) -> None:
@@ -33,58 +34,61 @@ class Indicators(nn.Module):
         count = sum(sizes(coupled))
         self.epochs, self.highest = epochs, highest
         self.scores = nn.Parameter(torch.full((count,), math.log(start / (1 - start))))
-        """s."""
+        """s, (n,)."""
         self.activity: Tensor
-        """Epochs in which each was active."""
+        """The number of epochs in which each indicator was active, (n,)."""
         self.active: Tensor
-        """Which are active now."""
+        """Which indicators are active now, bool (n,)."""
         self.register_buffer("activity", torch.zeros(count, dtype=torch.long))
         self.register_buffer("active", torch.zeros(count, dtype=torch.bool))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Indicators:
-        """Move to where `fn` would, in single precision whatever that of the network: half would swallow the steps."""
+        """Move to the device of `fn`, but stay in single precision: half precision would round small steps to zero."""
         super()._apply(lambda tensor: tensor.to(fn(tensor[:0]).device), recurse)  # type: ignore[no-untyped-call]
         return self
 
     def temperatures(self) -> Tensor:
-        """β of each."""
+        """β of each indicator, (n,)."""
         return temperature(self.activity, self.epochs, self.highest)
 
     def logits(self) -> Tensor:
-        """βs of each; differentiable."""
+        """βs of each indicator, (n,). Differentiable."""
         return self.temperatures() * self.scores
 
     def masks(self) -> Tensor:
-        """σ(βs) of each; differentiable."""
+        """σ(βs) of each indicator, (n,). Differentiable."""
         return self.logits().sigmoid()
 
 
 def temperature(activity: Tensor, epochs: int, highest: float) -> Tensor:
-    """β = highest^(active epochs / epochs): each anneals from 1 as far as it took part, so that late ones stay soft."""
+    """β = highest^(activity / epochs), so that indicators that become active late stay soft.
+
+    activity: the number of epochs in which each indicator was active, (n,).
+    """
     return torch.pow(highest, activity / epochs)
 
 
 def sizes(coupled: Sequence[CoupledChannels]) -> list[int]:
-    """Indicators of each set."""
+    """The number of indicators of each set."""
     return [len(each) // each.blocks for each in coupled]
 
 
 def by_channel(coupled: Sequence[CoupledChannels], values: Tensor) -> dict[str, Tensor]:
-    """Of (n,) values of the indicators, those of each group's channels, (full width,)."""
+    """The values, (n,), of the indicators as values of the channels of each group, (full width,)."""
     found: dict[str, list[Tensor]] = {}
     for each, own in zip(coupled, torch.split(values, sizes(coupled)), strict=True):
         for name in each.groups:
             found.setdefault(name, []).append(own.repeat(each.blocks))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def kept_by(coupled: Sequence[CoupledChannels], active: Tensor) -> dict[str, list[int]]:
-    """The channels of each group whose indicators are active, (n,): increasing, as `resize` takes them."""
+    """The channels of each group whose indicators are active, increasing, as `resize` takes them. active: bool (n,)."""
     return {name: channels.nonzero().flatten().tolist() for name, channels in by_channel(coupled, active.cpu()).items()}
 
 
 def active_of(coupled: Sequence[CoupledChannels], keep: Mapping[str, Sequence[int]]) -> Tensor:
-    """(n,) whether each indicator's channels are among those kept: the inverse of `kept_by`."""
+    """Whether the channels of each indicator are among those to keep, bool (n,): the inverse of `kept_by`."""
     found = []
     for each, size in zip(coupled, sizes(coupled), strict=True):
         own = set(keep[each.groups[0]])
@@ -93,20 +97,21 @@ def active_of(coupled: Sequence[CoupledChannels], keep: Mapping[str, Sequence[in
 
 
 def sample(coupled: Sequence[CoupledChannels], logits: Tensor, draws: Tensor, fits: Fits) -> Tensor:
-    """Which are active, (n,): q ~ Bernoulli(σ(βs)), without the least likely of them until the network fits.
+    """Sample the active indicators, bool (n,), from Bernoulli(σ(βs)).
 
-    logits: (n,) βs. draws: (n,) uniform in 0..1; they decide among equally likely ones too. At least one of each set
-    is active.
+    The least likely of them become inactive until the network fits; at least one of each set stays active.
+
+    logits: βs, (n,). draws: uniform random numbers in 0..1, (n,), which also order equally likely indicators.
     """
     drawn = draws < logits.sigmoid()
     order = draws.argsort(stable=True)
     order = order[logits[order].argsort(descending=True, stable=True)]
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    place = torch.where(drawn, place, place + len(order))  # those drawn come first
+    place = torch.where(drawn, place, place + len(order))  # those that were drawn come first
 
     owner = torch.repeat_interleave(torch.tensor(sizes(coupled)))
-    first = [start + int(own.argmin()) for start, own in _parts(coupled, place)]
+    first = [start + int(own.argmin()) for start, own in _by_set(coupled, place)]
     needed = torch.zeros(len(order), dtype=torch.bool)
     needed[first] = True
     further = order[(drawn & ~needed)[order]]
@@ -128,19 +133,19 @@ def sample(coupled: Sequence[CoupledChannels], logits: Tensor, draws: Tensor, fi
     return chosen(low)
 
 
-def _parts(coupled: Sequence[CoupledChannels], values: Tensor) -> list[tuple[int, Tensor]]:
-    """Where each set's indicators begin, and their values."""
-    starts, parts = 0, []
+def _by_set(coupled: Sequence[CoupledChannels], values: Tensor) -> list[tuple[int, Tensor]]:
+    """The index of the first indicator of each set, and the values of its indicators."""
+    start, found = 0, []
     for own in torch.split(values, sizes(coupled)):
-        parts.append((starts, own))
-        starts += len(own)
-    return parts
+        found.append((start, own))
+        start += len(own)
+    return found
 
 
 def distance(coupled: Sequence[CoupledChannels], masks: Tensor, cost: CostModel, limits: Mapping[str, int]) -> float:
-    """Δu: by which part the expected network, Σσ(βs) channels wide, costs more than the budget; negative: less.
+    """Δu, the relative excess over the budget of the cost of the expected network, with widths Σσ(βs); negative below.
 
-    masks: (n,) σ(βs). limits: by kind ("flops", "params"); of several the scarcest counts.
+    masks: σ(βs), (n,). limits: by kind ("flops", "params"); the largest excess counts.
     """
     widths = {
         name: max(1, round(float(own.sum()))) for name, own in by_channel(coupled, masks.detach().double()).items()
@@ -150,19 +155,20 @@ def distance(coupled: Sequence[CoupledChannels], masks: Tensor, cost: CostModel,
 
 
 def pull(indicators: Indicators, weight: float) -> Tensor:
-    """(n,) gradient of the penalty Σ λσ(βs) of all indicators, active or not: λβσ(βs)(1 - σ(βs)), λ = weight / β².
+    """The gradient, (n,), of the penalty Σ λσ(βs) of all indicators: λβσ(βs)(1 - σ(βs)) with λ = weight / β².
 
-    A step of it moves every βs by weight · σ(βs)(1 - σ(βs)), whatever its β. With the same λ for all, the hard ones,
-    for which a small step of s is a large one of βs, would overshoot the budget in both directions.
+    A gradient step moves every βs in proportion to weight · σ(βs)(1 - σ(βs)), whatever its β. If all indicators had
+    the same λ, those with a high β, whose βs moves far in a small step of s, would overshoot the budget in both
+    directions.
     """
     masks = indicators.masks().detach()
     return weight / indicators.temperatures() * masks * (1 - masks)
 
 
 def columns(graph: ChannelGraph, numbers: Mapping[str, Tensor], none: int) -> dict[str, Tensor]:
-    """By the path of each layer that reads a masked group: the indicator of each of its input units, (units,).
+    """The indicator of each input unit, (units,), by the path of each layer that reads a masked group.
 
-    numbers: the indicator of each channel there is now, (width,) by group. none: for units that no indicator masks.
+    numbers: the indicator of each current channel, (width,) by group. none: the number for units without an indicator.
     """
     widths, found = graph.widths, dict[str, Tensor]()
     for name, own in numbers.items():
@@ -174,10 +180,12 @@ def columns(graph: ChannelGraph, numbers: Mapping[str, Tensor], none: int) -> di
 
 
 def masked(net: nn.Module, by_path: Mapping[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
-    """The weights of the layers in `by_path` (see `columns`) with each input unit's columns times its mask, by name.
+    """The weights, by name, of the layers in `by_path` with the columns of each input unit times its mask.
 
-    To scale what is read of a channel is to scale the channel, wherever norms, shortcuts or pooling come between; a
-    mask on the filter itself would be undone by the batch norm behind it. masks: (n,) by indicator. Differentiable.
+    This scales the channels as their consumers read them, whatever norms, shortcuts or pooling come before. A mask on
+    the filters would be undone by the batch norms behind them.
+
+    by_path: see `columns`. masks: σ(βs), (n,). Differentiable.
     """
     factors, found = torch.cat([masks, masks.new_ones(1)]), {}
     for path, own in by_path.items():

@@ -1,4 +1,4 @@
-"""Options of pruning: conf/prune. Each class is what one kind of method reads of it."""
+"""Options of pruning: conf/prune. Each class holds the options that one kind of method reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 
 @dataclass(frozen=True)
 class Scope:
-    """Which filters may go."""
+    """Which filters may be removed. Raises UsageError for an unknown scope."""
 
     scope: str = "all"
 
@@ -20,7 +20,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Pruning(Scope):
-    """When the full backbone is narrowed, and in how many steps."""
+    """When the full backbone is narrowed, and in how many steps. Raises UsageError for values out of range."""
 
     epochs: int = 150
     steps: int = 1
@@ -33,7 +33,7 @@ class Pruning(Scope):
 
 @dataclass(frozen=True)
 class MeasuredPruning(Pruning):
-    """The same by scores that are measured on so many training images."""
+    """Pruning by scores that are measured on `images` training images. Raises UsageError for values out of range."""
 
     images: int = 1024
 
@@ -44,7 +44,7 @@ class MeasuredPruning(Pruning):
 
 @dataclass(frozen=True)
 class PenalisedPruning(Pruning):
-    """The same by norm scales that are drawn to zero, by an L1 penalty of this weight."""
+    """Pruning by norm scales under an L1 penalty of weight `sparsity`. Raises UsageError for values out of range."""
 
     sparsity: float = 1e-4
 

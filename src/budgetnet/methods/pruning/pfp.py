@@ -11,20 +11,20 @@ from budgetnet.methods.pruning.coupled import Scores
 
 _ENTRIES = 2**20
 _POSITIONS = 512
-"""Of the largest tensor, about: small enough to stay in a processor's cache."""
+"""Approximate limits on the largest tensor, which should stay in a processor's cache."""
 
 
 def pfp(graph: ChannelGraph, images: Tensor) -> Scores:
-    """Sensitivity of every channel, in 0..1: its largest part in any output of the layers that read it.
+    """Sensitivity of every channel, in 0..1: the largest fraction that it contributes to any output of its consumers.
 
-    s_j = max ⟨w_j, a_j⟩ / Σ_k ⟨w_k, a_k⟩ over images, output positions, output filters and sign parts: the positive
-    and the negative weights w, each with the positive and the negative activations a of the position's patch, so that
-    every term of the sum is at least 0. Of several consumers the maximum. The released code takes the single entry
-    of the kernel with the largest part instead of the channel's sum over the kernel, which is the paper's.
+    s_j = max ⟨w_j, a_j⟩ / Σ_k ⟨w_k, a_k⟩ over images, output positions, output filters, consumers and signs. Positive
+    and negative weights w are each combined with positive and negative activations a of the window, so that every term
+    of the sum is at least 0. As in the paper, a channel's contribution is the sum over its kernel; the released code
+    takes the largest single entry of the kernel instead.
 
-    images: (N, C, height, width) on the model's device, a few of whose windows are in memory at a time; on a CPU this
-    takes some 6 (ResNet-20) to 25 (VGG-16) forward passes. The model stays as it is.
-    Raises UsageError without images, and for a group that no layer reads.
+    images: (N, C, height, width) on the model's device. Only a few windows are in memory at a time. On a CPU this
+    takes as long as about 6 (ResNet-20) to 25 (VGG-16) forward passes. The model does not change.
+    Raises UsageError if there are no images, and for a group that no layer reads.
     """
     groups = measurable_groups(graph, images)
     found = {group.name: images.new_zeros(group.width) for group in groups}
@@ -42,7 +42,7 @@ def pfp(graph: ChannelGraph, images: Tensor) -> Scores:
 
 
 def _sensitivities(layer: Consumer, inputs: Tensor, read: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By group, (width,); read: (width, units per channel) positions of the group's channels among the inputs."""
+    """Sensitivities, (width,) by group. read: the positions of the channels among the inputs, (width, units)."""
     view = windows(layer, inputs)
     found = {name: inputs.new_zeros(len(position)) for name, position in read.items()}
     widest = max(len(position) for position in read.values())
@@ -60,10 +60,13 @@ def _sensitivities(layer: Consumer, inputs: Tensor, read: dict[str, Tensor]) -> 
 
 
 def _raise(found: dict[str, Tensor], read: dict[str, Tensor], weights: Tensor, patches: Tensor) -> None:
-    """Take into account one sign part: weights (filters, units, entries), patches (units, entries, positions)."""
+    """Raise the sensitivities to those of one combination of signs.
+
+    weights: (filters, units, entries), at least 0. patches: (units, entries, positions), at least 0.
+    """
     whole = weights.flatten(1) @ patches.flatten(0, 1)
-    scale = whole.clamp_min(torch.finfo(whole.dtype).eps).reciprocal()  # of outputs that are 0 no channel has a part
+    scale = whole.clamp_min(torch.finfo(whole.dtype).eps).reciprocal()  # contributions to an output of 0 are 0
     for name, position in read.items():
         own = weights[:, position].flatten(2).transpose(0, 1)  # (width, filters, units · entries)
-        parts = own @ patches[position].flatten(1, 2)
-        found[name] = torch.maximum(found[name], parts.mul_(scale).amax((1, 2)).clamp_max(1))
+        contributions = own @ patches[position].flatten(1, 2)
+        found[name] = torch.maximum(found[name], contributions.mul_(scale).amax((1, 2)).clamp_max(1))

@@ -1,6 +1,6 @@
 """Pruning: the full backbone is trained, narrowed to the budget in one or several steps, and fine-tuned.
 
-One class a published method: each says what a channel's score is, and how the budget is shared out.
+Each subclass is a published method, which defines the scores of channels and how the budget is allocated to layers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from budgetnet.methods.pruning.thinet import rescale, thinet
 class Prune(Method):
     """Trains the full backbone for `prune.epochs`, narrows it in `prune.steps` steps, and fine-tunes it.
 
-    The steps divide the way to the budget into equal factors, with `prune.epochs_per_step` of fine-tuning after each
-    but the last, which the whole fine-tuning follows. allocation: how many channels each each keeps.
+    The steps reduce the costs by equal factors down to the budget. Each step but the last is followed by
+    `prune.epochs_per_step` epochs of training, and the last one by fine-tuning.
+
+    allocation: decides how many channels each set of coupled channels keeps (`allocate`).
     """
 
     allocation: ClassVar[Callable[..., list[int]]] = staticmethod(allocate.uniform)
@@ -40,13 +42,16 @@ class Prune(Method):
         self.options, self.finetune = prune, finetune
 
     def scores(self, images: Tensor | None) -> Scores:
-        """How much each channel matters now. images: as many as `images` wanted."""
+        """The current scores of all channels. images: (N, C, height, width), at least as many as `images` asks for.
+
+        Raises UsageError if the criterion does not apply to the network.
+        """
         raise NotImplementedError
 
     # -- before training ----------------------------------------------------------------------------------------------
 
     def start(self, training: Training) -> list[Phase]:
-        """Raises UsageError for a budget that no pruned network meets, by what is left or in training."""
+        """Raises UsageError for a budget that pruning cannot meet, and for phases longer than the run."""
         self.training = training
         prune, finetune = self.options, self.finetune
         between = prune.steps - 1
@@ -59,7 +64,7 @@ class Prune(Method):
         return [self.optim.phase("train", prune.epochs), *[step] * between, finetune.phase(self.optim)]
 
     def _check(self) -> None:
-        """Whether there is anything to prune, and the budget can be met: by what is left, and in training."""
+        """Raises UsageError if nothing must be pruned, or if the pruned network or its training exceeds the budget."""
         training, prune, full = self.training, self.options, self.full
         limits = {kind: most for kind, most in training.budget.limits.items() if kind in full}
         allocate.check(limits, training.pricing.model, prune.scope)
@@ -80,16 +85,16 @@ class Prune(Method):
 
     @property
     def coupled(self) -> list[CoupledChannels]:
-        """Channels of the network now that can only be removed together."""
+        """The sets of coupled channels of the current network."""
         return coupled_channels(self.graph, self.options.scope)
 
     def round_ends(self, epochs: int) -> bool:
-        """Whether a step follows after `epochs` epochs."""
+        """Whether a pruning step follows after `epochs` epochs."""
         done = self.options.epochs + self.training.round * self.options.epochs_per_step
         return not self.training.phase.final and epochs >= done
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
-        """The next step: who stays, so that the step's part of the way to the budget is done."""
+        """Plan which channels remain after the next step."""
         if not self.round_ends(epochs):
             return None
         step = self.training.round + 1
@@ -108,7 +113,7 @@ class Prune(Method):
             self.training.resize(changed, optimizer=self.training.optimizer)
 
     def to_keep(self, step: int, images: Tensor | None) -> dict[str, list[int]]:
-        """Who stays within the limits of a step."""
+        """The channels of each group that remain within the limits of a step."""
         limits = limits_after(step, self.options.steps, self.training.budget, self.full)
         scores, found = self.scores(images), self.coupled
         fits = allocate.fits(self.training.pricing.model, limits)
@@ -130,9 +135,9 @@ class FPGM(Prune):
 
 
 class SoftPruning(Prune):
-    """Zeroes the smallest filters after every epoch of the full network, and removes them in the end.
+    """Zeroes the smallest filters after every epoch of the full network, and removes them at the end.
 
-    He et al., "Soft Filter Pruning", IJCAI 2018. What was zeroed trains on and may come back.
+    He et al., "Soft Filter Pruning", IJCAI 2018. Zeroed filters continue to train and may recover.
     """
 
     def scores(self, images: Tensor | None) -> Scores:
@@ -151,7 +156,7 @@ class SoftPruning(Prune):
 
 
 class Slimming(Prune):
-    """Draws the scales of batch norms to zero and removes the smallest of the whole network (Liu et al., ICCV 2017)."""
+    """Shrinks the scales of batch norms by an L1 penalty and removes the smallest (Liu et al., ICCV 2017)."""
 
     allocation = staticmethod(allocate.ranked)
 
@@ -160,15 +165,16 @@ class Slimming(Prune):
         self.sparsity = prune.sparsity
 
     def start(self, training: Training) -> list[Phase]:
+        """Raises UsageError also for a convolution without a batch norm."""
         phases = super().start(training)
-        criteria.norm_scale(self.graph)  # refused before the training, not after it
+        criteria.norm_scale(self.graph)  # raises before training rather than after it
         return phases
 
     def scores(self, images: Tensor | None) -> Scores:
         return criteria.norm_scale(self.graph)
 
     def before_step(self) -> None:
-        """The gradient of `sparsity` · Σ|γ| while the full network trains."""
+        """Add the gradient of `sparsity` · Σ|γ| until fine-tuning begins."""
         if self.training.phase.final:
             return
         for norm in set(self.graph.norm_after.values()):
@@ -178,7 +184,7 @@ class Slimming(Prune):
 
 
 class Measured(Prune):
-    """Scores that are measured on training images."""
+    """Pruning by scores that are measured on training images."""
 
     def __init__(self, optim: Optimization, prune: MeasuredPruning, finetune: FineTuning) -> None:
         super().__init__(optim, prune, finetune)
@@ -189,7 +195,7 @@ class Measured(Prune):
 
 
 class ThiNet(Measured):
-    """Removes what the next layer misses least, and rescales what is left (Luo, Wu, Lin, ICCV 2017)."""
+    """Removes the channels that matter least to the next layer, and rescales the rest (Luo, Wu, Lin, ICCV 2017)."""
 
     def scores(self, images: Tensor | None) -> Scores:
         assert images is not None
@@ -203,7 +209,7 @@ class ThiNet(Measured):
 
 
 class PFP(Measured):
-    """Removes what the next layer provably misses least, at one error for all layers (Liebenwein et al., ICLR 2020)."""
+    """Removes the least sensitive channels, with one error bound for all layers (Liebenwein et al., ICLR 2020)."""
 
     allocation = staticmethod(allocate.by_error)
 
@@ -213,7 +219,7 @@ class PFP(Measured):
 
 
 def limits_after(step: int, steps: int, budget: Budget, full: Mapping[str, int]) -> dict[str, int]:
-    """What the network may cost after `step` of `steps`: equal factors from the full costs down to the budget."""
+    """The limits, by kind, after `step` of `steps`, in equal factors from the costs `full` down to the budget."""
     return {
         kind: max(most, math.floor(full[kind] * (most / full[kind]) ** (step / steps)))
         for kind, most in budget.limits.items()

@@ -1,4 +1,4 @@
-"""A network of which only a part is there: the rest waits, as it was."""
+"""A sub-network in training, and the stored tensors of the full network that it is sampled from."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.channels.surgery import Surgery
 
 Kept = Mapping[str, Sequence[int]]
-"""The channels of the full network that are there, by group, increasing."""
+"""The channels of the full network that are in the sub-network, increasing, by group."""
 
 
 class FullNetwork:
-    """Every tensor of a network that has one of `groups` along an axis, and its momentum, at full width, on the CPU.
+    """Full-width copies, on the CPU, of all tensors that have one of `groups` along an axis, with their momentum.
 
-    Made while the network is full. `resize` it then, and `give` it the entries of the channels that are there; `take`
-    brings back what became of them. All others stay bit-identical.
+    It is made while the network has its full widths. After the network is resized, `give` fills it with the entries of
+    its channels, and `take` stores them again after training. All other entries stay bit-identical.
     """
 
     def __init__(self, graph: ChannelGraph, groups: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ class FullNetwork:
 
     @torch.no_grad()
     def take(self, kept: Kept, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Store the entries of the live network, which has the channels `kept`, and the optimizer's momentum."""
+        """Store the entries and the momentum of the live network, which has the channels `kept`."""
         for name, position in self._positions(kept):
             live = _live(self.graph, name)
             full = self.tensors[name] = self.tensors[name].to(live.dtype)  # the network may have been converted
@@ -45,7 +45,7 @@ class FullNetwork:
 
     @torch.no_grad()
     def give(self, kept: Kept, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Fill the live network, which has the widths of `kept` already, with the entries of these channels."""
+        """Fill the live network, which has the widths of `kept`, with the entries and momentum of these channels."""
         for name, position in self._positions(kept):
             live = _live(self.graph, name)
             live.copy_(self.tensors[name].reshape(-1)[position])
@@ -54,13 +54,17 @@ class FullNetwork:
                 momentum.copy_(self.momentum[name].reshape(-1)[position])
 
     def state_dict(self) -> dict[str, Any]:
+        """The stored tensors and their momentum."""
         return {"tensors": self.tensors, "momentum": self.momentum}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.tensors, self.momentum = ({k: v.cpu().clone() for k, v in state[part].items()} for part in state)
+        """Restore `state_dict()`."""
+        self.tensors, self.momentum = (
+            {name: tensor.cpu().clone() for name, tensor in state[key].items()} for key in ("tensors", "momentum")
+        )
 
     def _positions(self, kept: Kept) -> Iterable[tuple[str, Tensor]]:
-        """Of each tensor, where in the flat full one its entries stand."""
+        """For each tensor, the positions of its entries in the flattened full tensor."""
         surgery = self._surgery(kept)
         for name, full in self.tensors.items():
             yield name, surgery.migrate(name, torch.arange(full.numel()).reshape(full.shape))
@@ -81,7 +85,7 @@ def _live(graph: ChannelGraph, name: str) -> Tensor:
 
 
 def _momentum(optimizer: torch.optim.Optimizer | None, tensor: Tensor) -> Tensor | None:
-    """SGD's, where there is one."""
+    """The momentum of SGD for a tensor, or None."""
     state = {} if optimizer is None else optimizer.state.get(tensor, {})
     momentum: Tensor | None = state.get("momentum_buffer")
     return momentum

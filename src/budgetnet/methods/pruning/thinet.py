@@ -1,4 +1,4 @@
-"""ThiNet (Luo, Wu and Lin, ICCV 2017): channels that the next layer misses least, and the rest scaled to fill in."""
+"""ThiNet (Luo, Wu and Lin, ICCV 2017): removes the channels that matter least to the next layer, rescales the rest."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from budgetnet.methods.pruning.consumers import (
 from budgetnet.methods.pruning.coupled import Scores
 
 SAMPLES = 2048
-"""Outputs of each consumer that are looked at; the paper takes 10 of every image."""
+"""The number of outputs of each consumer that are sampled; the paper takes 10 of every image."""
 
-_DEAD = 1e-9  # of the largest eigenvalue: directions in which the kept channels cannot say anything
+_DEAD = 1e-9
+"""Eigenvalues below this fraction of the largest count as 0: directions in which the kept channels do not vary."""
 
 
 def thinet(graph: ChannelGraph, images: Tensor, seed: int = 0) -> Scores:
-    """The place of every channel in the order in which its group's are removed, from 0, which goes first, up to 1.
+    """The position of every channel in the order in which channels of its group are removed, from 0 up to below 1.
 
-    A sampled output of a consumer is the sum over channels of what each contributes, x_j. The removed set T grows by
-    the channel that keeps the squared sum of what is removed, Σ (Σ_{j∈T} x_j)², smallest (section 3.2 and
-    algorithm 1 of the paper), over the samples of all consumers of the group.
+    A sampled output of a consumer is a sum of the contributions x_j of channels. The removed set T grows greedily by
+    the channel that gives the smallest sum Σ (Σ_{j∈T} x_j)² over the samples of all consumers of the group (section
+    3.2 and algorithm 1 of the paper).
 
-    images: (N, C, height, width) on the model's device. seed: of the sampled outputs. The model stays as it is.
-    Raises UsageError without images, and for a group that no layer reads.
+    images: (N, C, height, width) on the model's device. seed: selects the sampled outputs. The model does not change.
+    Raises UsageError if there are no images, and for a group that no layer reads.
     """
     groups = measurable_groups(graph, images)
     products = _products(graph, [group.name for group in groups], images, seed)
@@ -43,18 +44,21 @@ def thinet(graph: ChannelGraph, images: Tensor, seed: int = 0) -> Scores:
         for path in group.consumers:
             start = products[path].starts[group.name]
             total += products[path].sums[start : start + group.width, start : start + group.width]
-        scores[group.name] = removal_order(total) / group.width  # comparable in groups that lose channels together
+        scores[group.name] = removal_order(total) / group.width  # comparable between coupled groups
     return scores
 
 
 def rescale(graph: ChannelGraph, kept: Mapping[str, Sequence[int]], images: Tensor, seed: int = 0) -> None:
-    """Let the kept channels stand in for those that will be removed: scale what the consumers read of them, in place.
+    """Scale the weights that read the remaining channels, in place, to compensate for the channels to be removed.
 
-    kept: channels to keep by group, as for `resize`, which narrows the network afterwards. In each consumer the
-    columns of a kept channel are multiplied by its factor of ŵ = argmin Σ (y - Σ_{j kept} w_j x_j)², y being the sum
-    over all channels (section 3.2 of the paper), and of several the one nearest to 1: a channel that contributes
-    nothing keeps its weights. All layers are fitted to the full network, at once.
-    Raises UsageError without images, and for a group that no layer reads.
+    In each consumer the columns of a channel are multiplied by its factor in ŵ = argmin Σ (y - Σ_{j kept} w_j x_j)²,
+    where y is the sum over all channels (section 3.2 of the paper). If several ŵ are optimal, the one nearest to 1 is
+    taken, so that a channel without a contribution keeps its weights. All layers are fitted to the full network at
+    once.
+
+    kept: the channels that remain in each group, as for `resize`, which narrows the network afterwards.
+    images: (N, C, height, width) on the model's device. seed: selects the sampled outputs.
+    Raises UsageError if there are no images, and for a group that no layer reads.
     """
     measurable_groups(graph, images)
     kept = {name: channels for name, channels in kept.items() if len(channels) < graph.group(name).width}
@@ -70,10 +74,10 @@ def rescale(graph: ChannelGraph, kept: Mapping[str, Sequence[int]], images: Tens
 
 
 class _Products:
-    """Inner products of what the channels that a consumer reads contribute to its sampled outputs.
+    """Inner products of the contributions of n channels to the sampled outputs of a consumer.
 
-    starts: where each group's channels begin among all (n) of them. owner: (units,) which of them an input unit
-    belongs to, -1: to none. sums: (n, n), Σ over the samples of x_i x_j.
+    starts: the index of the first channel of each group. owner: the channel of each input unit, (units,), or -1.
+    sums: Σ x_i x_j over the samples, (n, n).
     """
 
     def __init__(self, graph: ChannelGraph, path: str, layer: Consumer, names: Sequence[str]) -> None:
@@ -90,21 +94,21 @@ class _Products:
         self.sums = torch.zeros(count, count, dtype=torch.float64)
 
     def add(self, inputs: Tensor, samples: int, generator: torch.Generator) -> None:
-        """Look at `samples` random outputs of one call."""
+        """Add `samples` random outputs of one call."""
         view = windows(self.layer, inputs)
         limits = (view.shape[0], view.shape[2], view.shape[3], self.layer.weight.shape[0])
         image, row, column, filters = (
             torch.randint(limit, (samples,), generator=generator).to(inputs.device) for limit in limits
         )
-        seen = view[image, :, row, column].flatten(2)
-        parts = (seen * rows(self.layer, filters)).sum(2).cpu().double()
+        patches = view[image, :, row, column].flatten(2)
+        by_unit = (patches * rows(self.layer, filters)).sum(2).cpu().double()
         owned = self.owner >= 0
-        x = parts.new_zeros(samples, len(self.sums)).index_add_(1, self.owner[owned], parts[:, owned])
+        x = by_unit.new_zeros(samples, len(self.sums)).index_add_(1, self.owner[owned], by_unit[:, owned])
         self.sums += x.T @ x
 
 
 def _products(graph: ChannelGraph, names: Sequence[str], images: Tensor, seed: int) -> dict[str, _Products]:
-    """Of every consumer of the named groups, by its path."""
+    """The products of every consumer of the named groups, by its path."""
     found: dict[str, _Products] = {}
     wanted = dict.fromkeys(path for name in names for path in graph.group(name).consumers)
     generator = torch.Generator().manual_seed(seed)
@@ -119,9 +123,9 @@ def _products(graph: ChannelGraph, names: Sequence[str], images: Tensor, seed: i
 
 
 def removal_order(sums: Tensor) -> Tensor:
-    """(n,) places in the greedy order, from the inner products of the contributions, (n, n).
+    """The position of each channel in the greedy order, (n,), from the inner products of contributions, (n, n).
 
-    Adding j to T changes ‖Σ_T x‖² by ‖x_j‖² + 2 x_j · Σ_T x, which one row of `sums` a step keeps up to date.
+    Adding j to T changes ‖Σ_T x‖² by ‖x_j‖² + 2 x_j · Σ_T x, which is updated with one row of `sums` per step.
     """
     change = sums.diagonal().clone()
     place = torch.empty_like(change)

@@ -1,4 +1,4 @@
-"""last.ckpt after every epoch, or more often; best.ckpt at the best validation accuracy of the final network."""
+"""Checkpoints: last.ckpt after every epoch or more often, best.ckpt at the best validation of the final network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from budgetnet.training.learner import Learner
 
 
 class Checkpoint(pl.callbacks.Checkpoint):
-    """Runs after the other callbacks, so a checkpoint taken at a growth round holds the grown network.
+    """Writes last.ckpt and best.ckpt. It runs after the other callbacks, so that last.ckpt holds the grown network.
 
-    every_n_steps: also write last.ckpt after every so many steps, in the middle of an epoch.
-    best.ckpt is chosen by the first metric of the task on the validation set, among the epochs after growth (the widths
-    are the final ones there); without a validation set it is the last epoch.
+    best.ckpt is selected by the first metric of the task on the validation set, among the epochs in which the network
+    has its final shape. Without a validation set it is that of the last epoch.
+
+    every_n_steps: the number of steps after which last.ckpt is also written within an epoch, or None.
     """
 
     def __init__(self, directory: Path, every_n_steps: int | None = None) -> None:
@@ -29,7 +30,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
     ) -> None:
         if self.every_n_steps is None or trainer.global_step % self.every_n_steps:
             return
-        if batch_idx + 1 < trainer.num_training_batches:  # else the epoch ends, which is the better place
+        if batch_idx + 1 < trainer.num_training_batches:  # the end of the epoch writes a checkpoint anyway
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,19 +41,19 @@ class Checkpoint(pl.callbacks.Checkpoint):
         final = pl_module.final_from is not None and epochs > pl_module.final_from  # growth ends at the end of an epoch
         if pl_module.data.splits.validation is None:
             better = final
-        else:  # of equals the last
+        else:  # the last among equals
             worse = self.best_value is None or (value is not None and not metric.better(self.best_value, value))
             better = final and value is not None and worse
         if better:
             self.best_value, self.best_epoch = value, epochs
         if pl_module.finished(epochs):
             trainer.should_stop = True
-        if better:  # before last.ckpt, which tells a continued run that this was the best
+        if better:  # before last.ckpt, which holds the value of best.ckpt
             trainer.save_checkpoint(self.directory / "best.ckpt")
         trainer.save_checkpoint(self.directory / "last.ckpt")
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write last.ckpt after a step in the middle of an epoch. Raises RunError if a loss was not finite till now."""
+        """Write last.ckpt after a step within an epoch. Raises RunError for a loss that is not finite."""
         module = trainer.lightning_module
         assert isinstance(module, Learner)
         module.collect()

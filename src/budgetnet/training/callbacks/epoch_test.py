@@ -1,4 +1,4 @@
-"""The test set after every epoch, as published code reads it; nothing is selected by it."""
+"""Evaluation on the test set after every epoch, as in published code; it selects nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from budgetnet.training.learner import Learner
 
 
 class EpochTest(pl.Callback):
-    """Puts the test accuracy of the epoch's network into the module's results, and leaves all else as it was.
+    """Adds the test metrics of the epoch's network to the results of the learner.
 
-    Comes before Recorder, which writes it down, and so before the epoch's network is changed. Every process evaluates
-    its part, as in the final test. The time counts in the epoch's seconds, like that of validation; the train cost is
-    that of training alone.
+    It runs before Recorder, which writes them, and so before the network of the epoch is changed. Every process
+    evaluates its shard, as in the final test. The time counts in the seconds of the epoch, as that of validation does,
+    but not in the train cost.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class EpochTest(pl.Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
-        if self._loader is None:  # made once: it keeps a set in memory on the device
+        if self._loader is None:  # made once, since it holds the dataset in the memory of the device
             self._loader = pl_module.data.test_dataloader()
         modes = [(module, module.training) for module in pl_module.modules()]
         pl_module.eval()

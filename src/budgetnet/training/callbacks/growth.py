@@ -1,4 +1,4 @@
-"""Growth rounds and budget checks, between epochs of a running trainer."""
+"""Rounds of a method between the epochs of a running trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from budgetnet.training.learner import Learner
 
 
 class Growth(pl.Callback):
-    """Before the first step and after every epoch: plan on rank 0, broadcast, carry out, wrap again, record."""
+    """Before the first step and after every epoch: plan on rank 0, broadcast, apply, wrap the network again, record."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
@@ -37,8 +37,8 @@ class Growth(pl.Callback):
 
     def _round(self, trainer: pl.Trainer, learner: Learner, epochs: int) -> None:
         method, start = learner.method, _now(learner)
-        wanted = method.images(epochs)
-        batch = _images(trainer, learner, wanted) if wanted else None
+        count = method.images(epochs)
+        batch = _images(trainer, learner, count) if count else None
         plan = method.plan(epochs, batch) if trainer.is_global_zero else None
         plan = learner.processes.broadcast(plan)
         if plan is not None:
@@ -49,7 +49,7 @@ class Growth(pl.Callback):
             pause = _now(learner) - start
             method.training.ledger.growth_seconds += pause
             if filters is not None:
-                self.records.filters(plan.round, *(part.numpy() for part in filters))
+                self.records.filters(plan.round, *(tensor.numpy() for tensor in filters))
         learner.end_of_epoch(epochs, plan)
         if plan is not None and trainer.is_global_zero:
             self._record(trainer, learner, plan, epochs, pause)
@@ -76,27 +76,27 @@ class Growth(pl.Callback):
 
 
 def _now(learner: Learner) -> float:
-    """The clock, once the device has done what it was asked."""
+    """The time in seconds after the device has finished its work."""
     if learner.device.type == "cuda":
         torch.cuda.synchronize(learner.device)
     return time.perf_counter()
 
 
 def _images(trainer: pl.Trainer, learner: Learner, wanted: int) -> Images:
-    """The first batches of the training set, as this process has them, that hold so many images."""
+    """The first training batches of this process, until there are `wanted` images."""
     assert trainer.train_dataloader is not None
     inputs, targets, count = [], [], 0
-    for some, of_some in trainer.train_dataloader:
-        inputs.append(trainer.precision_plugin.convert_input(some.to(learner.device)))
-        targets.append(of_some.to(learner.device))
-        count += len(of_some)
+    for images, expected in trainer.train_dataloader:
+        inputs.append(trainer.precision_plugin.convert_input(images.to(learner.device)))
+        targets.append(expected.to(learner.device))
+        count += len(expected)
         if count >= wanted:
             break
     return torch.cat(inputs), torch.cat(targets)
 
 
 def rewrap(strategy: DDPStrategy, learner: Learner) -> None:
-    """Wrap the changed module in DistributedDataParallel anew: the old wrapper still reduces the old parameters."""
+    """Wrap the changed module in DistributedDataParallel again, since the old wrapper reduces the old parameters."""
     strategy.model = learner
     gc.collect()
     strategy.configure_ddp()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: what a cluster sends before it takes a machine away."""
+"""SIGTERM and SIGUSR1, which a cluster sends before it stops a job."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from budgetnet.internals import leave_signals_alone
 from budgetnet.processes.group import Processes
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 
-_AGREE_EVERY = 10  # steps between two agreements of several processes, each of which waits for the device
+_AGREE_EVERY = 10  # steps after which several processes exchange whether a signal has come, which waits for the device
 
 
 class Signals:
-    """SIGTERM and SIGUSR1. `received`: the one that has come. While `postponed`, nothing else happens then."""
+    """Handles SIGTERM and SIGUSR1.
+
+    received: the last signal that has come, or None. postponed: whether a signal is only recorded and raises nothing.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -28,9 +31,9 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Raise Preempted out of whatever runs here when one comes, once, unless that is postponed."""
+        """A context in which the first signal raises Preempted, unless that is postponed."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # no signal comes here
+            yield  # only the main thread handles signals
             return
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
@@ -46,7 +49,7 @@ class Signals:
 
 
 class Preemption(pl.Callback):
-    """Ends a run that a signal has reached, in training: after the running step, with a checkpoint."""
+    """Ends training after the current step, with a checkpoint, if a signal has come."""
 
     def __init__(self, checkpoint: Checkpoint, signals: Signals) -> None:
         self.checkpoint, self.signals = checkpoint, signals
@@ -60,7 +63,7 @@ class Preemption(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._signalled():
-            raise Preempted  # the epoch before has its checkpoint
+            raise Preempted  # the previous epoch has written its checkpoint
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.postponed = False
@@ -78,6 +81,6 @@ class Preemption(pl.Callback):
             raise Preempted
 
     def _signalled(self) -> bool:
-        """Whether a signal has come to any process. All must ask."""
+        """Whether a signal has come to any process. All processes must call."""
         assert self._processes is not None
         return self._processes.any(self.signals.received is not None)

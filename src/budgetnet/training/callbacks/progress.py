@@ -1,4 +1,4 @@
-"""A bar per epoch: phase, widths, FLOPs of the budget, accuracy."""
+"""A progress bar per epoch: phase, widths, FLOPs and their budget, and the validation metric."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from budgetnet.training.learner import Learner
 
 
 class Progress(pl.callbacks.ProgressBar):
-    """On a terminal one line that fills up during the epoch; elsewhere one line when the epoch has ended.
+    """On a terminal a line that fills during the epoch, otherwise one line at the end of the epoch.
 
-    It looks at the clock every step and at nothing else, and draws at most `per_second` times.
+    A step costs no more than reading the clock, and the line is drawn at most `per_second` times a second.
     """
 
     def __init__(self, per_second: float = 4.0) -> None:
@@ -28,7 +28,7 @@ class Progress(pl.callbacks.ProgressBar):
         self._terminal = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()  # of an epoch that is continued
+        self._start = time.monotonic()  # for a run resumed within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -59,7 +59,7 @@ class Progress(pl.callbacks.ProgressBar):
         metric = module.task.metric
         value = module.results.get(f"val_{metric.name}")
         name = phase.name if phase.final else f"{phase.name} round {training.round + 1}"
-        parts = [
+        columns = [
             f"epoch {trainer.current_epoch + 1:3d} {name}",
             "█" * filled + "·" * (20 - filled) + f" {batches}/{total}",
             f"{time.monotonic() - self._start:.1f} s",
@@ -67,4 +67,4 @@ class Progress(pl.callbacks.ProgressBar):
             f"FLOPs {format_quantity(flops)}{of}",
             *([f"val {metric.text(value)}"] if value is not None else []),
         ]
-        return "  ".join(parts)
+        return "  ".join(columns)

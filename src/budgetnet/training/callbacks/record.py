@@ -21,19 +21,19 @@ def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv and the method's own rows (saturation.csv, edges.csv), and logs them.
+    """Writes metrics.csv and the rows of the method (saturation.csv, edges.csv), and sends them to the loggers.
 
-    Comes before Growth: a row is of the epoch's network.
+    It runs before Growth, so that a row describes the network of its epoch.
 
-    loggers: makes the trainer's loggers. They start once a step has been taken: training does not wait for them, and a
-    run that cannot train leaves nothing in them.
+    loggers: makes the loggers of the trainer. They begin after the first step, so that a run that cannot train leaves
+    nothing in them.
     """
 
     def __init__(self, records: Records, loggers: Callable[[], list[Logger]]) -> None:
         self.records, self.make_loggers = records, loggers
         self._logging = False
         self._start: float | None = None
-        """When the running epoch began."""
+        """The time at which the current epoch began, on the clock of time.perf_counter."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": 0.0 if self._start is None else time.perf_counter() - self._start}
@@ -52,8 +52,8 @@ class Recorder(pl.Callback):
             self._logging, begin = True, time.perf_counter()
             for logger in trainer.loggers:
                 if isinstance(logger, Wandb):
-                    _ = logger.experiment  # which starts it
-            if self._start is not None:  # an epoch's seconds are without
+                    _ = logger.experiment  # begins the W&B run
+            if self._start is not None:  # not counted in the seconds of the epoch
                 self._start += time.perf_counter() - begin
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,7 +74,10 @@ class Recorder(pl.Callback):
         log(trainer, numbers)
 
     def row(self, trainer: pl.Trainer, learner: Learner) -> dict[str, Any]:
-        """The epoch that just ended (`budgetnet.runs.records.metric_columns` names the columns)."""
+        """The row of metrics.csv for the epoch that just ended (see `budgetnet.runs.records.metric_columns`).
+
+        Raises RunError for a loss that is not finite.
+        """
         learner.end_training_epoch()
         training = learner.method.training
         shown = {name: value for name, value in learner.results.items() if name in self.records.columns}

@@ -1,4 +1,4 @@
-"""When each filter was selected: the inverse scale space path of every growth round, for looking at the measurement."""
+"""The inverse scale space path of every growth round: when each filter was selected."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ COLUMNS = ("layer", "filter", "step", "mean_norm", "norm")
 
 
 class SelectionPath(pl.Callback):
-    """Writes selection/round_NNN.csv: for every filter of every growing layer when it entered the support.
+    """Writes selection/round_NNN.csv, with a row for every filter of every growing layer. Only AdeNeL has such a path.
 
     python -m src.run +callbacks.path._target_=budgetnet.training.callbacks.selection_path.SelectionPath
 
-    every: steps between two looks, each of which waits for the device. step: of the round, of the first look that
-    found it selected; empty if none did. At the round's end: mean_norm ‖Z‖ν/(lr·steps), which until it is selected
-    is the norm of its weights' mean over the steps; norm, of its weights. Methods without LBI have no path.
+    step: the step of the round in which the filter was first seen in the support, empty if never.
+    mean_norm: ‖Z‖ν/(lr·steps) at the end of the round, which for an unselected filter is the norm of the mean of its
+    weights over the steps.
+    norm: the norm of its weights at the end of the round.
+
+    every: the support is read every so many steps, each of which waits for the device.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -51,7 +54,7 @@ class SelectionPath(pl.Callback):
             self._look(method)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Comes after the growth round: what is written was seen before it."""
+        """Write the path of a round after its growth; the norms were read before it."""
         method = _method(pl_module)
         if method is None or method.training.round == self.round:
             return
@@ -82,7 +85,7 @@ class SelectionPath(pl.Callback):
 
 
 def _method(module: pl.LightningModule) -> AdeNeL | None:
-    """The method that grows under LBI, if it is that."""
+    """The method of a learner if it is AdeNeL, else None."""
     method = getattr(module, "method", None)
     under_lbi = method is not None and isinstance(method.training.optimizer, LBI)
     return cast("AdeNeL", method) if under_lbi else None
