@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from budgetnet.command.build import Parts
+from budgetnet.command.build import Components
 
 SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
@@ -20,13 +20,13 @@ SHORT = (
 """Three growing epochs and three of fine-tuning, 20 steps each, of a network without batch norm."""
 
 
-Fit = Callable[..., Parts]
+Fit = Callable[..., Components]
 
 
-def metrics(parts: Parts) -> list[dict[str, str]]:
+def metrics(parts: Components) -> list[dict[str, str]]:
     with open(Path(parts.trainer.default_root_dir, "metrics.csv")) as file:
         return list(csv.DictReader(file))
 
 
-def weights(parts: Parts) -> dict[str, torch.Tensor]:
+def weights(parts: Components) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in parts.learner.net.state_dict().items()}

@@ -15,7 +15,7 @@ from short_run import metrics, weights
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import change_depth, depths
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
@@ -27,7 +27,7 @@ TINY = (
     "growth.epochs_per_round=1", "finetune.epochs=2", "epochs=8", "optim.lr=0.05", "logger=csv", "threads=1",
     "trainer.progress=false", "trainer.accelerator=cpu",
 )  # fmt: skip
-Grow = Callable[..., Parts]
+Grow = Callable[..., Components]
 EVERY = "method.threshold=-100"  # every block counts as an improvement
 
 
@@ -37,16 +37,16 @@ def narrow(num_classes: int, in_channels: int) -> torch.nn.Module:
     return backbones.build("resnet20", num_classes, in_channels, widths)
 
 
-def built(*overrides: str, directory: Path = Path("nowhere")) -> Parts:
+def built(*overrides: str, directory: Path = Path("nowhere")) -> Components:
     return build(composed([*TINY, *overrides]), directory)
 
 
 @pytest.fixture
-def grow(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
+def grow(tmp_path: Path) -> Iterator[Callable[..., Components]]:
     """Train a configuration as a run does, in this process."""
     threads, numbers = torch.get_num_threads(), count()
 
-    def trained(*overrides: str) -> Parts:
+    def trained(*overrides: str) -> Components:
         directory = tmp_path / f"run{next(numbers)}"
         directory.mkdir()
         parts = built(*overrides, directory=directory)
@@ -57,12 +57,12 @@ def grow(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
     torch.set_num_threads(threads)
 
 
-def autogrow(parts: Parts) -> AutoGrow:
+def autogrow(parts: Components) -> AutoGrow:
     assert isinstance(parts.method, AutoGrow)
     return parts.method
 
 
-def growth(parts: Parts) -> list[dict[str, object]]:
+def growth(parts: Components) -> list[dict[str, object]]:
     file = Path(parts.trainer.default_root_dir, "growth.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
 

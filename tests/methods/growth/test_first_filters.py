@@ -11,7 +11,7 @@ import pytest
 import torch
 from short_run import SHORT, Fit
 
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.methods.method import Method
 from budgetnet.methods.plan import WidthPlan
@@ -21,7 +21,7 @@ from budgetnet.methods.pruning.prune import Prune
 TINY = ("dataset.limit_train=60", "finetune.epochs=1", "budget.flops=40%", "prune.epochs=3")
 
 
-def drawn(parts: Parts) -> list[tuple[np.ndarray, np.ndarray]]:
+def drawn(parts: Components) -> list[tuple[np.ndarray, np.ndarray]]:
     """(weights, selected) of every round."""
     files = sorted(Path(parts.trainer.default_root_dir, "filters").iterdir())
     return [(arrays["weights"], arrays["selected"]) for arrays in map(np.load, files)]

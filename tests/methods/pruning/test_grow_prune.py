@@ -13,7 +13,7 @@ import torch
 from short_run import SHORT, Fit, metrics, weights
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.build import Parts, build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.command.experiment import _fit
 from budgetnet.costs import CostModel
@@ -29,7 +29,7 @@ def configuration(*overrides: str) -> dict[str, Any]:
     return composed([*SHORT, *GROWN, *overrides])
 
 
-def built(directory: Path, *overrides: str) -> Parts:
+def built(directory: Path, *overrides: str) -> Components:
     return build(configuration(*overrides), directory)
 
 
@@ -52,7 +52,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, see: Callable[..., Callabl
     monkeypatch.setattr(GrowPrune, name, watched)
 
 
-def rounds(parts: Parts) -> list[dict[str, Any]]:
+def rounds(parts: Components) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(parts.trainer.default_root_dir, "growth.jsonl").read_text().splitlines()]
 
 
