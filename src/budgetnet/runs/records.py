@@ -38,6 +38,14 @@ class Records:
         """One row for an epoch in <name>.csv, what a method says of its own; its first cell is the epoch."""
         self._append_csv(f"{name}.csv", row)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All of <name>.csv, what a method says of its final network."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.directory / f"{name}.csv", text.getvalue())
+
     def growth(self, record: Mapping[str, Any]) -> None:
         """One line per growth round."""
         _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")

@@ -82,18 +82,23 @@ def curve(confidence: Tensor, correct: Tensor, flops: Tensor) -> list[Setting]:
     return found
 
 
-def within(confidence: Tensor, correct: Tensor, flops: Tensor, budget: float) -> Setting:
-    """The most accurate setting whose mean FLOPs are within the budget; of equals the cheapest.
-
-    Where all of SETTINGS cost more, every image leaves at the first exit: q is 0. Raises UsageError for a budget below
-    the first exit's FLOPs or above the last one's.
-    """
+def check_budget(budget: float, flops: Tensor) -> None:
+    """Raises UsageError for mean FLOPs below those of the first exit or above those of the last; flops: (exits,)."""
     least, most = float(flops[0]), float(flops[-1])
     if not least <= budget <= most:
         raise UsageError(
             f"budget.mean_flops={budget:g}: expected {least:.0f}, of the first exit, to {most:.0f}, of the last: "
             "choose another budget or network"
         )
+
+
+def within(confidence: Tensor, correct: Tensor, flops: Tensor, budget: float) -> Setting:
+    """The most accurate setting whose mean FLOPs are within the budget; of equals the cheapest.
+
+    Where all of SETTINGS cost more, every image leaves at the first exit: q is 0. Raises UsageError for a budget below
+    the first exit's FLOPs or above the last one's.
+    """
+    check_budget(budget, flops)
     first = torch.tensor([-math.inf] * len(flops), dtype=torch.float64)
     cheapest = Setting(0.0, tuple(first.tolist()), *evaluate(confidence, correct, first, flops))
     fits = [setting for setting in curve(confidence, correct, flops) if setting.mean_flops <= budget]
