@@ -115,9 +115,7 @@ class Exits(Method):
         """With a mean budget: the accuracy, in percent, under the thresholds that keep it, and the mean FLOPs."""
         seen, self._seen = self._seen, []
         own = tuple(torch.cat(parts) for parts in zip(*seen, strict=True))
-        confidence, right = (
-            torch.cat(parts) for parts in zip(*self.training.processes.gather(own), strict=True)
-        )
+        confidence, right = (torch.cat(parts) for parts in zip(*self.training.processes.gather(own), strict=True))
         most = self.training.budget.limits.get("mean_flops")
         if split == "val":
             self.settings.curve = curve(confidence, right, self.flops)

@@ -162,7 +162,7 @@ class L2W(Exits):
         covariance = product / count - w * losses
         spread = ((w2 / count - w**2) * (losses2 / count - losses**2)).clamp(min=0).sqrt()
         correlation = torch.where(spread > 0, covariance / spread, 0.0)
-        row = {}
+        row: dict[str, float] = {}
         for name, values in (("weight", w), ("loss", losses), ("correlation", correlation)):
             row |= {f"{name}_{number}": value for number, value in enumerate(values.tolist(), start=1)}
         return {**super().rows(), "weights": row}
