@@ -1,8 +1,8 @@
-# make run: set up and run the demo.  make test | lint | soak | bench | notebooks.  PYTHON: the interpreter (3.10 or newer).
+# make run: set up and run the demo.  make test | lint | soak | bench | zoo | notebooks.  PYTHON: the interpreter (3.10 or newer).
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: run setup test lint soak bench notebooks clean
+.PHONY: run setup test lint soak bench zoo notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -30,6 +30,12 @@ soak: .venv/ready
 
 bench: .venv/ready
 	$(PY) -m experiments.bench
+
+zoo: .venv/ready .venv/zoo
+	PYTHONPATH=.venv/zoo OMP_NUM_THREADS=1 $(PY) -m experiments.zoo --pruning
+
+.venv/zoo: .venv/ready  # torchvision is built for another torch: it stays out of the environment
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.29.1
 
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/test_notebooks.py

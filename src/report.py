@@ -3,7 +3,7 @@
 python -m src.report runs/demo/lenet                print one run
 python -m src.report runs --out report              every run below runs/: runs.csv, table.md, one figure
 python -m src.report runs/paper runs/mine/vgg16
-python -m src.report runs --html report.html        besides, one page to look at and click through, without a network
+python -m src.report runs --html report.html        also one interactive page, which needs no network
 python -m src.report --table table1 runs            the paper's Table 1 beside the runs that repeat its rows
 python -m src.report --table table1 --commands      the commands that run its rows (--short: in minutes)
 """
@@ -21,7 +21,7 @@ from budgetnet.runs.directory import RunDirectory, find_run_directories
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write the files; the exit code: 0, or 2 if there is nothing to report."""
+    """Print the table and write the files. Returns the exit code: 0, or 2 if there is nothing to report."""
     parser = argparse.ArgumentParser("python -m src.report", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", type=Path, help="run directories, or folders that hold some")
     parser.add_argument("--out", type=Path, help="where to write (default: ./report)")
@@ -49,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def paper_table(options: argparse.Namespace) -> None:
-    """Print the commands of one of the paper's tables, or make its README anew, with the runs that are given."""
+    """Print the commands of one of the paper's tables, or write its README again with the given runs.
+
+    Raises UsageError outside a checkout of the project, for an unknown table, and for options that do not go together.
+    """
     try:
         from experiments.paper.tables import FULL, SHORT, find_table
     except ModuleNotFoundError as error:
@@ -74,7 +77,7 @@ def paper_table(options: argparse.Namespace) -> None:
 
 
 def write(rows: Sequence[Row], directory: Path) -> None:
-    """Write runs.csv, table.md and accuracy_against_cost.png."""
+    """Write runs.csv, table.md and accuracy_against_cost.png. Raises UsageError if they cannot be written."""
     from budgetnet.reports.comparison import score_against_cost
     from budgetnet.reports.drawing import save
 
@@ -88,7 +91,7 @@ def write(rows: Sequence[Row], directory: Path) -> None:
 
 
 def write_html(runs: Sequence[RunDirectory], path: Path) -> None:
-    """Write one page with every run."""
+    """Write one page with every run. Raises UsageError if it cannot be written."""
     from budgetnet.reports.page import write_page
 
     write_page(runs, path)

@@ -23,7 +23,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> float | None:
-    """One job of the command: returns its objective for sweepers, None if it is one of a sweep and failed."""
+    """Run one job of the command and return its objective, or None for a failed job of a sweep."""
     from budgetnet.command.compose import plain
     from budgetnet.command.explain import explain
     from budgetnet.command.job import run_job
@@ -42,8 +42,8 @@ def job(config: DictConfig) -> float | None:
 
 
 def main() -> int:
-    """The exit code: 0; 1 if a run or a job of a sweep failed; 2 if it cannot run; 130, 143 after SIGINT, SIGTERM."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises its errors, and they are explained here in one line
+    """Return the exit code: 0, 1 after a failure, 2 if nothing can run, 130 after SIGINT, or 143 after SIGTERM."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
     code = 0
     try:
         job()

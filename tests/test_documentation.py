@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from budgetnet.command.methods import known_methods, refuse_unread
 from budgetnet.errors import UsageError
 from budgetnet.options import names_of, reads
 from experiments.paper.queue import Entry
-from experiments.paper.queue import read as read_queue
-from experiments.paper.tables import FULL, SHORT, paper_tables
 
 ROOT = Path(__file__).parents[1]
 README, OPTIONS, CARDS = ((ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/methods.md"))
@@ -47,6 +46,14 @@ def test_every_option_in_the_tables_exists() -> None:
     }
     assert len(named) > 25
     assert named <= set(known_options())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_links_to_is_there(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+    for named in re.findall(r"`((?:src/budgetnet|tests|conf|experiments)/[\w./]+\.\w+)", document.read_text()):
+        assert (ROOT / named).exists(), named
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -105,15 +112,6 @@ def test_an_option_that_no_method_of_a_documented_sweep_reads_would_be_found() -
         check_read(entry("-m method=l1,fpgm growth.policy=random"))
 
 
-def test_the_methods_read_every_option_of_the_queue_and_of_the_papers_rows() -> None:
-    for queued in read_queue():
-        check_read(queued)
-    for table in paper_tables().values():
-        for length in (FULL, SHORT):
-            for command in table.commands(length):
-                check_read(entry(command.removeprefix("python -m src.run ")))
-
-
 # -- cards ------------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +151,7 @@ def layout() -> list[str]:
     ]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Files of src/budgetnet by module."""
     named = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}

@@ -84,7 +84,7 @@ def test_a_metric_knows_which_way_is_better(higher: bool, best: float, worst: fl
     assert max([worst, best], key=metric.gain) == best
 
 
-@pytest.mark.parametrize(("unit", "text", "label"), [("%", "3.14 %", "It (%)"), ("", "3.14", "It")])
+@pytest.mark.parametrize(("unit", "text", "label"), [("%", "3.14 %", "It (%)"), ("", "3.142", "It")])
 def test_a_metric_is_written_with_its_unit_where_it_has_one(unit: str, text: str, label: str) -> None:
     metric = Metric("it", "It", unit)
     assert (metric.text(3.14159), metric.label) == (text, label)

@@ -1,4 +1,4 @@
-"""Errors that a user can act on."""
+"""Errors with a message of one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done. The text is one line: the thing, its value, what was expected, what to do.
+    """A request that cannot be carried out.
 
-    At the command line it becomes exit code 2.
+    The message is one line: the thing, its value, what was expected, and what to do. At the command line it becomes
+    exit code 2.
     """
 
 
 class RunError(RuntimeError):
-    """A run that was possible failed on the way. The text is one line; at the command line it becomes exit code 1."""
+    """A valid run that failed. The message is one line; at the command line it becomes exit code 1."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -31,8 +32,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with one line that says how to continue."""
+    """Ctrl-C, with a line that says how to continue; at the command line it becomes exit code 130."""
 
 
 class Preempted(BaseException):
-    """SIGTERM or SIGUSR1, with one line that says how to continue; at the command line it becomes exit code 143."""
+    """SIGTERM or SIGUSR1, with a line that says how to continue; at the command line it becomes exit code 143."""

@@ -1,6 +1,6 @@
-"""Every name of Lightning's and torch's that is not public, and what it is needed for.
+"""All uses of private names of Lightning and torch, to be reviewed when one of them is upgraded.
 
-Tried with pytorch-lightning 2.6.6 and torch 2.13.0: what to look at when one of them is raised.
+Tested with pytorch-lightning 2.6.6 and torch 2.13.0.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ __all__ = ["AnyBatchNorm", "is_compiler_error", "leave_signals_alone", "process_
 
 
 def is_compiler_error(error: BaseException) -> bool:
-    """Whether torch.compile raised it, for a network or a backend that it cannot compile."""
+    """Whether torch.compile raised the error, for a network or a backend that it cannot compile."""
     return isinstance(error, torch._dynamo.exc.TorchDynamoException)
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Lightning's own handlers save under a name of their own and make every step wait for the device."""
+    """Disable Lightning's signal handlers, which write a file of their own and make each step wait for the device."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def process_group_backend(strategy: DDPStrategy) -> str:
-    """The torch.distributed backend that a strategy would choose."""
+    """The torch.distributed backend that a strategy would use."""
     return str(strategy._get_process_group_backend())
 
 
 def symmetric_padding(layer: nn.Conv2d) -> Any:
-    """The padding of a convolution as torch.nn.functional.pad takes it."""
+    """The padding of a convolution, in the form that torch.nn.functional.pad takes."""
     return layer._reversed_padding_repeated_twice

@@ -1,4 +1,4 @@
-"""Options as value objects: a section of conf/ becomes a frozen dataclass that checks itself."""
+"""Options as value objects: each section of conf/ becomes a frozen dataclass that checks its values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Values = TypeVar("Values")
 
 
 def require_positive(section: str, **values: float | None) -> None:
-    """Raises UsageError for a number that is not above 0; None is none."""
+    """Raises UsageError for a value of `section` that is not above 0. None is allowed."""
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UsageError(f"{section}.{name}={value}: expected a number above 0")
 
 
 def require_not_negative(section: str, **values: float | None) -> None:
-    """Raises UsageError for a number below 0; None is none."""
+    """Raises UsageError for a value of `section` below 0. None is allowed."""
     for name, value in values.items():
         if value is not None and not value >= 0:
             raise UsageError(f"{section}.{name}={value}: expected 0 or more")
 
 
 def require_one_of(section: str, name: str, value: str, options: Sequence[str]) -> None:
-    """Raises UsageError, with the closest of the options, for a value that is none of them."""
+    """Raises UsageError, with the closest options, for a value that is not among the options."""
     if value not in options:
         raise UsageError(f"{section}.{name}={value!r} is unknown{nearest(value, options)}")
 
@@ -42,10 +42,10 @@ def require_one_of(section: str, name: str, value: str, options: Sequence[str]) 
 
 
 NO_EFFECT = {"affects_result": False}
-"""Metadata of a field that cannot affect what is learned: it says where a run is computed and kept.
+"""Metadata of an option that cannot affect what is learned, such as where a run is computed and stored.
 
-It is looked at in the sections of `budgetnet.sections`; what a method reads does affect what is learned. A section of
-which no option can has a class attribute `affects_result = False` instead.
+It applies to the sections in `budgetnet.sections`; all options that a method reads affect what is learned. A section in
+which no option affects the result has a class attribute `affects_result = False` instead.
 
 >>> @dataclass(frozen=True)
 ... class Files:
@@ -72,10 +72,10 @@ def as_mapping(values: Any) -> dict[str, Any]:
 
 
 def read(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
-    """Build a section's value object from its part of the configuration, with OmegaConf's type conversion.
+    """Build the value object of a section from its plain values, with OmegaConf's type conversion.
 
-    name: of the section, "" for the options that belong to none. Keys that are no fields are left alone.
-    Raises UsageError for an option that is missing or of a wrong type, and what the section's own checks raise.
+    name: the name of the section, or "" for options outside sections. Keys that are not fields are ignored.
+    Raises UsageError for an option that is missing, of a wrong type, or refused by the section's own checks.
     """
     known = names_of(section)
     try:
@@ -94,9 +94,9 @@ def read(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
 
 
 def reads(method: type) -> dict[str, type]:
-    """The sections that a method's constructor takes, as keyword arguments, and the dataclass of each.
+    """The sections that the constructor of a method takes, and the dataclass of each.
 
-    The fields of a dataclass are the options that the method reads in that section. Raises UsageError for an argument
+    The fields of a dataclass are the options that the method reads in that section. Raises UsageError for a parameter
     that is not annotated with a dataclass.
     """
     constructor = cast(Any, method).__init__

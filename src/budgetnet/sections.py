@@ -1,4 +1,4 @@
-"""The sections of conf/ that belong to no method, as value objects, and which options can affect a result."""
+"""The sections of conf/ that no method reads, as value objects, and which options can affect a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODES = ("online", "offline", "disabled", None)
 
 @dataclass(frozen=True)
 class WholeRun:
-    """The options of conf/config.yaml itself."""
+    """The options of conf/config.yaml itself. Raises UsageError for values out of range."""
 
     seed: int
     epochs: int
@@ -39,7 +39,7 @@ class WholeRun:
 
 @dataclass(frozen=True)
 class Place:
-    """conf/config.yaml, run: where the files of a run are kept."""
+    """conf/config.yaml, run: where the files of a run are stored. Raises UsageError for what is no directory name."""
 
     affects_result: ClassVar[bool] = False
 
@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Launching:
-    """conf/config.yaml, launcher: how many jobs of a sweep run at a time, and on which GPUs."""
+    """conf/config.yaml, launcher: how many jobs of a sweep run at the same time, and on which GPUs."""
 
     affects_result: ClassVar[bool] = False
 
@@ -68,7 +68,10 @@ class Launching:
 
 @dataclass(frozen=True)
 class Logging:
-    """conf/logger: the CSV files alone, or Weights & Biases or another logger beside them."""
+    """conf/logger: the CSV files alone, or also Weights & Biases or another logger.
+
+    Raises UsageError for unknown values and values out of range.
+    """
 
     affects_result: ClassVar[bool] = False
 
@@ -80,7 +83,7 @@ class Logging:
     mode: str | None = None
     init_timeout: float = 20
     _target_: str | None = None
-    """A logger of Lightning's instead, which is called with whatever else stands in the section."""
+    """The class of another logger of Lightning, which is called with the other options of the section."""
 
     def __post_init__(self) -> None:
         if self._target_ is None and self.name not in _LOGGERS:
@@ -93,7 +96,7 @@ class Logging:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """conf/config.yaml, checkpoint."""
+    """conf/config.yaml, checkpoint: how often last.ckpt is written. Raises UsageError for a number below 1."""
 
     affects_result: ClassVar[bool] = False
 
@@ -105,7 +108,10 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """conf/trainer: where and how exactly is computed; the last four are options of Lightning's that may be added."""
+    """conf/trainer: devices, precision and options of the trainer. The last four are further options of Lightning.
+
+    Raises UsageError for values out of range.
+    """
 
     accelerator: str = field(default="auto", metadata=NO_EFFECT)
     devices: Any = field(default=1, metadata=NO_EFFECT)
@@ -154,13 +160,13 @@ class TrainerOptions:
 
     @property
     def lightning(self) -> dict[str, Any]:
-        """What `pl.Trainer` is called with; the other options are read by name."""
+        """The arguments of `pl.Trainer`, which does not take the options of this project."""
         ours = ("test_every_epoch", "sync_batchnorm", "micro_batches", "compile", "channels_last", "progress")
         return {name: value for name, value in as_mapping(self).items() if name not in ours}
 
     @property
     def stated(self) -> list[str]:
-        """Those of `lightning` that are not at their defaults, as they are written: "precision=16-mixed"."""
+        """The options in `lightning` that differ from their defaults, as text such as "precision=16-mixed"."""
         defaults = {each.name: each.default for each in fields(self)}
         return [f"{name}={value}" for name, value in self.lightning.items() if value != defaults[name]]
 
@@ -176,14 +182,14 @@ SECTIONS: Mapping[str, type] = {
     "trainer": TrainerOptions,
     "dataset": DatasetOptions,
 }
-"""By the name of the section; "" for the options that belong to none."""
+"""The value object of each section by its name; "" holds the options outside sections."""
 
 
 def affects_result(option: str) -> bool:
     """Whether an option, or any option of a section, can affect what is learned.
 
-    One that cannot says where a run is computed and kept: it changes at most the order in which numbers are added. An
-    option that is not one of SECTIONS, such as those of methods, can.
+    An option that cannot says where a run is computed and stored, and changes at most the order in which numbers are
+    added. All options outside SECTIONS, such as those of methods, can affect what is learned.
 
     >>> affects_result("dataset.batch_size"), affects_result("dataset.root"), affects_result("logger")
     (True, False, False)
@@ -192,7 +198,7 @@ def affects_result(option: str) -> bool:
     if section not in SECTIONS:
         section, name = "", option
     kind = SECTIONS[section]
-    if not getattr(kind, "affects_result", True):  # also of what may be added to it
+    if not getattr(kind, "affects_result", True):  # this includes options that are not fields
         return False
     return name.partition(".")[0] not in without_effect(kind)
 
@@ -200,13 +206,13 @@ def affects_result(option: str) -> bool:
 def affecting(config: Mapping[str, Any]) -> dict[str, Any]:
     """A plain configuration without the options that cannot affect what is learned.
 
-    It is what a run's check on continuing and the comparison of runs look at.
+    Runs are compared, and resumed, by these options.
     """
-    kept: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for section, value in config.items():
         if not affects_result(section):
             continue
         if section in SECTIONS and isinstance(value, Mapping):
             value = {name: each for name, each in value.items() if affects_result(f"{section}.{name}")}
-        kept[section] = value
-    return kept
+        found[section] = value
+    return found

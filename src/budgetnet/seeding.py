@@ -1,4 +1,4 @@
-"""Random draws as functions of a key, so that processes agree on them and a continued run repeats them."""
+"""Random draws as functions of a key, so that all processes draw the same and a resumed run repeats them."""
 
 from __future__ import annotations
 

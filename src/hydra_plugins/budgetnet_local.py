@@ -1,4 +1,4 @@
-"""hydra/launcher=local: Hydra's name for budgetnet.command.launcher (Hydra takes launchers from here alone)."""
+"""hydra/launcher=local: the plugin for budgetnet.command.launcher, in the package where Hydra looks for launchers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweep", "hydra.sweep
 
 
 class LocalLauncher(Launcher):
-    """Every job of a sweep as a process of its own on this machine. n_jobs, gpus: `launcher` in conf/config.yaml."""
+    """Runs every job of a sweep in a process of its own. n_jobs, gpus: `launcher` in conf/config.yaml."""
 
     def __init__(self, n_jobs: Any = None, gpus: Any = None) -> None:
         self.n_jobs, self.gpus = n_jobs, gpus
@@ -24,7 +24,7 @@ class LocalLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; the value of each is its validation accuracy, or None if it failed."""
+        """Run the jobs. The return value of each is its objective, or None if it failed."""
         from budgetnet.command.compose import plain
         from budgetnet.command.launcher import Job, run_jobs, visible_gpus
 
@@ -43,7 +43,7 @@ class LocalLauncher(Launcher):
         return returns
 
     def _options(self) -> list[str]:
-        """What else of this command a job needs: where its configuration is found, and options of Hydra."""
+        """The arguments of this command that a job needs too: the place of its configuration, and options of Hydra."""
         options = []
         if self.config.hydra.job.config_name != "config":
             options += ["--config-name", str(self.config.hydra.job.config_name)]

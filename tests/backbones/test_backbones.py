@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from budgetnet import backbones
+from budgetnet.backbones.constructors import check_output, construct
 from budgetnet.channels import ChannelGraph
 from budgetnet.errors import UsageError
 
@@ -246,3 +247,63 @@ def test_what_cannot_be_built_is_told_in_one_line(options: dict[str, Any], fragm
     text = str(caught.value)
     assert "\n" not in text
     assert all(fragment in text for fragment in fragments), text
+
+
+class Takes:
+    """Constructors as others write them."""
+
+    @staticmethod
+    def common(num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 4, num_classes))
+
+    @staticmethod
+    def short(in_c: int = 3, n_classes: int = 5) -> nn.Module:
+        return Takes.common(n_classes, in_c)
+
+    @staticmethod
+    def classes_only(classes: int) -> nn.Module:
+        return Takes.common(classes, 3)
+
+    @staticmethod
+    def open_ended(name: str = "x", **options: int) -> nn.Module:
+        return Takes._options(**options)
+
+    @staticmethod
+    def _options(*, num_classes: int = 5, in_chans: int = 3) -> nn.Module:
+        return Takes.common(num_classes, in_chans)
+
+    @staticmethod
+    def odd(outputs: int) -> nn.Module:
+        return Takes.common(outputs, 3)
+
+
+@pytest.mark.parametrize("name", ["common", "short", "classes_only", "open_ended"])
+def test_classes_and_channels_are_passed_under_the_names_that_a_constructor_has(name: str) -> None:
+    network = construct(getattr(Takes, name), num_classes=7, in_channels=3)
+    check_output(network, (3, 2, 2), (7,), name)
+
+
+def test_a_name_that_nobody_else_uses_is_given() -> None:
+    with pytest.raises(UsageError, match=r"num_classes_name=\.\.\., of outputs"):
+        construct(Takes.odd, num_classes=7, in_channels=3)
+    with pytest.raises(UsageError, match="num_classes_name=output: odd takes outputs"):
+        construct(Takes.odd, num_classes=7, in_channels=3, num_classes_name="output")
+    check_output(construct(Takes.odd, 7, 3, num_classes_name="outputs"), (3, 2, 2), (7,), "odd")
+
+
+def test_an_output_that_does_not_fit_is_told_in_one_line() -> None:
+    with pytest.raises(
+        UsageError, match=r"backbone=own gives \(5,\) for an image of shape \(3, 2, 2\): expected \(7,\)"
+    ):
+        check_output(Takes.common(5, 3), (3, 2, 2), (7,), "own")
+    with pytest.raises(UsageError, match="backbone=own does not take images") as error:
+        check_output(Takes.common(5, 3), (1, 2, 2), (5,), "own")
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_of_the_constructor_itself_is_its_own() -> None:
+    def broken(num_classes: int) -> nn.Module:
+        return nn.Linear(num_classes, "many")  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError):
+        construct(broken, 7, 3)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from nets import Odd
 from torch import nn
 
-from budgetnet import ChannelGraph, backbones, resize
+from budgetnet import ChannelGraph, CostModel, backbones, resize
 from budgetnet.channels import GraphError
 
 DEEPEST = ("resnet110", "resnet42-42-42", "resnet54-53-53")
@@ -163,34 +163,23 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Shuffle(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = torch.chunk(self.conv(x), 2, dim=1)
-        return a + b
-
-
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (Softmax(), r"'softmax' \(softmax\) in module 'inner' is not in the table .* frozen=\('inner',\)"),
-        (Hard(), r"fixes the number of channels or features to 64; write x.flatten\(1\)"),
-        (Branching(), "cannot be traced"),
-        (Shuffle(), r"'chunk' \(chunk\) in Shuffle.forward is not in the table"),
+        (Softmax(), "Softmax has no width that can change"),
+        (Hard(), r"no width .*'view' .*\(test_graph.py:\d+: .*view\(-1, 64\)\)\) holds a number of channels that is"),
+        (Branching(), "Branching cannot be traced .*test_graph.py:.* move what depends on the data into a submodule"),
     ],
 )
-def test_an_operation_outside_the_table_is_named_with_the_remedy(net: nn.Module, message: str) -> None:
+def test_a_network_without_a_width_and_one_that_looks_at_its_data_are_refused(net: nn.Module, message: str) -> None:
     with pytest.raises(GraphError, match=message) as error:
         traced(net, 3, 4, 4)
     assert "\n" not in str(error.value)
 
 
 def test_freezing_a_module_keeps_the_widths_around_it() -> None:
-    net = Softmax()
-    assert ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("inner",)).widths == {}
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    assert ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("2",)).widths == {"0": 4}
     with pytest.raises(GraphError, match="neither a module path nor an operation"):
         ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("outer",))
 
@@ -212,3 +201,60 @@ def test_a_layer_that_is_used_twice_has_one_width() -> None:
     graph = traced(Twice(), 3, 4, 4)
     assert list(graph.widths) == ["first"]
     assert graph.verify() == {"first": "function kept"}
+
+
+class Between(nn.Module):
+    """Two convolutions, and between the last two a function that no run alone can see through."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.function = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1), function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.function(self.b(self.a(x))))  # type: ignore[operator]
+
+
+def test_verify_names_the_group_and_the_operation_that_knows_how_many_channels_there_are() -> None:
+    graph = traced(Between(lambda x: x / x.shape[1]), 3, 4, 4)
+    with pytest.raises(
+        GraphError, match=r"WidthGroup\('b'.* changes the function .* first in operation 'div' \(test_gr"
+    ):
+        graph.verify()
+
+
+def test_a_network_of_which_more_than_half_stays_says_so() -> None:
+    net = Between(lambda x: x.view(-1, 6, 4, 4))
+    assert traced(net, 3, 4, 4).warning is None
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 2, 1), nn.Conv2d(2, 2, 1))
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8), frozen=("1",))
+    assert graph.widths == {"2": 2} and graph.free_share < 0.1
+    assert graph.warning is not None and "% of the FLOPs are of layers whose widths stay as they are" in graph.warning
+
+
+def test_a_frozen_module_is_priced_by_what_it_is_called_with() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 5)
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            t = self.a(x).flatten(2).transpose(1, 2)
+            return self.head(F.relu(self.b(self.attention(t, t, t)[0].mean(1))))
+
+    graph = ChannelGraph.trace(Attends(), torch.empty(1, 3, 16, 16), frozen=("attention",))
+    assert list(graph.widths) == ["b"]
+    tokens, width = 16, 8
+    attention = tokens * width * 4 * width + 2 * tokens * tokens * width
+    assert CostModel(graph).macs() == 8 * 48 * tokens + attention + 8 * 5 + 5 * 4
+
+
+def test_a_module_that_looks_at_its_data_is_followed_around_once_it_is_frozen() -> None:
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), Looks(), nn.Conv2d(4, 2, 1))
+    with pytest.raises(GraphError, match="in module '2' .* depends on the data"):
+        traced(net, 3, 4, 4)
+    assert ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("2",)).widths == {"0": 5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 
 import pytest
@@ -18,14 +19,17 @@ from budgetnet.channels import GraphError
 class Between(nn.Module):
     """convolution -> what is tested -> convolution -> logits; 5 channels at 5x5, so that no size tells them apart."""
 
-    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor], channels: int = 5, **modules: nn.Module) -> None:
+    def __init__(
+        self, between: Callable[[nn.Module, Tensor], Tensor], channels: int = 5, **modules: nn.Module | None
+    ) -> None:
         super().__init__()
         self.between = between
         self.a, self.b, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(channels, 4, 1), nn.Linear(4, 3)
         self.gain = nn.Parameter(torch.ones(5, 1, 1))
         self.scalar = nn.Parameter(torch.tensor(2.0))
         for name, module in modules.items():
-            self.add_module(name, module)
+            if module is not None:
+                self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.between(self, self.a(x))).mean((2, 3)))
@@ -45,8 +49,16 @@ class Gate(nn.Module):
         return x * y.expand_as(x)
 
 
-def assign(m: nn.Module, x: Tensor) -> Tensor:
-    x[:, 0] = 0
+class OwnLayer(nn.Conv2d):
+    """A subclass of a layer that computes its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * 2, self.bias)
+
+
+def assign_space(m: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, 0] = 0
     return x
 
 
@@ -72,28 +84,79 @@ FOLLOWED = {
     "grouped": Between(lambda m, x: m.d(m.c(x)), channels=8, c=nn.Conv2d(5, 6, 1), d=nn.Conv2d(6, 8, 1, groups=2)),
 }
 
-REFUSED = {
-    "channel slice": (Between(lambda m, x: x[:, :5]), "channels cannot be picked out"),
-    "wide channel slice": (Between(lambda m, x: x[:, :9]), "channels cannot be picked out"),
-    "channel permutation": (Between(lambda m, x: x[:, [4, 3, 2, 1, 0]]), "channels cannot be picked out"),
-    "one channel": (Between(lambda m, x: x[:, 0].unsqueeze(1), channels=1), "channels cannot be picked out"),
-    "mean over channels": (Between(lambda m, x: x.mean(1, keepdim=True), channels=1), "over space only"),
-    "sum of everything": (Between(lambda m, x: x * x.sum()), "'sum_1'"),
-    "chunk": (Between(lambda m, x: x.chunk(1, 1)[0]), "'chunk'"),
-    "flatten of the batch": (Between(lambda m, x: x.flatten(0, 2)), "write x.flatten"),
-    "permute": (Between(lambda m, x: x.permute(0, 1, 3, 2)), "'permute'"),
-    "cat along the batch": (Between(lambda m, x: torch.cat([x, x])), "along the channels"),
-    "fixed reshape": (Between(lambda m, x: torch.reshape(x, shape=(-1, 5, 5, 5))), "fixes the number of channels"),
-    "channel gain": (Between(lambda m, x: x * m.gain), "uses gain, a parameter or buffer outside"),
-    "functional": (Between(lambda m, x: F.conv2d(x, m.a.weight[:, :1].expand(5, 5, 1, 1))), "outside any layer|not in"),
-    "item assignment": (Between(assign), "cannot be traced"),
-    "range of channels": (Between(lambda m, x: sum(x for _ in range(x.size(1)))), "cannot be traced"),
-    "training branch": (Between(lambda m, x: x.relu() if m.training else x), "in training than in eval"),
-    "linear over pixels": (Between(lambda m, x: m.c(x), c=nn.Linear(5, 5)), "followed on \\(batch, features\\) only"),
-    "unknown layer": (
-        Between(lambda m, x: m.c(x), c=nn.InstanceNorm2d(5)),
-        "InstanceNorm2d, which is not in",
+FOLLOWED |= {
+    "chunk": Between(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1), channels=6, a=nn.Conv2d(3, 6, 1)),
+    "sum of halves": Between(lambda m, x: sum(x.chunk(2, 1)), channels=3, a=nn.Conv2d(3, 6, 1)),
+    "shuffle": Between(lambda m, x: F.channel_shuffle(x, 3), channels=6, a=nn.Conv2d(3, 6, 1)),
+    "shuffle by hand": Between(
+        lambda m, x: x.view(x.size(0), 2, x.size(1) // 2, 5, 5).transpose(1, 2).reshape(x.shape),
+        channels=6,
+        a=nn.Conv2d(3, 6, 1),
     ),
+    "stack": Between(lambda m, x: torch.stack([x, m.c(x)]).sum(0), c=nn.Conv2d(5, 5, 1)),
+    "channels last": Between(lambda m, x: m.c(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), c=nn.Linear(5, 5)),
+    "pixel shuffle": Between(lambda m, x: F.pixel_shuffle(x, 2), channels=2, a=nn.Conv2d(3, 8, 1)),
+    "pixel unshuffle": Between(lambda m, x: m.c(F.pixel_unshuffle(x, 5)), c=nn.Conv2d(125, 5, 1)),
+    "channel padding": Between(lambda m, x: m.c(x) + F.pad(x, (0, 0, 0, 0, 0, 2)), channels=7, c=nn.Conv2d(5, 7, 1)),
+    "cat and single": Between(
+        lambda m, x: torch.cat([x, m.c(x)], 1) + m.d(x), channels=8, c=nn.Conv2d(5, 3, 1), d=nn.Conv2d(5, 8, 1)
+    ),
+    "grouped behind cat": Between(
+        lambda m, x: m.d(torch.cat([x, m.c(x)], 1)), channels=4, c=nn.Conv2d(5, 5, 1), d=nn.Conv2d(10, 4, 1, groups=2)
+    ),
+    "repeat": Between(lambda m, x: x.repeat(1, 3, 1, 1), channels=15),
+    "channel gain": Between(lambda m, x: x * m.gain),
+    "functional": Between(lambda m, x: F.conv2d(x, m.kernel), channels=5, kernel=None),
+    "item assignment": Between(assign_space),
+    "training branch": Between(lambda m, x: x.relu() if m.training else x),
+    "training head": Between(lambda m, x: m.c(x)[:, :, :5, :5] if m.training else x, c=nn.Conv2d(5, 5, 1)),
+    "condition on a size": Between(lambda m, x: x[:, :, :4] if x.shape[-1] > 4 else x),
+    "assertion": Between(lambda m, x: (torch._assert(x.ndim == 4, "4-d"), x)[1]),
+    "loop over a shape": Between(lambda m, x: F.interpolate(x, size=[2 * int(n) for n in x.shape[2:]])),
+    "PReLU": Between(lambda m, x: m.c(x), c=nn.PReLU(5)),
+    "instance norm": Between(lambda m, x: m.c(x), c=nn.InstanceNorm2d(5, affine=True)),
+    "transposed convolution": Between(lambda m, x: m.d(m.c(x)), c=nn.ConvTranspose2d(5, 6, 2, 2), d=nn.Conv2d(6, 5, 1)),
+    "norm without statistics": Between(lambda m, x: m.c(x), c=nn.BatchNorm2d(5, track_running_stats=False)),
+    "own layer": Between(lambda m, x: m.c(x), c=OwnLayer(5, 5, 1)),
+    "cat along the batch": Between(lambda m, x: torch.cat([x, x]).chunk(2)[0]),
+}
+FOLLOWED["functional"].kernel = nn.Parameter(torch.randn(5, 5, 1, 1))
+
+MIXED = {
+    "mean over channels": Between(lambda m, x: x * x.mean(1, keepdim=True)),
+    "sum of everything": Between(lambda m, x: x * x.sum()),
+    "softmax": Between(lambda m, x: x.softmax(1)),
+    "layer norm, channels last": Between(
+        lambda m, x: m.c(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), c=nn.LayerNorm(5, elementwise_affine=False)
+    ),
+    "response norm": Between(lambda m, x: m.c(x), c=nn.LocalResponseNorm(3)),
+}
+
+FIXED = {
+    "channel slice": (Between(lambda m, x: x[:, :5]), "operation 'getitem' .* holds a number of channels"),
+    "channel permutation": (Between(lambda m, x: x[:, [4, 3, 2, 1, 0]]), "operation 'getitem' .* holds a number"),
+    "one channel": (Between(lambda m, x: x[:, 0].unsqueeze(1), channels=1), "picks single channels"),
+    "fixed reshape": (
+        Between(lambda m, x: torch.reshape(x, shape=(-1, 5, 5, 5))),
+        "operation 'reshape' .* written down",
+    ),
+    "constant": (Between(lambda m, x: x * torch.arange(5.0).view(1, 5, 1, 1)), "meets something that has no channels"),
+    "attention": (
+        Between(
+            lambda m, x: m.c(*[x.flatten(2).transpose(1, 2)] * 3)[0].transpose(1, 2).reshape(-1, 5, 5, 5),
+            c=nn.MultiheadAttention(5, 1, batch_first=True),
+        ),
+        "'multi_head_attention_forward' .* taken as a whole",
+    ),
+}
+
+REFUSED = {
+    "sorting": (
+        Between(lambda m, x: x.sort(1).values),
+        r"'sort' .* is not followed.*frozen=\('sort',\).*backbone.frozen=\[",
+    ),
+    "depends on the data": (Between(lambda m, x: x if x.sum() > 0 else -x), "depends on the data"),
+    "does not fit": (Between(lambda m, x: x.flatten(0, 2)), "does not take inputs"),
 }
 
 
@@ -118,12 +181,56 @@ def test_it_is_followed_and_priced_also_after_growth(name: str) -> None:
     assert (priced["flops"], priced["params"]) == (fvcore_flops(net), sum(p.numel() for p in net.parameters()))
 
 
+@pytest.mark.parametrize("name", MIXED)
+def test_what_mixes_channels_is_priced_and_checked_for_shapes(name: str) -> None:
+    net = copy.deepcopy(MIXED[name])
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 5, 5))
+    assert graph.mixing == {"a"}
+    assert graph.verify()["a"].startswith("shapes only: a norm across channels")
+    assert CostModel(graph).flops() == fvcore_flops(net)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_cannot_change_stays_and_the_graph_says_why(name: str) -> None:
+    net, why = FIXED[name]
+    graph = ChannelGraph.trace(copy.deepcopy(net), torch.empty(1, 3, 5, 5))
+    assert graph.widths == {"b": 4} and graph.verify() == {"b": "function kept"}
+    assert re.search(why, "; ".join(graph.fixed))
+    if name != "attention":
+        assert CostModel(graph).flops() == fvcore_flops(net)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_in_one_line(name: str) -> None:
     net, message = REFUSED[name]
     with pytest.raises(GraphError, match=message) as error:
         ChannelGraph.trace(copy.deepcopy(net), torch.empty(1, 3, 5, 5))
     assert "\n" not in str(error.value)
+
+
+def test_all_that_is_not_followed_is_listed_at_once() -> None:
+    net = Between(lambda m, x: x.sort(1).values + m.c(x), c=nn.Sequential(nn.Conv2d(5, 5, 1), Median()))
+    with pytest.raises(GraphError, match=r"'sort'.*'frexp' in module 'c.1' .*frozen=\('sort', 'c.1',\)"):
+        ChannelGraph.trace(net, torch.empty(1, 3, 5, 5))
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 5, 5), frozen=("sort", "c.1"))
+    assert graph.widths == {"b": 4}
+
+
+class Median(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.frexp(x).mantissa
+
+
+def test_padding_same_has_its_true_price_where_fvcore_does_not_look() -> None:
+    net = Between(lambda m, x: m.c(x), c=nn.Conv2d(5, 5, 3, padding="same"))
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 5, 5))
+    assert CostModel(graph).flops() == fvcore_flops(net) + 5 * 5 * 9 * 25
+
+
+def test_a_slice_beyond_the_channels_is_caught_by_verify() -> None:
+    graph = ChannelGraph.trace(Between(lambda m, x: x[:, :9]), torch.empty(1, 3, 5, 5))
+    with pytest.raises(GraphError, match="WidthGroup\\('a'"):
+        graph.verify()
 
 
 def test_one_parameter_in_two_layers_is_refused() -> None:

@@ -288,3 +288,104 @@ def test_frozen_parameters_stay_frozen() -> None:
     net.left.weight.requires_grad_(False)
     resize(net, {"left": 6})
     assert not net.left.weight.requires_grad and net.left.bias.requires_grad
+
+
+def hard() -> nn.Sequential:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardsigmoid(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(6, 4))
+    ChannelGraph.trace(net, torch.empty(1, 3, 9, 9))
+    return net
+
+
+def test_a_resize_that_fails_on_the_way_leaves_model_and_optimizer_as_they_were() -> None:
+    net = hard()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.randn(4, 3, 9, 9)).sum().backward()
+    optimizer.step()
+    parameters, state = dict(net.named_parameters()), {p: s for p, s in optimizer.state.items()}
+    with pytest.raises(GraphError, match="nothing has changed: derivative for .*hardsigmoid_backward"):
+        resize(net, {"0": 10}, optimizer, init="gradmax", batch=(torch.randn(4, 3, 9, 9), torch.arange(4)))
+    assert all(net.get_parameter(name) is parameter for name, parameter in parameters.items())
+    assert net[0].out_channels == 8 and optimizer.param_groups[0]["params"] == list(parameters.values())
+    assert optimizer.state.keys() == state.keys() and all(optimizer.state[p] is state[p] for p in state)
+
+
+class Foreign(torch.optim.SGD):
+    """An optimizer with a state of its own for each parameter."""
+
+    def __init__(self, parameters: list[nn.Parameter], make: object) -> None:
+        super().__init__(parameters, lr=0.1)
+        for parameter in parameters:
+            self.state[parameter] = make(parameter)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: {"row": p.detach().flatten(1).sum(1) if p.dim() > 1 else None}, "'row', a Tensor of shape"),
+        (lambda p: {"history": [p.detach(), p.detach().flatten()[:1]]}, "'history', a Tensor of shape"),
+        (lambda p: {"note": {"a": 1}}, "'note', a dict"),
+    ],
+)
+def test_an_optimizer_whose_state_cannot_follow_is_refused_before_anything_changes(make: object, message: str) -> None:
+    net = hard()
+    optimizer, before = Foreign(list(net.parameters()), make), dict(net.named_parameters())
+    with pytest.raises(GraphError, match=f"optimizer Foreign keeps {message}"):
+        resize(net, {"0": 10}, optimizer)
+    assert all(net.get_parameter(name) is parameter for name, parameter in before.items())
+    with pytest.raises(GraphError, match="LBFGS keeps a state of all parameters together"):
+        resize(net, {"0": 10}, torch.optim.LBFGS(net.parameters()))
+
+
+def test_lists_of_states_of_a_parameters_shape_move_along() -> None:
+    net = hard()
+    optimizer = Foreign(list(net.parameters()), lambda p: {"history": [p.detach().clone(), p.detach() * 2], "step": 3})
+    resize(net, {"0": 10}, optimizer, seed=0)
+    one, two = optimizer.state[net[0].weight]["history"]
+    assert one.shape == two.shape == net[0].weight.shape and torch.equal(two, one * 2) and not one[8:].any()
+    assert optimizer.state[net[0].weight]["step"] == 3
+
+
+class Own(nn.Module):
+    """Parameters of its own beside a convolution: a scale that starts at 0.1, a shift, a mask, and PReLU's slopes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.PReLU(6)
+        self.scale = nn.Parameter(torch.full((6, 1, 1), 0.1))
+        self.shift = nn.Parameter(torch.arange(6.0).view(6, 1, 1))
+        self.register_buffer("mask", torch.tensor([1.0, 0, 1, 1, 0, 1]).view(6, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.act(self.a(x) * self.scale + self.shift) * self.mask).mean((2, 3))
+
+
+def test_parameters_outside_layers_grow_along_from_the_value_they_began_with() -> None:
+    net = Own()
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 4, 4))
+    assert graph.verify() == {"a": "function kept"}
+    with torch.no_grad():
+        net.scale += 1
+    resize(net, {"a": 8}, seed=0)
+    assert torch.equal(net.scale[6:].flatten(), torch.full((2,), 0.1)) and torch.equal(
+        net.act.weight[6:], torch.full((2,), 0.25)
+    )
+    assert torch.equal(net.shift[6:].flatten(), torch.full((2,), 2.5)) and net.mask[6:].eq(1).all()
+
+
+def test_a_shuffle_keeps_every_channel_at_its_place_in_its_block() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(nn.functional.channel_shuffle(self.a(x), 2)).mean((2, 3))
+
+    net = Shuffled()
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 4, 4))
+    assert graph.group("a").blocks == 2
+    filters, columns = net.a.weight.detach().clone(), net.b.weight.detach().clone()
+    resize(net, {"a": 8}, init="zero_out", seed=0)
+    assert torch.equal(net.a.weight[[0, 1, 2, 4, 5, 6]], filters)  # two blocks of three, each grown by one
+    assert torch.equal(net.b.weight[:, :6], columns) and not net.b.weight[:, 6:].any()

@@ -28,6 +28,7 @@ from budgetnet.command import job as command
 from budgetnet.command.compose import CONF
 from budgetnet.command.explain import known_options
 from budgetnet.data.official import OfficialFiles
+from budgetnet.reports import ending
 from src.run import main
 
 BASE = ["dataset=digits", "backbone=lenet5", "logger=csv", "growth.seed_shape=equal", "budget.flops=50%"]
@@ -127,12 +128,12 @@ class Front:
         patch.setattr(experiment, "run", self._build)
         locate = OfficialFiles.locate
         patch.setattr(OfficialFiles, "locate", lambda files, root, download: locate(files, root, download=False))
-        patch.setattr(command, "show", lambda directory: None)
-        patch.setattr(command, "objective", lambda directory: 0.0)
+        patch.setattr(ending, "show", lambda directory: None)
+        patch.setattr(command, "objective", lambda directory, summary: 0.0)
         self.accepted: set[tuple[str, ...]] = set()
         self.refused: set[tuple[str, ...]] = set()
 
-    def _build(self, config: Any, directory: Path, command: str) -> dict[str, Any]:
+    def _build(self, config: Any, directory: Path, command: str, write: Any) -> dict[str, Any]:
         building.build(config, directory)
         self.built = True
         return {"test_top1": 0.0}

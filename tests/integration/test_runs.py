@@ -246,16 +246,16 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
         if (tmp_path / "broken").exists():
             raise RunError("no memory")
 
-    class Started(Exception): ...
+    class Launch(Exception): ...
 
     def start(*_: Any) -> None:
         events.append("wandb")
-        raise Started
+        raise Launch
 
     monkeypatch.setattr(Learner, "training_step", stepped)
     monkeypatch.setattr(loggers, "_start_run", start)
     config = configuration(tmp_path, "logger=wandb")
-    with pytest.raises(Started):
+    with pytest.raises(Launch):
         experiment.run(config, tmp_path / "run", command_line())
     assert events == ["step", "wandb"]
     (tmp_path / "broken").touch()

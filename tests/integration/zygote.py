@@ -24,12 +24,14 @@ from unittest import mock
 REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
-    "torch.export",
-    "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
-    "budgetnet.command.experiment", "budgetnet.runs.export",
-    "budgetnet.backbones",
-    "budgetnet.methods.growth.adenel", "budgetnet.methods.train", "budgetnet.data.readers", "budgetnet.reports.report",
-    "budgetnet.reports.comparison", "budgetnet.channels.gradmax",
+    "onnxruntime", "networkx", "torch.export", "torch.onnx", "budgetnet.channels.builder", "budgetnet.channels.depth",
+    "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
+    "budgetnet.channels.verify", "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
+    "budgetnet.command.experiment", "budgetnet.command.sweeps", "budgetnet.costs.latency", "budgetnet.backbones.cnf",
+    "budgetnet.data.readers", "budgetnet.methods.depth.autogrow", "budgetnet.methods.edges.bsn",
+    "budgetnet.methods.growth.adenel", "budgetnet.methods.growth.replay", "budgetnet.methods.pruning.grow_prune",
+    "budgetnet.methods.pruning.prune", "budgetnet.methods.train", "budgetnet.reports.comparison",
+    "budgetnet.reports.report", "budgetnet.runs.export",
 )  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LOCK = threading.RLock()

@@ -67,7 +67,7 @@ def test_the_growth_path_draws_the_depth_of_every_stage(deepened: RunDirectory) 
 
 def test_the_report_names_the_blocks_and_shows_no_saturation(deepened: RunDirectory) -> None:
     text = write_report(deepened.path).read_text()
-    assert "| layer1 1→2 blocks |" in text and "| layer2 1→2 blocks |" in text and "| nobody |" in text
+    assert "| layer1 1→2 blocks |" in text and "| layer2 1→2 blocks |" in text and "| none |" in text
     assert "## Depths (blocks)" in text and "## Widths" not in text
     assert "| layer1 | 1 | 2 | 3 | 67 % |\n| layer2 | 1 | 2 | 1 | 200 % |" in text
     assert "saturation.png" not in text and not (deepened.path / "figures" / "saturation.png").exists()

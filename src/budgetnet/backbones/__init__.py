@@ -1,4 +1,4 @@
-"""Backbones: plain modules whose every width is an argument, built by name.
+"""Backbones: plain modules that are built by name and take every width as an argument.
 
 For example, `build("resnet20", seed_width=8)` is a ResNet-20 with 8 filters in every convolution.
 """

@@ -18,9 +18,9 @@ MOST_CHANNELS = 2**12
 
 
 def layout(columns: int, channels: int, size: tuple[int, int], segments: bool = False) -> EdgeGraph:
-    """The graph of a fabric whose finest scale has `size` (height, width) and the coarsest a single position.
+    """The graph of a fabric from a finest scale of `size` (height, width) to a coarsest scale of a single position.
 
-    segments: the last column leads up to the finest scale, instead of down to the coarsest.
+    segments: whether the last column leads up to the finest scale, instead of down to the coarsest one.
     """
     sizes = [size]
     while max(sizes[-1]) > 1:
@@ -58,10 +58,14 @@ def build(
     multiplier: float | None = None,
     name: str = "cnf",
 ) -> Fabric:
-    """A freshly initialised fabric. channels: of every node, 128, or 64 where images are segmented; times `multiplier`.
+    """A newly initialised fabric with logits (batch, num_classes).
 
-    Logits are (batch, num_classes), or (batch, num_classes, height, width) for task="segmentation".
-    Raises UsageError for a fabric that cannot be.
+    For task="segmentation" the logits are (batch, num_classes, height, width).
+
+    image_size: (height, width). columns: the number of columns of nodes.
+    channels: the channels of every node, by default 128, or 64 for segmentation. multiplier: a factor on channels.
+    name: the name of the backbone, which is not used.
+    Raises UsageError for values out of range.
     """
     segments = task == "segmentation"
     least = 2 if segments else 1
@@ -83,9 +87,9 @@ def build(
 
 
 def _convolution(channels: int, before: tuple[int, ...], after: tuple[int, ...]) -> nn.Sequential:
-    """A 3×3 convolution and a batch norm from one size to another: at stride 2, or after upsampling, where they differ.
+    """A 3×3 convolution and a batch norm from size `before` to `after`, with stride 2 or upsampling if they differ.
 
-    The bias before a batch norm serves nothing; the published counts of parameters have it.
+    The bias has no effect before a batch norm, but the published numbers of parameters include it.
     """
     finer = before < after
     stride = 2 if before > after else 1

@@ -1,7 +1,7 @@
-"""Networks whose edges can be left out: the graph, which is data, and the plain module that runs it.
+"""Networks whose edges can be removed: the graph as data, and the module that computes it.
 
-Nodes add up what their edges bring and apply a ReLU; edges are modules, from the stem's node to the head's (Veniat and
-Denoyer, CVPR 2018: l_i = Σ_k h_ki f_ki(l_k)).
+A node is the ReLU of the sum of its incoming edges, and an edge is a module between two nodes (Veniat and Denoyer, CVPR
+2018: l_i = Σ_k h_ki f_ki(l_k)). The first node is computed by the stem, and the last one is read by the head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_TIMES = 64
 
 @dataclass(frozen=True)
 class Node:
-    """A sum of feature maps. shape: (channels, height, width). at: (x, y) in a drawing, y downwards."""
+    """A sum of feature maps of `shape` (channels, height, width). at: (x, y) in a drawing, with y downwards."""
 
     name: str
     shape: tuple[int, int, int]
@@ -30,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A module from one node to another. steps: sequential operations that it takes; 0 for an identity."""
+    """A module from one node to another. steps: the number of its sequential operations, 0 for an identity."""
 
     name: str
     source: str
@@ -40,10 +40,10 @@ class Edge:
 
 @dataclass(frozen=True, repr=False)
 class EdgeGraph:
-    """Nodes in an order in which they can be computed, from the stem's (the first) to the head's (the last), and edges.
+    """Nodes in an order of computation, from that of the stem to that of the head, and edges between them.
 
-    A choice of edges is a bool (..., edges) in the order of `edges`, which is by target, in the order of `nodes`.
-    Raises ValueError for edges that lead backwards or to no node.
+    A mask of edges is bool (..., edges) in the order of `edges`, which are sorted by target in the order of `nodes`.
+    Raises ValueError for edges that lead backwards or to no node, or are not sorted.
     """
 
     nodes: tuple[Node, ...]
@@ -59,15 +59,17 @@ class EdgeGraph:
 
     @property
     def first(self) -> str:
+        """The name of the node that the stem computes."""
         return self.nodes[0].name
 
     @property
     def last(self) -> str:
+        """The name of the node that the head reads."""
         return self.nodes[-1].name
 
     @cached_property
     def into(self) -> Mapping[str, tuple[int, ...]]:
-        """Numbers of the edges into every node."""
+        """The indices of the edges into every node."""
         found: dict[str, list[int]] = {node.name: [] for node in self.nodes}
         for number, edge in enumerate(self.edges):
             found[edge.target].append(number)
@@ -75,36 +77,37 @@ class EdgeGraph:
 
     @cached_property
     def last_readers(self) -> Mapping[str, tuple[str, ...]]:
-        """By node, the nodes whose values nobody reads any more once it has been computed."""
-        reader = {edge.source: edge.target for edge in self.edges}  # the last one wins
+        """For each node the nodes whose values are no longer needed after it has been computed."""
+        reader = {edge.source: edge.target for edge in self.edges}  # the last reader of each node
         found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for source, target in reader.items():
             found[target].append(source)
         return {name: tuple(sources) for name, sources in found.items()}
 
     def alive(self, on: Tensor) -> Tensor:
-        """Which of the edges that are `on`, bool (..., edges), lie on a path of such edges from first to last."""
+        """Which of the edges that are `on`, bool (..., edges), lie on a path of such edges from first to last node."""
         reached = {self.first: torch.ones_like(on[..., 0])}
         wanted = {self.last: torch.ones_like(on[..., 0])}
         never = torch.zeros_like(on[..., 0])
         forwards, backwards = [], []
         for number, edge in enumerate(self.edges):
-            here = on[..., number] & reached.get(edge.source, never)
-            reached[edge.target] = reached.get(edge.target, never) | here
-            forwards.append(here)
+            usable = on[..., number] & reached.get(edge.source, never)
+            reached[edge.target] = reached.get(edge.target, never) | usable
+            forwards.append(usable)
         for number in range(len(self.edges) - 1, -1, -1):
             edge = self.edges[number]
-            here = on[..., number] & wanted.get(edge.target, never)
-            wanted[edge.source] = wanted.get(edge.source, never) | here
-            backwards.append(here)
+            usable = on[..., number] & wanted.get(edge.target, never)
+            wanted[edge.source] = wanted.get(edge.source, never) | usable
+            backwards.append(usable)
         if not self.edges:
             return on.clone()
         return torch.stack(forwards, -1) & torch.stack(backwards[::-1], -1)
 
     def path(self, weights: Sequence[float], among: Tensor | None = None, through: int | None = None) -> Tensor | None:
-        """bool (edges,): the path from first to last whose weights, one for each edge, add up to least.
+        """The path from the first to the last node with the smallest sum of edge weights, bool (edges,).
 
-        among: the edges that it may take. through: the number of one that it must. None: there is no such path.
+        among: the edges that it may use, bool (edges,). through: the index of an edge that it must use.
+        The result is None if there is no such path.
         """
         allowed = [True] * len(self.edges) if among is None else among.tolist()
         ahead: dict[str, tuple[float, tuple[int, ...]]] = {self.first: (0, ())}
@@ -120,24 +123,27 @@ class EdgeGraph:
             found = None if before is None or after is None else (0, (*before[1], through, *after[1]))
         if found is None:
             return None
-        chosen = torch.zeros(len(self.edges), dtype=torch.bool)
-        chosen[list(found[1])] = True
-        return chosen
+        mask = torch.zeros(len(self.edges), dtype=torch.bool)
+        mask[list(found[1])] = True
+        return mask
 
     def choice(self, names: Iterable[str]) -> Tensor:
-        """bool (edges,): those of these names. Raises KeyError for a name that no edge has."""
+        """The mask of the edges with these names, bool (edges,). Raises KeyError for a name that no edge has."""
         place = {edge.name: number for number, edge in enumerate(self.edges)}
-        chosen = torch.zeros(len(self.edges), dtype=torch.bool)
-        chosen[[place[name] for name in names]] = True
-        return chosen
+        mask = torch.zeros(len(self.edges), dtype=torch.bool)
+        mask[[place[name] for name in names]] = True
+        return mask
 
     def names(self, choice: Tensor) -> tuple[str, ...]:
-        """The names of the chosen edges."""
-        return tuple(edge.name for edge, here in zip(self.edges, choice.tolist(), strict=True) if here)
+        """The names of the edges in a mask, bool (edges,)."""
+        return tuple(edge.name for edge, on in zip(self.edges, choice.tolist(), strict=True) if on)
 
     def kept(self, choice: Tensor) -> EdgeGraph:
-        """The graph of the chosen edges alone, and of the nodes that they touch, first and last among them."""
-        edges = tuple(edge for edge, here in zip(self.edges, choice.tolist(), strict=True) if here)
+        """The graph of the edges in a mask, bool (edges,), with their nodes and the first and last node.
+
+        It never raises ValueError, since it keeps the order of a valid graph.
+        """
+        edges = tuple(edge for edge, on in zip(self.edges, choice.tolist(), strict=True) if on)
         touched = {self.first, self.last, *(e.source for e in edges), *(e.target for e in edges)}
         return EdgeGraph(tuple(node for node in self.nodes if node.name in touched), edges)
 
@@ -145,7 +151,7 @@ class EdgeGraph:
         return f"EdgeGraph({len(self.nodes)} nodes, {len(self.edges)} edges)"
 
     def __str__(self) -> str:
-        """A line for each node, with what leads to it."""
+        """A line for each node, with the edges that lead to it."""
         lines = []
         for node in self.nodes:
             sources = ", ".join(f"{self.edges[i].source} by {self.edges[i].name}" for i in self.into[node.name])
@@ -161,7 +167,7 @@ def _extend(
     weights: Sequence[float],
     allowed: Sequence[bool],
 ) -> None:
-    """Take an edge from `start` to `end` if the best path to `end` gets shorter by it."""
+    """Extend the best path to `start` by an edge to `end` if that is shorter than the best path to `end`."""
     if allowed[number] and start in best:
         weight = best[start][0] + weights[number]
         if end not in best or weight < best[end][0]:
@@ -169,17 +175,18 @@ def _extend(
 
 
 def scaled(width: int, multiplier: float | None) -> int:
-    """A width times `multiplier`, rounded, at least 1. Raises UsageError for what is no multiplier."""
+    """A width times `multiplier`, rounded, at least 1. Raises UsageError for a multiplier out of range."""
     if multiplier is not None and not (type(multiplier) in (int, float) and 0 < multiplier <= MOST_TIMES):
         raise UsageError(f"backbone.multiplier={multiplier!r}: expected a number above 0, {MOST_TIMES} at most")
     return max(1, int(width * (1 if multiplier is None else multiplier) + 0.5))
 
 
 class Fabric(nn.Module):
-    """Images (batch, in_channels, height, width) to logits, through the edges of `layout` that are there.
+    """Maps images (batch, in_channels, height, width) to logits through the edges of `layout`.
 
-    edges: by name, a module from the source's shape to the target's. stem: from images to the first node's shape; head:
-    from the last node's shape to logits.
+    stem: maps images to the shape of the first node.
+    edges: for each edge by name, a module that maps the shape of its source to that of its target.
+    head: maps the shape of the last node to logits.
     """
 
     def __init__(self, layout: EdgeGraph, stem: nn.Module, edges: Mapping[str, nn.Module], head: nn.Module) -> None:
@@ -198,22 +205,22 @@ class Fabric(nn.Module):
         return logits
 
     def masked(self, images: Tensor, alive: Tensor) -> Tensor:
-        """Logits of the networks that `alive` leaves, bool (1 or batch, edges): one for all images, or one for each.
+        """Logits with the edges in `alive`, bool (1 or batch, edges): one mask for all images, or one for each.
 
-        An edge that is off everywhere is not computed. Give what `EdgeGraph.alive` returns: an edge that is on without
-        a path to it would bring the shift of its batch norm.
+        An edge that is off for all images is not computed. The mask must come from `EdgeGraph.alive`, since an edge
+        without a path from the first node would add the shift of its batch norm.
         """
         layout = self.layout
         some, every = alive.any(0).tolist(), alive.all(0).tolist()
         masks = alive.to(images)[:, :, None, None, None]
         values = {layout.first: self.stem(images)}
         for node in layout.nodes[1:]:
-            parts = [
+            incoming = [
                 self._along(i, values) if every[i] else self._along(i, values) * masks[:, i]
                 for i in layout.into[node.name]
                 if some[i]
             ]
-            self._compute(node, values, parts)
+            self._compute(node, values, incoming)
         last = values.get(layout.last)
         if last is None:
             last = images.new_zeros(len(images), *layout.nodes[-1].shape)
@@ -222,21 +229,24 @@ class Fabric(nn.Module):
 
     def _along(self, number: int, values: Mapping[str, Tensor]) -> Tensor:
         edge = self.layout.edges[number]
-        carried: Tensor = self.edges[edge.name](values[edge.source])
-        return carried
+        output: Tensor = self.edges[edge.name](values[edge.source])
+        return output
 
-    def _compute(self, node: Node, values: dict[str, Tensor], parts: Sequence[Tensor]) -> None:
-        """Add up what leads to a node, and forget what nobody reads any more."""
-        if parts:
-            total = parts[0]
-            for part in parts[1:]:
-                total = total + part
+    def _compute(self, node: Node, values: dict[str, Tensor], incoming: Sequence[Tensor]) -> None:
+        """Add up the outputs of the edges into a node, and drop values that are no longer needed."""
+        if incoming:
+            total = incoming[0]
+            for output in incoming[1:]:
+                total = total + output
             values[node.name] = F.relu(total)
         for source in self.layout.last_readers[node.name]:
             values.pop(source, None)
 
     def keep(self, names: Collection[str]) -> None:
-        """Remove every edge but these, and the nodes that no edge touches any more."""
+        """Remove all edges but those with these names, and nodes without edges.
+
+        Raises KeyError for a name that no edge has.
+        """
         self.layout = self.layout.kept(self.layout.choice(names))
         for name in self.edges.keys() - set(names):
             del self.edges[name]

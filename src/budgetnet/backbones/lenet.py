@@ -14,9 +14,9 @@ FULL_WIDTHS = {"conv1": 6, "conv2": 16, "fc1": 120, "fc2": 84}
 
 
 class LeNet5(nn.Module):
-    """Two convolutions and three linear layers: (batch, in_channels, 28, 28) to (batch, num_classes).
+    """Two convolutions and three linear layers, from (batch, in_channels, 28, 28) to (batch, num_classes).
 
-    widths: filters of conv1 and conv2, units of fc1 and fc2.
+    widths: the filters of conv1 and conv2, and the units of fc1 and fc2.
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int, in_channels: int = 1) -> None:

@@ -1,7 +1,7 @@
 """ResNet-18, 34 and 50 for ImageNet (He et al. 2016), with the stride of a bottleneck in its 3×3 convolution.
 
-Module names are torchvision's. A shortcut has a 1×1 convolution where the full backbone has one; any other
-joins its block by `match_channels`, so that every block may have its own width.
+The modules are named as in torchvision. A shortcut has a 1×1 convolution if the full backbone has one; all others join
+their blocks by `match_channels`, so that every block may have its own width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4,
 
 
 def full_widths(depths: Sequence[int], bottleneck: bool = False) -> dict[str, int]:
-    """Filters of every convolution in order of execution; those in shortcuts follow their block."""
+    """The filters of every convolution in order of execution. Those in shortcuts have the width of their block."""
     widths = {"conv1": 64}
     for stage, (width, depth) in enumerate(zip((64, 128, 256, 512), depths, strict=True), start=1):
         for i in range(depth):
@@ -30,16 +30,16 @@ def full_widths(depths: Sequence[int], bottleneck: bool = False) -> dict[str, in
 
 
 def projection(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The shortcut of a block that changes its number of channels.
+    """The shortcut of a block that changes the number of channels.
 
-    Where it changes the size too it is given every second pixel: a 1×1 convolution with a stride is the same, and
-    crashes in oneDNN (issue 6035) on a CPU with channels_last and fewer input channels than a vector holds.
+    A block that also changes the size passes every second pixel to it. A 1×1 convolution with stride 2 would be the
+    same, but crashes in oneDNN (issue 6035) on a CPU with channels_last and few input channels.
     """
     return nn.Sequential(convolution(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut. widths: filters of conv1 and conv2."""
+    """Two 3×3 convolutions and a shortcut. widths: the filters of conv1 and conv2."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], stride: int, downsample: bool) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        # before the shortcut, because a width group is named after its first producer
+        # computed before the shortcut, because a width group is named after its first producer
         out = self.bn2(self.conv2(out))
         shortcut = match_channels(x, out) if self.downsample is None else self.downsample(subsampled(x, self.stride))
         return F.relu(out + shortcut)
 
 
 class Bottleneck(nn.Module):
-    """A 1×1, a 3×3 and a 1×1 convolution beside a shortcut. widths: filters of conv1, conv2 and conv3."""
+    """A 1×1, a 3×3 and a 1×1 convolution and a shortcut. widths: the filters of conv1, conv2 and conv3."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], stride: int, downsample: bool) -> None:
         super().__init__()
@@ -83,10 +83,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 7×7 stem and four stages: (batch, in_channels, height, width) to (batch, num_classes).
+    """A 7×7 stem and four stages, from (batch, in_channels, height, width) to (batch, num_classes).
 
-    depths: blocks in each stage.
-    widths: filters of conv1 and of layer{stage}.{block}.conv1, .conv2 and, in a bottleneck, .conv3.
+    depths: the number of blocks in each stage.
+    widths: the filters of conv1 and of layer{stage}.{block}.conv1, .conv2 and, in a bottleneck, .conv3.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The ResNets of He et al. 2016, section 4.2, for 32×32 images, with parameter-free shortcuts (option A).
 
-Every convolution may have its own width, also within a block and between the blocks of a stage.
+Every convolution may have its own width, even within a block and between the blocks of a stage.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ DEPTHS = {
     "resnet44": (7, 7, 7),
     "resnet56": (9, 9, 9),
     "resnet110": (18, 18, 18),
-    "resnet42-42-42": (42, 42, 42),  # what AutoGrow (Wen et al. 2020) grows to on CIFAR-10
-    "resnet54-53-53": (54, 53, 53),  # and on CIFAR-100
+    "resnet42-42-42": (42, 42, 42),  # the result of AutoGrow (Wen et al. 2020) on CIFAR-10
+    "resnet54-53-53": (54, 53, 53),  # the result of AutoGrow on CIFAR-100
 }
-"""Blocks in each of the three stages."""
+"""The number of blocks in each of the three stages."""
 
 
 def full_widths(depths: Sequence[int]) -> dict[str, int]:
-    """Filters of every convolution, in order of execution."""
+    """The filters of every convolution, in order of execution."""
     widths = {"conv1": 16}
     for stage, (width, depth) in enumerate(zip((16, 32, 64), depths, strict=True), start=1):
         for i in range(depth):
@@ -35,7 +35,7 @@ def full_widths(depths: Sequence[int]) -> dict[str, int]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, subsampled, then padded or cropped to the block's width."""
+    """Two 3×3 convolutions and a shortcut that is subsampled and padded or cropped to the width of the block."""
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -52,9 +52,10 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Three stages of basic blocks: (batch, in_channels, height, width) to (batch, num_classes).
+    """Three stages of basic blocks, from (batch, in_channels, height, width) to (batch, num_classes).
 
-    depths: blocks in each stage. widths: filters of conv1 and of layer{stage}.{block}.conv1 and .conv2.
+    depths: the number of blocks in each stage.
+    widths: the filters of conv1 and of layer{stage}.{block}.conv1 and .conv2.
     """
 
     def __init__(
@@ -81,5 +82,5 @@ class CifarResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        logits: torch.Tensor = self.fc(x.mean((2, 3)))  # fvcore counts a mean as free, a pooling layer not
+        logits: torch.Tensor = self.fc(x.mean((2, 3)))  # fvcore counts no FLOPs for a mean, unlike a pooling layer
         return logits

@@ -1,7 +1,7 @@
-"""ResNet Fabric: a ResNet for 32×32 images, with more connections between its groups (Veniat and Denoyer, CVPR 2018).
+"""ResNet Fabric: a ResNet for 32×32 images with more connections between its groups (Veniat and Denoyer, CVPR 2018).
 
-Three groups of n basic blocks with 16, 32 and 64 filters. Beside its block, every position has a shortcut; those of the
-second and third group also read two or three positions of the group before, mirrored in depth.
+There are three groups of n positions with 16, 32 and 64 channels. Every position has a basic block and a shortcut.
+Those of the second and third groups also read two or three positions of the previous group, mirrored in depth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from budgetnet.backbones.resnet import projection
 from budgetnet.errors import UsageError
 
 DEPTHS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}
-"""Blocks in each group, by the depth of the ResNet that the fabric contains."""
+"""The number of blocks in each group, by the depth of the ResNet that the fabric contains."""
 
 FULL_WIDTHS = (16, 32, 64)
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Projection(nn.Module):
-    """A shortcut that changes the size: every `stride`-th pixel, a 1×1 convolution and a batch norm."""
+    """A shortcut that changes the size: a 1×1 convolution of every `stride`-th pixel, and a batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -50,21 +50,25 @@ class Projection(nn.Module):
 
 
 class Head(nn.Module):
-    """The mean over space, and a linear layer."""
+    """The mean over positions, and a linear layer."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(x.mean((2, 3)))  # fvcore counts a mean as free, a pooling layer not
+        logits: torch.Tensor = self.fc(x.mean((2, 3)))  # fvcore counts no FLOPs for a mean, unlike a pooling layer
         return logits
 
 
 def layout(
     blocks: int, widths: tuple[int, int, int], size: tuple[int, int] = (32, 32), extra: bool = True
 ) -> EdgeGraph:
-    """The graph of a fabric of `blocks` blocks a group. extra: with the connections beyond those of the ResNet."""
+    """The graph of a fabric with `blocks` blocks in each group.
+
+    widths: the channels of each group. size: (height, width) of an image. extra: whether there are connections beyond
+    those of the ResNet.
+    """
     nodes, edges = [Node("input", (widths[0], *size), (0, 0))], []
     for group, width in enumerate(widths):
         shape = (width, *(-(-side // 2**group) for side in size))
@@ -80,9 +84,9 @@ def layout(
 
 
 def _sources(group: int, position: int, blocks: int) -> list[str]:
-    """Nodes of the group before that a position reads besides, mirrored in depth as in the authors' code.
+    """The nodes of the previous group that a position also reads, mirrored in depth as in the authors' code.
 
-    One that would stand before the group's first block is what that block reads.
+    A node that would lie before the first block of that group is replaced by the node which that block reads.
     """
     if group == 0:
         return []
@@ -102,10 +106,12 @@ def build(
     extra: bool = True,
     name: str = "resnet_fabric",
 ) -> Fabric:
-    """A freshly initialised fabric around the ResNet of this depth.
+    """A newly initialised fabric around the ResNet of this depth, with logits (batch, num_classes).
 
-    multiplier: factor on the filters of every group. extra: False leaves the ResNet, with projections where it widens.
-    Raises UsageError for a depth that there is no such ResNet of, and for values that are no widths.
+    image_size: (height, width). multiplier: a factor on the channels of every group.
+    extra: False gives the ResNet alone, with projections as the shortcuts that widen it.
+    name: the name of the backbone, which is not used.
+    Raises UsageError for a depth without such a ResNet, and for values out of range.
     """
     if depth not in DEPTHS:
         raise UsageError(f"backbone.depth={depth}: expected one of {', '.join(map(str, DEPTHS))}")

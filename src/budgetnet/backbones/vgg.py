@@ -17,20 +17,23 @@ DEPTHS = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-"""Convolutions before each of the five poolings."""
+"""The number of convolutions before each of the five pooling layers."""
 
 
 def full_widths(depths: Sequence[int]) -> dict[str, int]:
-    """Filters of conv1, conv2, ... and units of fc1, in order of execution."""
+    """The filters of conv1, conv2, ... and the units of fc1, in order of execution."""
     stages = zip((64, 128, 256, 512, 512), depths, strict=True)
     filters = [width for width, depth in stages for _ in range(depth)]
     return {**{f"conv{i}": width for i, width in enumerate(filters, start=1)}, "fc1": 512}
 
 
 class VGG(nn.Module):
-    """Convolutions with bias, five poolings and two linear layers: (batch, in_channels, 32, 32) to logits.
+    """Convolutions with bias, five pooling layers and two linear layers.
 
-    depths: convolutions before each pooling. widths: filters of conv1, conv2, ... and units of fc1.
+    It maps (batch, in_channels, 32, 32) to (batch, num_classes).
+
+    depths: the number of convolutions before each pooling layer.
+    widths: the filters of conv1, conv2, ... and the units of fc1.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from budgetnet.channels.graph import ChannelGraph, layout_size
+from budgetnet.channels.initialise import draws, reading
 from budgetnet.channels.resize import resize
 from budgetnet.errors import UsageError
 
@@ -29,10 +30,12 @@ def reshape_fresh(model: nn.Module, widths: Mapping[str, int], seed: int = 0) ->
         return graph
     new = {**now, **changes}
     with torch.no_grad():
-        for name, dims in graph.axes.items():
-            if 1 in dims:
-                ratio = layout_size(dims[1], now) / layout_size(dims[1], new)
-                graph.model.get_parameter(name).mul_(math.sqrt(ratio))
+        for name, layout in reading(graph).items():
+            path, _, leaf = name.rpartition(".")
+            module = graph.model.get_submodule(path)
+            if draws(module, leaf):
+                ratio = layout_size(layout, now) / layout_size(layout, new)
+                module._parameters[leaf].mul_(math.sqrt(ratio))  # type: ignore[union-attr]
     resize(model, changes, init="he", seed=seed)
     return graph
 
@@ -63,7 +66,8 @@ def seed_widths(
 
 def growing_groups(graph: ChannelGraph, grow_linear: bool = False) -> list[str]:
     """Names of the groups that growth may widen: convolution filters, and hidden linear layers on request."""
-    return [group.name for group in graph.groups if grow_linear or group.kind == "convolution"]
+    kinds = ("convolution", "linear") if grow_linear else ("convolution",)
+    return [group.name for group in graph.groups if group.kind in kinds]
 
 
 def max_widths(graph: ChannelGraph, most: int | str | None, grow_linear: bool = False) -> dict[str, int]:

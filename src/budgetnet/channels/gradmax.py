@@ -70,10 +70,17 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
 
 
 def check_reach(surgery: Surgery) -> None:
-    """Raises GraphError where a consumer of a growing group is a grouped convolution."""
-    for tensor, dims in surgery.graph.axes.items():
-        if any(s.group in surgery.sources and s.parts > 1 for s in dims.get(1, ())):
+    """Raises GraphError where a growing group is made or read by something else than plain layers."""
+    graph = surgery.graph
+    for name in surgery.sources:
+        if graph.group(name).kind == "other":
+            raise GraphError(f"init='gradmax' needs layers whose filters are the channels of {name!r}; use 'he'")
+    for tensor, dims in graph.axes.items():
+        reads = [s for s in dims.get(graph.reads.get(tensor, 1), ()) if s.group in surgery.sources]
+        if any(s.parts > 1 for s in reads):
             raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
+        if reads and (tensor in graph.reads or tensor not in dict(graph.model.named_parameters())):
+            raise GraphError(f"init='gradmax' does not reach through {tensor!r}; use 'he'")
 
 
 _Columns = list[tuple[nn.Parameter, Tensor, int]]

@@ -6,8 +6,11 @@ finds the groups of any traceable module; `resize` (resize.py) is the only code 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,14 +28,27 @@ class Segment:
 
     `factor` is above 1 where flattening multiplied channels by the spatial size, or a depthwise convolution by its
     multiplier. `parts` is above 1 on the input axis of a grouped convolution, which sees 1/parts of the group.
+    chosen: of a group in `of` blocks, those that lie here, channel by channel in turn (a shuffle has several, a split
+    has one); () means the whole group in its order.
     """
 
     group: str | None
     factor: int
     parts: int = 1
+    chosen: tuple[int, ...] = ()
+    of: int = 1
 
     def size(self, widths: Mapping[str, int]) -> int:
-        return self.factor if self.group is None else self.factor * widths[self.group] // self.parts
+        if self.group is None:
+            return self.factor // self.parts
+        return self.factor * len(self.chosen or (0,)) * widths[self.group] // (self.of * self.parts)
+
+    def channels(self, widths: Mapping[str, int]) -> torch.Tensor:
+        """(units,) the channel of the group that each unit belongs to, over all parts."""
+        assert self.group is not None
+        each = widths[self.group] // self.of
+        block = torch.tensor(self.chosen or (0,))
+        return (torch.arange(each)[:, None] + block * each).flatten().repeat_interleave(self.factor)
 
 
 Layout = tuple[Segment, ...]
@@ -40,21 +56,26 @@ Layout = tuple[Segment, ...]
 
 
 def layout_size(layout: Layout, widths: Mapping[str, int]) -> int:
-    return sum(segment.size(widths) for segment in layout)
+    parts = max(segment.parts for segment in layout)
+    return sum(Segment(s.group, s.factor, 1, s.chosen, s.of).size(widths) for s in layout) // parts
 
 
 def positions_of(layout: Layout, name: str, widths: Mapping[str, int]) -> torch.Tensor:
     """(width, units per channel) positions along an axis of each channel of a group.
 
-    Flattening and depthwise multipliers give a channel several units, a concatenation of a group with itself too.
+    Flattening and depthwise multipliers give a channel several units, a concatenation of a group with itself too. The
+    axis holds every channel equally often: so does every axis of a group of convolutions or linear layers.
     """
-    found, offset = [], 0
+    places, channels, offset = [], [], 0
     for segment in layout:
         size = segment.size(widths)
         if segment.group == name:
-            found.append(torch.arange(offset, offset + size).reshape(-1, segment.factor))
+            places.append(torch.arange(offset, offset + size))
+            channels.append(Segment(name, segment.factor, 1, segment.chosen, segment.of).channels(widths)[:size])
         offset += size
-    return torch.cat(found, dim=1)
+    ordered = torch.cat(places)[torch.cat(channels).argsort(stable=True)]
+    whole = len(ordered) % widths[name] == 0  # else one part of a grouped convolution's inputs
+    return ordered.reshape(widths[name], -1) if whole else ordered[:, None]
 
 
 @dataclass(frozen=True)
@@ -62,8 +83,10 @@ class WidthGroup:
     """One width of the network.
 
     name: the module path of the first producer. width: channels now. blocks: the group is that many equal blocks and
-    grows at the end of each (above 1 only for grouped convolutions and GroupNorm), so the width is a multiple of it.
-    kind: "convolution" or "linear". producers: the modules whose output has this width; consumers: those that read it.
+    grows at the end of each (above 1 for grouped convolutions, GroupNorm, shuffles and splits), so the width is a
+    multiple of it. kind: "convolution" or "linear"; "other" where no module's weight has just this width as its filters
+    (channels that are split, summed in parts or made by a parameter of the user's own), or where an axis holds only a
+    part of it. producers: the modules whose filters are this width; consumers: the layers that read it.
     """
 
     name: str
@@ -96,14 +119,25 @@ class Term:
     divisor: int = 1
 
 
+class Anchor(NamedTuple):
+    """An axis that tells a width: its size less that of `rest` is units / denominator for each channel."""
+
+    tensor: str
+    dim: int
+    rest: Layout
+    units: int
+    denominator: int
+
+
 @dataclass
 class ChannelGraph:
     """The width groups of a model, and every tensor axis that belongs to one. Made by `ChannelGraph.trace`.
 
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
     every resize. `axes` maps a parameter or buffer name to {dimension: layout}, `attributes` a module's integer
-    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution. `frozen`
-    is what `trace` was told to take as it is.
+    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution. `reads`
+    names the dimension along which a weight reads, where that is not 1; `fills` is what new entries of a tensor outside
+    torch's layers become. `frozen` is what `trace` was told to take as it is, `fixed` says what else stays, and why.
     """
 
     model: nn.Module = field(repr=False)
@@ -112,10 +146,14 @@ class ChannelGraph:
     attributes: dict[tuple[str, str], Layout] = field(default_factory=dict, repr=False)
     terms: list[Term] = field(default_factory=list, repr=False)
     joins: list[tuple[Layout, Layout]] = field(default_factory=list, repr=False)
+    reads: dict[str, int] = field(default_factory=dict, repr=False)
+    fills: dict[str, float] = field(default_factory=dict, repr=False)
+    fixed: tuple[str, ...] = field(default=(), repr=False)
     norm_after: dict[str, str] = field(default_factory=dict, repr=False)
     mixing: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
     members: dict[str, WidthGroup] = field(default_factory=dict, repr=False)
+    _found_anchors: dict[str, Anchor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def trace(cls, model: nn.Module, example_input: torch.Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
@@ -123,14 +161,12 @@ class ChannelGraph:
 
         example_input: (batch, channels, height, width) or (batch, features); only its shape is used.
         frozen: module paths, or names of single operations, that are taken as they are: the widths around them never
-        change. Raises GraphError for an operation outside the closed table, naming it and how to freeze it.
+        change. Raises GraphError for operations that are not followed, naming each and how to freeze it, and for a
+        model of which no width can change.
         """
-        from budgetnet.channels.tracing import build_graph
+        from budgetnet.channels.tracing import trace
 
-        graph = build_graph(model, tuple(example_input.shape), frozenset(frozen))
-        graph.frozen = frozenset(frozen)
-        model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
-        return graph
+        return trace(model, example_input, frozen)
 
     @staticmethod
     def of(model: nn.Module) -> ChannelGraph:
@@ -145,18 +181,25 @@ class ChannelGraph:
     @property
     def widths(self) -> dict[str, int]:
         """Channels of every group now, in order of execution."""
-        return {name: producer_width(self.model, name) for name in self.members}
+        found: dict[str, int] = {}
+        for name, anchor in self._anchors().items():
+            path, _, leaf = anchor.tensor.rpartition(".")
+            size = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
+            rest = layout_size(anchor.rest, found) if anchor.rest else 0
+            found[name] = (size - rest) * anchor.denominator // anchor.units
+        return {name: found[name] for name in self.members}
 
     @property
     def groups(self) -> tuple[WidthGroup, ...]:
         """The width groups in order of execution, with their widths now."""
-        return tuple(replace(group, width=producer_width(self.model, name)) for name, group in self.members.items())
+        widths = self.widths
+        return tuple(replace(group, width=widths[name]) for name, group in self.members.items())
 
     def group(self, name: str) -> WidthGroup:
         """The group of this name. Raises GraphError with the nearest names."""
         if name not in self.members:
             raise GraphError(f"no width group is called {name!r}{nearest(name, self.members)}")
-        return replace(self.members[name], width=producer_width(self.model, name))
+        return replace(self.members[name], width=self.widths[name])
 
     def verify(self) -> dict[str, str]:
         """Prove the graph on a float64 copy of the model: see verify.py. Raises GraphError where it is wrong."""
@@ -164,12 +207,44 @@ class ChannelGraph:
 
         return verify(self)
 
+    @property
+    def free_share(self) -> float:
+        """What part of the FLOPs, 0 to 1, depends on a width that can change."""
+        widths = self.widths
+        free = total = 0
+        for term in self.terms:
+            sides = [side for side in (term.left, term.right) if side is not None]
+            cost = term.coefficient * math.prod(layout_size(side, widths) for side in sides) // term.divisor
+            total += cost
+            free += cost if any(segment.group is not None for side in sides for segment in side) else 0
+        return free / total if total else 1.0
+
+    @property
+    def warning(self) -> str | None:
+        """A line for the start of a run where more than half of the FLOPs are of layers that cannot change."""
+        if self.free_share >= 0.5:
+            return None
+        why = f": {'; '.join(self.fixed[:3])}" if self.fixed else ""
+        return f"{1 - self.free_share:.0%} of the FLOPs are of layers whose widths stay as they are{why}"
+
+    def _anchors(self) -> dict[str, Anchor]:
+        """For each group an axis that tells its width, in an order in which each needs only those before it."""
+        if not self._found_anchors:
+            axes = [(tensor, dim, layout) for tensor, dims in self.axes.items() for dim, layout in dims.items()]
+            usable = [axis for axis in axes if axis[2][0].parts == 1]
+            found: dict[str, Anchor] = {}
+            while len(found) < len(self.members):
+                known = len(found)
+                for tensor, dim, layout in usable:
+                    new = {s.group for s in layout} - found.keys() - {None}
+                    if len(new) == 1:
+                        (name,) = new
+                        units = sum(Fraction(s.factor * len(s.chosen or (0,)), s.of) for s in layout if s.group == name)
+                        rest = tuple(segment for segment in layout if segment.group != name)
+                        found[str(name)] = Anchor(tensor, dim, rest, units.numerator, units.denominator)
+                assert len(found) > known, self.members.keys() - found.keys()
+            self._found_anchors.update(found)
+        return self._found_anchors
+
     def __str__(self) -> str:
         return "\n".join(repr(group) for group in self.groups)
-
-
-def producer_width(model: nn.Module, name: str) -> int:
-    """Filters of the convolution, or units of the linear layer, at this module path."""
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.gradmax import gradmax
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.graph import ChannelGraph, Layout
+from budgetnet.channels.surgery import Surgery, over_all_parts
 
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax")
 
@@ -30,19 +31,55 @@ def initialise(
         gradmax(surgery, batch, loss)
 
 
-def _draw_he(surgery: Surgery) -> None:
-    """Weights: normal, variance 2 / fan-in of the grown layer (He 2015). Norms: scale 1, shift 0, statistics 0/1."""
+def _normal(surgery: Surgery) -> Callable[[str, Tensor, float], Tensor]:
+    def draw(name: str, tensor: Tensor, deviation: float) -> Tensor:
+        return torch.randn(tensor.shape, generator=surgery.generator(name), dtype=tensor.dtype) * deviation
+
+    return draw
+
+
+def _draw_he(surgery: Surgery, draw: Callable[[str, Tensor, float], Tensor] | None = None) -> None:
+    """Weights: normal, variance 2 / fan-in of the grown layer (He 2015). Norms: scale 1, shift 0, statistics 0/1.
+
+    A tensor outside torch's layers whose entries were all equal when the network was traced keeps that value; a mask of
+    zeros and ones lets what is new through; of any other the new entries are the mean of the old ones.
+    """
+    graph, draw = surgery.graph, draw or _normal(surgery)
     for name in surgery.tensors():
         path, _, leaf = name.rpartition(".")
-        module = surgery.graph.model.get_submodule(path)
-        tensor = getattr(module, leaf).detach()
+        module, tensor = graph.model.get_submodule(path), _tensor(surgery, name)
         new = surgery.is_new(name, tensor)
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and leaf == "weight":
-            deviation = math.sqrt(2 / math.prod(tensor.shape[1:]))
-            draw = torch.randn(tensor.shape, generator=surgery.generator(name), dtype=tensor.dtype) * deviation
-            tensor.copy_(torch.where(new, draw.to(tensor.device), tensor))
+        if draws(module, leaf):
+            fan = tensor.numel() // tensor.shape[1 if graph.reads.get(name, 1) == 0 else 0]
+            drawn = draw(name, tensor, math.sqrt(2 / fan))
+            tensor.copy_(torch.where(new, drawn.to(tensor.device), tensor))
+        elif name in graph.fills:
+            tensor.masked_fill_(new, graph.fills[name])
+        elif not type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _NORMS):
+            old = tensor[~new].double()
+            mask = len(old) > 0 and bool(((old == 0) | (old == 1)).all())
+            tensor.masked_fill_(new, 1 if mask else old.mean().item() if len(old) else 0)
         elif leaf in ("weight", "running_var"):
             tensor.masked_fill_(new, 1)
+
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def draws(module: nn.Module, leaf: str) -> bool:
+    """Whether a tensor of a module holds filters: those of a layer, or of a network's own that look like them."""
+    tensor = module._parameters.get(leaf)
+    if tensor is None or tensor.dim() < 2:
+        return False
+    return leaf.startswith("weight") if isinstance(module, _LAYERS) else tensor.dim() in (2, 4) and len(tensor) > 1
+
+
+def fill_silently(surgery: Surgery) -> None:
+    """zero_out for a proof, whose filters need no normal numbers."""
+    with torch.no_grad():
+        _draw_he(surgery, lambda name, tensor, deviation: torch.full_like(tensor, deviation))
+        _silence(surgery)
 
 
 def _silence(surgery: Surgery) -> None:
@@ -52,16 +89,14 @@ def _silence(surgery: Surgery) -> None:
     the new channels themselves start at zero (the scale of the norm behind the producer, or its filters).
     """
     leaking, _ = leaks(surgery)
-    for name, dims in surgery.graph.axes.items():
-        silent = [s.group for s in dims.get(1, ()) if s.group in surgery.sources and s.group not in leaking]
+    for name, layout in reading(surgery.graph).items():
+        silent = [s.group for s in layout if s.group in surgery.sources and s.group not in leaking]
         if silent:
-            weight = surgery.graph.model.get_parameter(name).detach()
-            fresh = weight.new_zeros(weight.shape, dtype=torch.bool)
-            parts = dims[1][0].parts
+            weight = _tensor(surgery, name)
+            fresh = torch.zeros(sum(s.size(surgery.new_widths) for s in over_all_parts(layout)), dtype=torch.bool)
             for group in silent:
-                column = surgery.labels(dims[1], group) >= 0 if parts == 1 else _grouped_columns(surgery, name, group)
-                fresh |= column.to(weight.device).reshape(1, -1, *[1] * (weight.dim() - 2))
-            weight.masked_fill_(fresh, 0)
+                fresh |= surgery.labels(over_all_parts(layout), str(group)) >= 0
+            weight.masked_fill_(by_column(surgery, name, fresh).to(weight.device), 0)
     for group in leaking & surgery.sources.keys():
         new = surgery.sources[group] < 0
         for producer in surgery.graph.group(group).producers:
@@ -72,11 +107,26 @@ def _silence(surgery: Surgery) -> None:
             scale.detach()[new.to(scale.device)] = 0
 
 
-def _grouped_columns(surgery: Surgery, name: str, group: str) -> Tensor:
-    """Columns of a grouped convolution that belong to new channels; the same in every part, since blocks grow alike."""
-    segment = surgery.graph.axes[name][1][0]
-    new = (surgery.sources[group] < 0).repeat_interleave(segment.factor)
-    return new.chunk(segment.parts)[0]
+def reading(graph: ChannelGraph) -> dict[str, Layout]:
+    """What lies along the axis of each tensor that reads channels: the inputs of its layer."""
+    return {name: dims[dim] for name, dims in graph.axes.items() if (dim := graph.reads.get(name, 1)) in dims}
+
+
+def by_column(surgery: Surgery, name: str, values: Tensor) -> Tensor:
+    """Values of a layer's inputs, (inputs,), as its weight can be multiplied with; a grouped one reads its part."""
+    weight, dim = _tensor(surgery, name), surgery.graph.reads.get(name, 1)
+    parts = max(segment.parts for segment in surgery.graph.axes[name][dim])
+    if parts == 1:
+        return values.reshape([-1 if d == dim else 1 for d in range(weight.dim())])
+    rows = values.reshape(parts, -1).repeat_interleave(weight.shape[0] // parts, 0)
+    return rows.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+
+
+def _tensor(surgery: Surgery, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(surgery.graph.model.get_submodule(path), leaf)
+    assert isinstance(tensor, Tensor)
+    return tensor.detach()
 
 
 def leaks(surgery: Surgery) -> tuple[set[str], set[str]]:
@@ -104,10 +154,7 @@ def leaks(surgery: Surgery) -> tuple[set[str], set[str]]:
 
 def _share_columns(surgery: Surgery) -> None:
     """Net2WiderNet (Chen 2016): copies and original divide the original's outgoing weights, in unequal parts."""
-    for name, dims in surgery.graph.axes.items():
-        if any(s.group in surgery.shares for s in dims.get(1, ())):
-            weight = surgery.graph.model.get_parameter(name).detach()
-            parts = dims[1][0].parts
-            shares = surgery.outgoing_shares(dims[1]).to(weight).chunk(parts)
-            for rows, share in zip(weight.chunk(parts), shares, strict=True):
-                rows.mul_(share.reshape(1, -1, *[1] * (weight.dim() - 2)))
+    for name, layout in reading(surgery.graph).items():
+        if any(s.group in surgery.shares for s in layout):
+            weight = _tensor(surgery, name)
+            weight.mul_(by_column(surgery, name, surgery.outgoing_shares(layout).to(weight)))

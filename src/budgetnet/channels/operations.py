@@ -1,290 +1,302 @@
-"""The closed table of operations: what each does to the channel axis, and what it costs.
+"""The table: what each operation does to channel labels, and what it costs.
 
-A row is a function of the Builder, which knows the operation and what it reads; it returns the layout of
-dimension 1 of the result. Costs are those of fvcore in eval mode: multiply-accumulates of convolutions and linear
-layers, 2 per batch-norm element, 5 per element of a norm across channels, and what resampling takes; the rest is free.
+A rule runs the operation and says which labels its result carries. Here are those without weights; layers.py has
+layers, movements.py what moves values about. What is in no table is never guessed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from budgetnet.channels.builder import Builder, Draft
-
-
-def _argument(b: Builder, position: int, name: str, default: Any = None) -> Any:
-    """An argument of the operation, however it was passed."""
-    node = b.node
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-# -- layers -------------------------------------------------------------------------------------------------------
+from budgetnet.channels.calls import Call, first, leaves
+from budgetnet.channels.joining import join_planes
+from budgetnet.channels.labels import Plane, aligned, vector_plane
+from budgetnet.channels.layers import LAYERS, per_image
+from budgetnet.channels.movements import MOVEMENTS
+from budgetnet.channels.picking import PICKING
+from budgetnet.channels.prices import Price, price
+from budgetnet.channels.running import Rule, Run, unknown
 
 
-def _convolution(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    source, groups = b.layout(), module.groups
-    positions = math.prod(value.shape[2:]) * math.prod(module.kernel_size)
-    if groups == module.in_channels and groups > 1:
-        multiplier = module.out_channels // groups
-        layout = [(group, factor * multiplier, parts) for group, factor, parts in source]
-        b.term(path, True, positions, layout)
-        b.attributes[path, "groups"] = source
+def elementwise(run: Run, call: Call) -> Any:
+    """Any function of the elements that meet."""
+    given = [out] if (out := _elements(call)) is not None else leaves(out := call.run())
+    if not given:
+        return out
+    shape, tensors = given[0].shape, call.tensors
+    if len(tensors) == 1 or all(t.dim() == 0 for t in tensors[1:]):
+        known = run.known(tensors[0])
+        planes: Sequence[Plane] = [aligned(p, len(shape)) for p in known.planes]
+        image, blank = any(run.known(t).image for t in tensors), known.blank
     else:
-        layout = b.produce(path, module.out_channels, "convolution")
-        if groups > 1:
-            if len(source) != 1:
-                raise b.error("is a grouped convolution after a concatenation, which is not followed")
-            for group, _, _ in (*source, *layout):
-                group.root.blocks = math.lcm(group.root.blocks, groups)
-        b.axis(f"{path}.weight", 1, [(group, factor, parts * groups) for group, factor, parts in source])
-        b.consume(path, source)
-        b.term(path, True, positions, source, layout, groups)
-    b.axis(f"{path}.weight", 0, layout)
-    if module.bias is not None:
-        b.axis(f"{path}.bias", 0, layout)
-    b.attributes[path, "in_channels"], b.attributes[path, "out_channels"] = source, layout
-    return layout
+        entries = [(t.shape, run.known(t)) for t in tensors if t.dim() > 0]
+        planes = join_planes(run, call, entries, shape)
+        image, blank = any(k.image for _, k in entries), all(k.blank for _, k in entries)
+    for tensor in given:
+        run.carry(tensor, planes, blank, image)
+    return out
 
 
-def _linear(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    source = b.layout()
-    if value.dim() != 2:
-        raise b.error(f"is followed on (batch, features) only, not on {tuple(b.shape())}")
-    layout = b.produce(path, module.out_features, "linear")
-    b.axis(f"{path}.weight", 0, layout)
-    b.axis(f"{path}.weight", 1, source)
-    if module.bias is not None:
-        b.axis(f"{path}.bias", 0, layout)
-    b.attributes[path, "in_features"], b.attributes[path, "out_features"] = source, layout
-    b.consume(path, source)
-    b.term(path, True, 1, source, layout)
-    return layout
+def _elements(call: Call) -> Tensor | None:
+    """What a plain element-wise function gives, by its shape alone: the meta device's own way is slow."""
+    if call.name not in _PLAIN:
+        return None
+    x = call.tensors[0]
+    shape = x.shape
+    for other in call.tensors:
+        if not other.is_meta or other.dtype != x.dtype:
+            return None
+        if other.shape != shape:
+            shape = torch.broadcast_shapes(shape, other.shape)  # type: ignore[no-untyped-call]
+    if call.function.__name__.endswith("_") or call.function.__name__.startswith("__i") or call.kwargs.get("inplace"):
+        if shape != x.shape:
+            raise RuntimeError(f"output with shape {tuple(x.shape)} does not match {tuple(shape)}")
+        return x
+    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _batch_norm(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    b.attributes[path, "num_features"] = b.layout()
-    return _norm(b, module, path, value, 2 if module.affine else 1)
+def created(run: Run, call: Call) -> Any:
+    """A tensor of one value, or of random ones: it has no channels of its own."""
+    out = call.run()
+    for tensor in leaves(out):
+        run.carry(tensor, (), blank=True, image=False)
+    return out
 
 
-def _group_norm(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    source = b.layout()
-    if len(source) != 1:
-        raise b.error("is a GroupNorm after a concatenation, which is not followed")
-    source[0][0].root.blocks = math.lcm(source[0][0].root.blocks, module.num_groups)
-    b.attributes[path, "num_channels"] = source
-    return _across_channels(b, module, path, value, module.affine)
+def _dimensions(call: Call, rank: int, position: int = 1) -> set[int]:
+    dims = call.argument(position, "dim", call.kwargs.get("axis"))
+    if dims is None or isinstance(dims, (bool, Tensor)):
+        return set(range(rank))
+    listed = [dims] if isinstance(dims, int) else list(dims)
+    if not listed:
+        return set(range(rank))
+    return {d % max(rank, 1) for d in listed}
 
 
-def _layer_norm(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    if len(module.normalized_shape) != value.dim() - 1:
-        raise b.error(f"is followed over all but the batch, not over {tuple(module.normalized_shape)}")
-    b.attributes[path, "normalized_shape"] = b.layout()
-    return _across_channels(b, module, path, value, module.elementwise_affine)
+def reduce(run: Run, call: Call) -> Any:
+    """mean, sum, maximum and their like: over space, labels stay; over all channels, they are mixed."""
+    if call.name in ("max", "min") and len(call.tensors) > 1:
+        return elementwise(run, call)
+    x, out = first(call), call.run()
+    given = leaves(out)
+    source, position = run.known(x), 2 if call.name == "norm" else 1
+    reduced = _dimensions(call, x.dim(), position)
+    planes = []
+    for plane in source.planes:
+        rest = plane.dims - reduced
+        if not plane.dims & reduced:
+            planes.append(plane)
+        elif not rest:
+            if run.known(x).image or call.name not in ("sum", "norm", "vector_norm"):
+                run.labels.mix(plane.labels)
+        else:
+            labels = plane.labels
+            for d in plane.dims & reduced:
+                run.labels.unite(labels.narrow(d, 0, 1), labels)
+                labels = labels.narrow(d, 0, 1)
+            planes.append(Plane(labels, rest))
+    for tensor in given:
+        own = planes
+        if tensor.dim() < x.dim():
+            keep = [d for d in range(x.dim()) if d not in reduced]
+            own = [
+                Plane(p.labels.reshape([p.labels.shape[d] for d in keep]), frozenset(keep.index(d) for d in p.dims))
+                for p in planes
+            ]
+        run.carry(tensor, own, image=source.image)
+    return out
 
 
-def _across_channels(b: Builder, module: Any, path: str, value: torch.Tensor, affine: bool) -> Draft:
-    for group, _, _ in b.layout():
-        group.root.mixed = True
-    return _norm(b, module, path, value, 5 if affine else 4)
+def along(run: Run, call: Call) -> Any:
+    """softmax, normalisation and sums along a dimension, which mix the channels that lie there."""
+    x, out = first(call), call.run()
+    source = run.known(x)
+    position = {"normalize": 2}.get(call.name, 1)
+    dim = call.argument(position, "dim", 1 if call.name == "normalize" else -1)
+    dims = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)}
+    planes = []
+    for plane in source.planes:
+        if plane.dims & dims:
+            rest = plane.dims - dims
+            if rest:
+                for d in plane.dims & dims:
+                    run.labels.unite(plane.labels.narrow(d, 0, 1), plane.labels)
+            else:
+                run.labels.mix(plane.labels)
+        planes.append(plane)
+    for tensor in leaves(out):
+        if tensor.shape == x.shape:
+            run.carry(tensor, planes, image=source.image)
+    return out
 
 
-def _norm(b: Builder, module: Any, path: str, value: torch.Tensor, per_element: int) -> Draft:
-    source = b.layout()
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if tensor.dim() > 0:
-            b.axis(f"{path}.{name}", 0, source)
-    b.term(path, False, per_element * math.prod(value.shape[2:]), source)
-    (previous,) = b.sources()
-    if previous.op == "call_module" and len(previous.users) == 1:
-        b.norm_after.setdefault(str(previous.target), path)
-    return source
+def neighbours(run: Run, call: Call) -> Any:
+    """local_response_norm: channels beside each other are mixed."""
+    x, out = first(call), call.run()
+    for plane in run.known(x).planes:
+        if 1 in plane.dims:
+            run.labels.mix(plane.labels)
+    run.carry(out, run.known(x).planes)
+    return out
 
 
-def _keep_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    return b.layout()
+def spatial(run: Run, call: Call) -> Any:
+    """Pooling and resampling: channel by channel, over the last dimensions."""
+    x, out = first(call), call.run()
+    rank = {"1": 1, "2": 2, "3": 3}.get(call.name[-2:-1] if call.name.endswith("d") else "", x.dim() - 2)
+    behind = range(x.dim() - rank, x.dim())
+    planes = []
+    for plane in run.known(x).planes:
+        inside, rest = plane.dims & set(behind), plane.dims - set(behind)
+        labels = plane.labels
+        if inside and not rest:
+            run.keep_labels(labels, call.name, "works across its channels")
+            continue
+        for d in inside:
+            run.labels.unite(labels.narrow(d, 0, 1), labels)
+            labels = labels.narrow(d, 0, 1)
+        planes.append(Plane(labels, rest))
+    cost = price(call.name, call.argument, out)
+    if cost != Price():
+        run.term(run.current(), per_image(run, cost, x), *(p.labels.reshape(-1) for p in planes))
+    for tensor in leaves(out):
+        run.carry(tensor, planes, image=run.known(x).image)
+    return out
 
 
-def _adaptive_average_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    return _adaptive_average(b, value)
+def matmul(run: Run, call: Call) -> Any:
+    """A product of two tensors: what is summed over meets, what is left of each lies along the result."""
+    left, right, out = call.tensors[0], call.tensors[1], call.run()
+    place = run.place(call.name)
+    summed = (left.dim() - 1, max(right.dim() - 2, 0))
+    weight = run.names.get(id(right)) if right.dim() == 2 else None
+    results: list[Plane] = []
+    inner: list[Tensor] = []
+    for tensor, dim, is_left in ((left, summed[0], True), (right, summed[1], False)):
+        more = out.dim() - tensor.dim()
+        found = None
+        for plane in run.known(tensor).planes:
+            if dim in plane.dims:
+                if len(plane.dims) > 1:
+                    run.keep_labels(plane.labels, place.operation, "sums over some of its channels")
+                found = plane.labels.reshape(-1) if len(plane.dims) == 1 else None
+            elif more >= 0:
+                results.append(aligned(plane, out.dim()))
+            else:
+                run.keep_labels(plane.labels, place.operation, "is a product with a vector")
+        inner.append(torch.zeros(tensor.shape[dim], dtype=torch.int64) if found is None else found)
+        del is_left
+    if bool((inner[0] != 0).any()) or bool((inner[1] != 0).any()):
+        run.labels.unite(inner[0], inner[1])
+        if weight is not None:
+            run.reads[weight] = 0
+        else:
+            run.labels.mix(inner[0])
+    cost = per_image(run, price(call.name, call.argument, out), left)
+    if weight is not None:
+        run.axis(weight, 1, layout := run.produce(right, 1, "linear"))
+        run.producers.append((weight, "parameter", layout))
+    run.term(run.current(), cost, inner[0], *(plane.labels.reshape(-1) for plane in results))
+    run.carry(out, results)
+    return out
 
 
-def _upsample_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    return _upsampled(b, module.mode, value, path)
+def fixed(run: Run, call: Call) -> Any:
+    """Attention in one call, and products that are not looked into: what they read stays as it is."""
+    return run.opaque(call, run.place(call.name), "is taken as a whole")
 
 
-def _flatten_module(b: Builder, module: Any, path: str, value: torch.Tensor) -> Draft:
-    if module.start_dim != 1 or module.end_dim not in (-1, len(b.shape()) - 1):
-        raise b.error("is followed to (batch, features) only")
-    return _flattened(b)
+def match_channels(run: Run, call: Call) -> Any:
+    """The shortcut of backbones/common.py, which pads or crops at the end."""
+    x, like, out = call.argument(0, "x"), call.argument(1, "like"), call.run()
+    target = run.vector(like, 1, call.name)
+    if run.counting:
+        run.joins.append((run.vector(x, 1, call.name), target))
+    run.carry(out, [vector_plane(target, 1, out.dim())])
+    return out
 
 
-# -- functions and methods ----------------------------------------------------------------------------------------
-
-
-def _keep(b: Builder, value: torch.Tensor) -> Draft:
-    return b.layout()
-
-
-def _adaptive_average(b: Builder, value: torch.Tensor) -> Draft:
-    b.term(b.node.name, False, math.prod(b.shape()[2:]), b.layout())
-    return b.layout()
-
-
-def _interpolate(b: Builder, value: torch.Tensor) -> Draft:
-    return _upsampled(b, str(_argument(b, 3, "mode", "nearest")), value, b.node.name)
-
-
-def _upsampled(b: Builder, mode: str, value: torch.Tensor, where: str) -> Draft:
-    per_element = {"nearest": 1, "bilinear": 4}.get(mode)
-    if per_element is None:
-        raise b.error(f"has no known cost with mode={mode!r}; use 'nearest' or 'bilinear'")
-    b.term(where, False, per_element * math.prod(value.shape[2:]), b.layout())
-    return b.layout()
-
-
-def _join(b: Builder, value: torch.Tensor) -> Draft:
-    """Element-wise operation of tensors, or of a tensor and a number."""
-    if any(b.value(a).dim() != value.dim() for a in b.sources()):
-        raise b.error("joins tensors of different rank")
-    full = [a for a in b.sources() if b.value(a).shape[1] == value.shape[1]]
-    for single in b.sources():  # a one-channel mask spread over all channels: its own width must stay 1
-        if b.value(single).shape[1] != value.shape[1]:
-            b.freeze(b.layouts[single])
-    for other in full[1:]:
-        b.tie(b.layouts[full[0]], b.layouts[other])
-    return b.layouts[full[0]]
-
-
-def _concatenate(b: Builder, value: torch.Tensor) -> Draft:
-    if _argument(b, 1, "dim", 0) not in (1, 1 - value.dim()):
-        raise b.error("is followed along the channels (dim=1) only")
-    listed = _argument(b, 0, "tensors")
-    return [segment for a in listed for segment in b.layouts[a]]
-
-
-def _reduce(b: Builder, value: torch.Tensor) -> Draft:
-    dims = _argument(b, 1, "dim")
-    reduced = {d % len(b.shape()) for d in ([dims] if isinstance(dims, int) else dims or range(len(b.shape())))}
-    if reduced & {0, 1}:
-        raise b.error("is followed over space only (dim=(2, 3))")
-    return b.layout()
-
-
-def _flatten(b: Builder, value: torch.Tensor) -> Draft:
-    end = _argument(b, 2, "end_dim", -1)
-    if _argument(b, 1, "start_dim", 0) == 2 and value.dim() == 3:
-        raise b.error("is followed to (batch, features) only")
-    if _argument(b, 1, "start_dim", 0) != 1 or end not in (-1, len(b.shape()) - 1):
-        raise b.error("is followed to (batch, features) only; write x.flatten(1)")
-    return _flattened(b)
-
-
-def _view(b: Builder, value: torch.Tensor) -> Draft:
-    """To (batch, features), or between (batch, channels) and (batch, channels, 1, 1)."""
-    shape = b.shape()
-    sizes = b.node.args[1:] or (_argument(b, 1, "shape"),)
-    sizes = tuple(sizes[0]) if isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
-    if len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] != -1 and not _is_constant(b):
-        raise b.error(
-            f"fixes the number of channels or features to {sizes[1]}; write x.flatten(1) or x.size(1) instead"
-        )
-    if value.shape[0] == shape[0] and value.dim() == 2:
-        return _flattened(b)
-    if value.shape[:2] == shape[:2] and value.shape[2:].numel() == shape[2:].numel():
-        return b.layout()
-    raise b.error(f"reshapes {tuple(shape[1:])} to {tuple(value.shape[1:])}, which is not followed")
-
-
-def _flattened(b: Builder) -> Draft:
-    spatial = math.prod(b.shape()[2:])
-    return [(group, factor * spatial, parts) for group, factor, parts in b.layout()]
-
-
-def _is_constant(b: Builder) -> bool:
-    return all(group.root.frozen for group, _, _ in b.layout())
-
-
-def _index(b: Builder, value: torch.Tensor) -> Draft:
-    """Spatial slicing, x[:, :, ::2, ::2], and added dimensions at the end, x[:, :, None, None]."""
-    index = _argument(b, 1, "index")
-    index = index if isinstance(index, tuple) else (index,)
-    whole = [part is Ellipsis or part == slice(None) for part in index[:2]]
-    if len(whole) < 2 or not all(whole) or (Ellipsis in index[:2] and len(index) > len(b.shape()) - 1):
-        raise b.error("is followed over space only (x[:, :, ...]); channels cannot be picked out")
-    return b.layout()
-
-
-def _space_only(b: Builder, value: torch.Tensor) -> Draft:
-    """squeeze and unsqueeze of dimensions behind the channels."""
-    dims = _argument(b, 1, "dim")
-    rank = max(len(b.shape()), value.dim())
-    if dims is None or {d % rank for d in ([dims] if isinstance(dims, int) else dims)} & {0, 1}:
-        raise b.error("is followed behind the channels only; name the dimensions, such as squeeze((2, 3))")
-    return b.layout()
-
-
-def _pad(b: Builder, value: torch.Tensor) -> Draft:
-    if len(_argument(b, 1, "pad")) > 2 * (len(b.shape()) - 2):
-        raise b.error("pads channels; use budgetnet.backbones.match_channels(x, like), which follows widths")
-    return b.layout()
-
-
-def _match_channels(b: Builder, value: torch.Tensor) -> Draft:
-    source, target = b.layouts[_argument(b, 0, "x")], b.layouts[_argument(b, 1, "like")]
-    b.joins.append((source, target))
-    return target
+def ordered(run: Run, call: Call) -> Any:
+    """Sorting: over space, labels stay; the largest few of all channels are picked by value, and keep these fixed."""
+    x = first(call)
+    dim = call.argument(2 if call.name in ("topk", "kthvalue") else 1, "dim", -1) % x.dim()
+    across = [plane for plane in run.known(x).planes if dim in plane.dims]
+    if across and call.name in ("sort", "argsort", "msort"):
+        return unknown(run, call)
+    for plane in across:
+        run.keep_labels(plane.labels, call.name, "picks channels by their values")
+    out = call.run()
+    for tensor in leaves(out):
+        run.carry(tensor, () if across else run.known(x).planes)
+    return out
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
-_ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
-    nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid,
-)  # fmt: skip
-_ACTIVATION_NAMES = (
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid", "hardtanh",
-    "hardswish", "hardsigmoid", "softplus", "logsigmoid", "relu_", "leaky_relu_", "elu_", "tanh_", "sigmoid_",
-)  # fmt: skip
-_OTHER = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Dropout, nn.Dropout2d, nn.Identity,
-)  # fmt: skip
 
-MODULES: dict[type[nn.Module], Callable[[Builder, Any, str, torch.Tensor], Draft]] = {
-    nn.Conv2d: _convolution,
-    nn.Linear: _linear,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.SyncBatchNorm: _batch_norm,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.Flatten: _flatten_module,
-    nn.AdaptiveAvgPool2d: _adaptive_average_module,
-    nn.Upsample: _upsample_module,
-    **dict.fromkeys((*_ACTIVATIONS, *_OTHER), _keep_module),
-}
+def _words(text: str) -> list[str]:
+    return text.split()
 
-FUNCTIONS: dict[str, Callable[[Builder, torch.Tensor], Draft]] = {
-    **dict.fromkeys(_ACTIVATION_NAMES, _keep),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_max_pool2d"), _keep),
-    **dict.fromkeys(("dropout", "dropout2d", "feature_dropout", "contiguous", "clone", "neg"), _keep),
-    **dict.fromkeys(("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_", "expand_as"), _join),
-    **dict.fromkeys(("truediv", "itruediv", "div", "div_"), _join),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
-    **dict.fromkeys(("mean", "sum", "amax"), _reduce),
-    **dict.fromkeys(("view", "reshape"), _view),
-    **dict.fromkeys(("squeeze", "unsqueeze"), _space_only),
-    **dict.fromkeys(("interpolate", "upsample"), _interpolate),
-    "adaptive_avg_pool2d": _adaptive_average,
-    "flatten": _flatten,
-    "getitem": _index,
-    "pad": _pad,
-    "match_channels": _match_channels,
-}
 
-INTEGERS = {"size", "getattr", "dim", "numel", "getitem", "add", "sub", "mul", "floordiv", "mod", "truediv"}
-"""What may be computed from sizes; the result is a number, which carries no channels."""
+_ELEMENTWISE = _words(
+    "relu relu6 leaky_relu elu selu celu gelu silu mish tanh sigmoid hardtanh hardswish hardsigmoid softplus "
+    "logsigmoid softsign tanhshrink hardshrink softshrink threshold rrelu dropout dropout1d dropout2d dropout3d "
+    "feature_dropout "
+    "alpha_dropout feature_alpha_dropout neg abs exp expm1 exp2 log log1p log2 log10 sqrt rsqrt square sign sgn round "
+    "floor ceil trunc frac erf cos sin tan atan reciprocal clamp clamp_min clamp_max pow float_power add sub rsub mul "
+    "div floor_divide remainder fmod maximum minimum where lerp addcmul addcdiv masked_fill copy eq ne lt le gt ge and "
+    "or xor invert logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf "
+    "isfinite atan2 hypot heaviside bernoulli fill zero xlogy sinh cosh asinh acosh logit"
+)
+_PLAIN = frozenset(
+    _words(
+        "relu relu6 leaky_relu elu selu gelu silu mish tanh sigmoid hardtanh hardswish hardsigmoid softplus dropout "
+        "dropout2d feature_dropout neg abs exp sqrt rsqrt square add sub mul div clamp maximum minimum"
+    )
+)
+"""Those that give what they get: elements of one type."""
+_CREATED = _words(
+    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty rand randn "
+    "rand_like randn_like normal uniform"
+)
+_REDUCTIONS = _words(
+    "mean sum amax amin max min std var norm prod all any logsumexp median argmax argmin nanmean var_mean std_mean "
+    "nansum vector_norm count_nonzero"
+)
+_SPATIAL = _words(
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d interpolate "
+    "upsample upsample_nearest upsample_bilinear grid_sample max_unpool1d max_unpool2d max_unpool3d"
+)
+_WHOLE = _words(
+    "multi_head_attention_forward scaled_dot_product_attention einsum addmm baddbmm addbmm mv dot lstm gru rnn_tanh "
+    "rnn_relu outer cdist kron tensordot _native_multi_head_attention"
+)
+_NOTHING = _words(
+    "size dim ndimension numel nelement element_size stride storage_offset is_contiguous is_floating_point is_complex "
+    "is_signed get_device len bool int float item tolist format repr index hash _assert is_tensor arange tensor "
+    "as_tensor linspace from_numpy is_same_size equal result_type promote_types can_cast finfo register_hook "
+    "retain_grad is_pinned is_inference is_neg is_conj _parse_to _has_compatible_shallow_copy_type _set_grad_enabled "
+    "manual_seed initial_seed randperm randint meshgrid is_nonzero numpy broadcast_shapes tril_indices triu_indices "
+    "is_shared data_ptr untyped_storage requires_grad dir eye tril triu contains reversed"
+)
+
+RULES: dict[str, Rule | None] = {
+    **dict.fromkeys(_NOTHING, None),
+    **MOVEMENTS,
+    **PICKING,
+    **LAYERS,
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(_CREATED, created),
+    **dict.fromkeys(_REDUCTIONS, reduce),
+    **dict.fromkeys(_SPATIAL, spatial),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin", "normalize", "cumsum", "logcumsumexp", "cumprod"), along),
+    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(_WHOLE, fixed),
+    **dict.fromkeys(("sort", "topk", "argsort", "kthvalue", "msort"), ordered),
+    "local_response_norm": neighbours, "match_channels": match_channels,
+}  # fmt: skip

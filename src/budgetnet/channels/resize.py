@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from budgetnet.channels.gradmax import check_reach
 from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
+from budgetnet.channels.shadow import set_attribute
 from budgetnet.channels.surgery import Surgery
 from budgetnet.errors import nearest
 
@@ -39,8 +41,8 @@ def resize(
     function stays the same), "net2wider" (copies of old channels; the function stays the same unless a parameter-free
     shortcut pads or crops the group), or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
     seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
-    Raises GraphError for an unknown group, an impossible width, a DDP-wrapped or an untraced model; nothing has
-    changed then.
+    Raises GraphError for an unknown group, an impossible width, an optimizer's state that cannot follow, a DDP-wrapped
+    or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has changed then.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("resize the module inside DistributedDataParallel (model.module), then wrap it again")
@@ -49,7 +51,7 @@ def resize(
     if init == "gradmax" and batch is None:
         raise GraphError("init='gradmax' chooses the new channels by a gradient: pass batch=(inputs, targets)")
     graph = ChannelGraph.of(model)
-    sources = {name: _source(graph, name, width) for name, width in plan.items()}
+    sources = {name: source_of(graph, name, width) for name, width in plan.items()}
     widths = graph.widths
     sources = {
         name: source
@@ -64,15 +66,43 @@ def resize(
         surgery.duplicate()
     if init == "gradmax":
         check_reach(surgery)
-    replaced = _replace_tensors(surgery)
-    _set_attributes(graph)
-    if optimizer is not None:
-        _migrate(optimizer, replaced, surgery)
-    initialise(surgery, init, batch, loss)
+    operate(surgery, lambda: initialise(surgery, init, batch, loss), optimizer)
     return graph
 
 
-def _source(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
+def operate(surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put resized tensors in the place of the old ones and `fill` what is new; all is as it was if anything fails."""
+    graph = surgery.graph
+    if optimizer is not None:
+        _check_state(optimizer, surgery)
+    before = [(module, module._parameters.copy(), module._buffers.copy()) for module in graph.model.modules()]
+    attributes = [(path, name, getattr(graph.model.get_submodule(path), name)) for path, name in graph.attributes]
+    slots = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
+    state = {} if optimizer is None else dict(optimizer.state)
+    try:
+        replaced = _replace_tensors(surgery)
+        _set_attributes(graph)
+        if optimizer is not None:
+            _migrate(optimizer, replaced, surgery)
+        fill()
+    except BaseException as error:
+        for module, parameters, buffers in before:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for path, name, value in attributes:
+            setattr(graph.model.get_submodule(path), name, value)
+        if optimizer is not None:
+            for group, own in zip(optimizer.param_groups, slots, strict=True):
+                group["params"] = own
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        if isinstance(error, RuntimeError | NotImplementedError):
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GraphError(f"resize to {surgery.new_widths} failed, and nothing has changed: {line}") from error
+        raise
+
+
+def source_of(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
     """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
     group = graph.group(name)
     try:
@@ -120,12 +150,30 @@ def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]
 
 def _set_attributes(graph: ChannelGraph) -> None:
     widths = graph.widths
-    for (path, attribute), layout in graph.attributes.items():
-        module, size = graph.model.get_submodule(path), layout_size(layout, widths)
-        if isinstance(module, nn.LayerNorm):
-            module.normalized_shape = (size, *module.normalized_shape[1:])
-        else:
-            setattr(module, attribute, size)
+    for (path, name), layout in graph.attributes.items():
+        set_attribute(graph.model.get_submodule(path), name, layout_size(layout, widths))
+
+
+def _check_state(optimizer: torch.optim.Optimizer, surgery: Surgery) -> None:
+    """Raises GraphError for a state of a resized parameter that cannot be resized along with it."""
+    kind = type(optimizer).__name__
+    if hasattr(optimizer, "_params"):  # LBFGS: one state of all parameters, flattened
+        raise GraphError(f"optimizer {kind} keeps a state of all parameters together, which cannot be resized: use SGD")
+    for name in surgery.tensors():
+        path, _, leaf = name.rpartition(".")
+        parameter = surgery.graph.model.get_submodule(path)._parameters.get(leaf)
+        if parameter is None:
+            continue
+        for key, value in optimizer.state.get(parameter, {}).items():
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                known = isinstance(part, (bool, int, float, str, type(None)))
+                if not known and not (isinstance(part, Tensor) and (part.shape == parameter.shape or part.dim() == 0)):
+                    shape = f" of shape {tuple(part.shape)}" if isinstance(part, Tensor) else ""
+                    raise GraphError(
+                        f"optimizer {kind} keeps {key!r}, a {type(part).__name__}{shape}, for {name!r} of shape "
+                        f"{tuple(parameter.shape)}: it cannot be resized along with it; use SGD or Adam, or clear "
+                        "the optimizer's state first"
+                    )
 
 
 def _migrate(
@@ -138,7 +186,11 @@ def _migrate(
     for old, (name, new) in replaced.items():
         state = optimizer.state.pop(old, None)
         if state is not None:
-            optimizer.state[new] = {
-                key: surgery.migrate(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value
-                for key, value in state.items()
-            }
+            optimizer.state[new] = {key: _moved(surgery, name, old, value) for key, value in state.items()}
+
+
+def _moved(surgery: Surgery, name: str, old: Tensor, value: Any) -> Any:
+    """A state of a parameter, or a list of them, at the parameter's new size."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(surgery, name, old, part) for part in value)
+    return surgery.migrate(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value

@@ -65,23 +65,23 @@ class Surgery:
     def labels(self, layout: Layout, name: str) -> Tensor:
         """(new size,) for an axis: which of the group's new channels, counted from 0, a position belongs to, or -1."""
         runs = []
-        for segment in layout:
+        for segment in over_all_parts(layout):
             if segment.group == name:
                 new = self.sources[name] < 0
                 label = torch.where(new, torch.cumsum(new, 0) - 1, -1)
-                runs.append(label.repeat_interleave(segment.factor))
+                runs.append(label[segment.channels(self.new_widths)])
             else:
                 runs.append(torch.full((segment.size(self.new_widths),), -1))
-        return torch.cat(runs)
+        return torch.cat(runs)[: layout_size(layout, self.new_widths)]
 
     def outgoing_shares(self, layout: Layout) -> Tensor:
-        """(new size,) for an input axis: the factor of each column under net2wider."""
+        """(new size over all parts,) for an input axis: the factor of each column under net2wider."""
         return torch.cat(
             [
-                self.shares[segment.group].repeat_interleave(segment.factor)
+                self.shares[segment.group][segment.channels(self.new_widths)]
                 if segment.group in self.shares
                 else torch.ones(segment.size(self.new_widths), dtype=torch.float64)
-                for segment in (Segment(s.group, s.factor) for s in layout)
+                for segment in over_all_parts(layout)
             ]
         )
 
@@ -104,7 +104,7 @@ class Surgery:
             out = _take(tensor, {dim: self._choice(layout, sources) for dim, layout in dims.items()})
         else:  # grouped convolution: every part of the filters reads its own part of the input channels
             rows = self._along(dims[0], sources).chunk(parts)
-            columns = self._along(tuple(Segment(s.group, s.factor) for s in dims[1]), sources).chunk(parts)
+            columns = self._along(over_all_parts(dims[1]), sources).chunk(parts)
             width = tensor.shape[1]
             own = [torch.where(column < 0, column, column - part * width) for part, column in enumerate(columns)]
             out = torch.cat([_take(tensor, {0: _choice(r), 1: _choice(c)}) for r, c in zip(rows, own, strict=True)])
@@ -124,12 +124,23 @@ class Surgery:
             size = segment.size(self.old_widths)
             if segment.group is not None and segment.group in sources:
                 source = sources[segment.group]
-                units = source[:, None] * segment.factor + torch.arange(segment.factor) + offset
-                runs.append(torch.where(source[:, None] < 0, -1, units).flatten())
+                old, new = self.old_widths[segment.group] // segment.of, len(source) // segment.of
+                chosen = segment.chosen or (0,)
+                block = torch.tensor(chosen)
+                index = source[torch.arange(new)[:, None] + block * new] - block * old  # (new, chosen), below 0: new
+                units = (index * len(chosen) + torch.arange(len(chosen))) * segment.factor
+                fresh = source[torch.arange(new)[:, None] + block * new] < 0
+                places = units[:, :, None] + torch.arange(segment.factor) + offset
+                runs.append(torch.where(fresh[:, :, None], -1, places).flatten())
             else:
                 runs.append(torch.arange(size) + offset)
             offset += size
         return torch.cat(runs)
+
+
+def over_all_parts(layout: Layout) -> Layout:
+    """The whole input axis of a grouped convolution, of which each of its filters reads a part."""
+    return tuple(Segment(s.group, s.factor, 1, s.chosen, s.of) for s in layout)
 
 
 def tensor_generator(seed: int | None, name: str) -> torch.Generator | None:

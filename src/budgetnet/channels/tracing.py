@@ -1,64 +1,42 @@
-"""Trace a model into its channel graph: run it symbolically, once, over a closed table of operations.
+"""Trace a model into its channel graph: run it on the meta device, with labels, in eval mode and in training.
 
-Every tensor along the way carries the layout of its channel axis (dimension 1). An operation outside the table
-(operations.py) is an error that names it; it is never guessed.
+other_widths.py then runs it at other widths, and assembling.py makes the graph.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 
-from budgetnet.channels.builder import Builder, Draft, draft_size, function_name
+from budgetnet.channels.assembling import assemble
+from budgetnet.channels.calls import NOT_THE_USERS, Place, leaves
 from budgetnet.channels.graph import ChannelGraph, GraphError
-from budgetnet.channels.operations import FUNCTIONS, INTEGERS, MODULES
+from budgetnet.channels.operations import RULES
+from budgetnet.channels.other_widths import Stop, settle
+from budgetnet.channels.running import Run
+from budgetnet.channels.shadow import Shadow, undisturbed
+
+IMAGES = 2
+"""Images of a trace: with one, a batch norm has nothing to take statistics of."""
 
 
-class _Tracer(fx.Tracer):
-    """Stops at torch's own layers and at frozen modules; looks into everything else."""
-
-    def __init__(self, frozen: frozenset[str]) -> None:
-        super().__init__()
-        self._frozen = frozen
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) or module_qualified_name in self._frozen
-
-
-def build_graph(model: nn.Module, input_shape: tuple[int, ...], frozen: frozenset[str]) -> ChannelGraph:
-    """Trace `model` at `input_shape`; see ChannelGraph.trace."""
+def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
+    """See ChannelGraph.trace."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
     _refuse_shared_parameters(model)
-    shadow = copy.deepcopy(model).to("meta")
-    graph, training = _symbolic(shadow.eval(), frozen), _symbolic(shadow.train(), frozen)
-    if [(node.op, node.target) for node in graph.nodes] != [(node.op, node.target) for node in training.nodes]:
-        raise GraphError(
-            f"{type(model).__name__} runs other operations in training than in eval mode, which is not followed"
-        )
-    unknown = frozen - {name for name, _ in model.named_modules()} - {node.name for node in graph.nodes}
-    if unknown:
-        raise GraphError(f"frozen={sorted(unknown)}: neither a module path nor an operation of {type(model).__name__}")
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    builder = Builder(model, input_shape)
-    with torch.no_grad():  # two images: a dimension of 1 could be taken for the batch
-        _Run(fx.GraphModule(shadow.eval(), graph), builder, frozen).run(
-            torch.empty((2, *input_shape[1:]), device="meta", dtype=dtype)
-        )
-    return builder.finish()
-
-
-def _symbolic(model: nn.Module, frozen: frozenset[str]) -> fx.Graph:
-    try:
-        return _Tracer(frozen).trace(model)
-    except Exception as error:  # whatever the model's own code raises when it meets a symbol in place of a tensor
-        raise GraphError(
-            f"{type(model).__name__} cannot be traced: {_line(error)}; move what depends on the data or on exact sizes "
-            "into a submodule and name that in frozen=(...)"
-        ) from error
+    passes = Passes(model, tuple(example_input.shape))
+    run = Run(passes.shadow.model, RULES, frozenset(frozen))
+    passes.eval_and_training(run)
+    _refuse(model, run)
+    structure, layouts = settle(run, passes.shadow, passes.again)
+    graph = assemble(model, tuple(example_input.shape), run, structure, layouts)
+    model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
+    return graph
 
 
 def _refuse_shared_parameters(model: nn.Module) -> None:
@@ -70,96 +48,92 @@ def _refuse_shared_parameters(model: nn.Module) -> None:
                 raise GraphError(f"{other} and {path}.{name} are one parameter in two layers, which is not followed")
 
 
-class _Run(fx.Interpreter):
-    """Runs the traced model on the meta device and tells the builder about every node."""
+def _refuse(model: nn.Module, run: Run) -> None:
+    """Raises GraphError with all that is not followed, and what to type."""
+    unknown = run.frozen - run.found_frozen - set(run.modules)
+    if unknown:
+        raise GraphError(f"frozen={sorted(unknown)}: neither a module path nor an operation of {type(model).__name__}")
+    if not run.refused:
+        return
+    messages = list(dict.fromkeys(f"{place} {why}" for place, why in run.refused))
+    names = list(dict.fromkeys(place.module or place.operation for place, _ in run.refused))
+    raise GraphError(
+        f"{'; '.join(messages)}; to keep the widths around {'it' if len(messages) == 1 else 'them'} fixed, trace "
+        f"with frozen=({', '.join(map(repr, names))},), on the command line 'backbone.frozen=[{','.join(names)}]'"
+    )
 
-    def __init__(self, module: fx.GraphModule, builder: Builder, frozen: frozenset[str]) -> None:
-        super().__init__(module)
-        self.extra_traceback = False  # errors of the table are one line
-        self.builder, self.frozen = builder, frozen
 
-    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As it is, but for a batch norm, which keeps the shape: to ask it is most of the time of a trace."""
-        module, x = self.fetch_attr(str(target)), args[0] if args else None
-        if type(module) is nn.BatchNorm2d and isinstance(x, torch.Tensor):
-            fits = x.dim() == 4 and x.shape[1] == module.num_features
-            return torch.empty_like(x) if fits else super().call_module(target, args, kwargs)
-        return super().call_module(target, args, kwargs)
+class Passes:
+    """Forward passes of a model's shadow: in eval mode, and in training where that is something else."""
 
-    def run_node(self, n: fx.Node) -> Any:
-        b = self.builder
-        b.node = n
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+        self.name, self.input_shape = type(model).__name__, input_shape
+        self.shadow = Shadow(model)
+        self.training_differs = False
+
+    def eval_and_training(self, run: Run) -> None:
+        """Both, joined. What only one of them runs is followed there; costs are those of eval mode."""
+        run.images = IMAGES
+        self._eval(run)
+        seen, axes = len(run.events), sum(map(len, run.axes.values()))
+        self._training(run)
+        names = [event.name for event in run.events]
+        self.training_differs = names[:seen] != names[seen:] or axes != sum(map(len, run.axes.values()))
+
+    def again(self, run: Run) -> None:
+        """What the first run did, at other widths. Raises Stop or GraphError where that cannot be done."""
+        run.images = IMAGES
+        self._eval(run)
+        if self.training_differs:
+            self._training(run)
+
+    def _eval(self, run: Run) -> None:
+        run.counting = True
+        self._forward(run, self.shadow.model.eval())
+
+    def _training(self, run: Run) -> None:
+        """A head for training alone may need a larger image than this one: what leads to it stays as it is."""
+        run.counting = False
         try:
-            value = super().run_node(n)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise GraphError(
-                f"{type(b.model).__name__} does not take inputs of shape {b.input_shape[1:]}: {n.name} fails "
-                f"({_line(error).rstrip('.')})"
-            ) from error
-        if n.op == "output":
-            b.freeze_inputs()
-            return value
-        b.values[n] = value
-        if self._is_frozen(n) or (not b.sources() and self._reads_frozen(n)):
-            b.freeze_inputs()
-            if isinstance(value, torch.Tensor) and value.dim() >= 2:
-                b.layouts[n] = [b.new(value.shape[1], frozen=True)]
-            if n.op == "call_module":
-                self._price_frozen(str(n.target), b)
-            return value
-        layout = self._follow(n, value)
-        if layout is not None:
-            if draft_size(layout) != value.shape[1]:
-                raise b.error(f"gives {value.shape[1]} channels where {draft_size(layout)} were followed")
-            b.layouts[n] = layout
-        return value
+            self._forward(run, self.shadow.model.train())
+        except GraphError as error:
+            if run.fails_as_before():
+                for planes in run.events[-1].inputs:
+                    for plane in planes:
+                        run.keep_labels(plane.labels, Place("forward", "", "", 0, True), f"fails in training: {error}")
+            else:
+                raise
 
-    def _price_frozen(self, path: str, b: Builder) -> None:
-        """What a frozen module costs, counted once on zeros: constants beside the closed forms."""
-        from fvcore.nn import FlopCountAnalysis
-        from torch.utils.flop_counter import FlopCounterMode
+    def _forward(self, run: Run, shadow: nn.Module) -> None:
+        """One pass; what the model returns stays as it is."""
+        image = torch.empty((IMAGES, *self.input_shape[1:]), device="meta", dtype=self.shadow.dtype)
+        with torch.no_grad(), undisturbed(), run.watching(), run:
+            run.carry(image, ())
+            try:
+                out = shadow(image)
+            except Stop:
+                raise
+            except Exception as error:  # whatever the model's own code raises
+                raise self._failed(run, error) from error
+        for tensor in leaves(out if isinstance(out, (Tensor, tuple, list, dict)) else getattr(out, "__dict__", {})):
+            for plane in run.known(tensor).planes:
+                run.labels.freeze(plane.labels)
 
-        module = copy.deepcopy(b.model.get_submodule(path)).to("cpu").eval()
-        values = (b.values[source] for source in b.node.all_input_nodes)
-        inputs = tuple(torch.zeros(1, *v.shape[1:], dtype=v.dtype) for v in values if isinstance(v, torch.Tensor))
-        with FlopCounterMode(display=False) as counter:
-            module(*inputs)
-        macs = counter.get_total_flops() // 2
-        analysis = FlopCountAnalysis(module, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        one = [b.new(1, frozen=True)]
-        b.term(path, True, macs, one)
-        b.term(path, False, int(analysis.total()) - macs, one)
-
-    def _follow(self, node: fx.Node, value: Any) -> Draft | None:
-        b = self.builder
-        if node.op == "placeholder":
-            return [b.new(value.shape[1], frozen=True)]
-        if node.op == "call_module":
-            module, path = b.model.get_submodule(str(node.target)), str(node.target)
-            if type(module) not in MODULES:
-                raise b.error(f"is of type {type(module).__name__}, which is not in the table of operations")
-            return MODULES[type(module)](b, module, path, value)
-        if node.op == "get_attr":
-            return None
-        name = function_name(node.target)
-        if isinstance(value, torch.Tensor):
-            loose = [a for a in node.all_input_nodes if isinstance(b.values[a], torch.Tensor) and a not in b.layouts]
-            if any(b.values[a].dim() > 0 for a in loose):
-                raise b.error(f"uses {loose[0].target}, a parameter or buffer outside any layer of the table")
-            if name in FUNCTIONS and b.sources() and value.dim() >= 2:
-                return FUNCTIONS[name](b, value)
-            raise b.error("is not in the table of operations")
-        if name not in INTEGERS:
-            raise b.error("is not in the table of operations")
-        return None
-
-    def _is_frozen(self, node: fx.Node) -> bool:
-        return node.name in self.frozen or (node.op == "call_module" and str(node.target) in self.frozen)
-
-    def _reads_frozen(self, node: fx.Node) -> bool:
-        """Whether a value comes out of a frozen module that returns several."""
-        return any(self._is_frozen(source) for source in node.all_input_nodes)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    def _failed(self, run: Run, error: Exception) -> GraphError:
+        """What a forward pass raised, with the line of the user's code and what to do."""
+        line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        where, frame = "", error.__traceback__
+        while frame is not None:
+            file = frame.tb_frame.f_code.co_filename
+            if not file.startswith(NOT_THE_USERS):
+                module: Any = frame.tb_frame.f_locals.get("self")
+                path = next((path for path, own in run.modules.items() if own is module), "")
+                where = f" in module {path!r}" if path else ""
+                where += f" ({Path(file).name}:{frame.tb_lineno})"
+            frame = frame.tb_next
+        if "meta" in line or isinstance(error, NotImplementedError):
+            return GraphError(
+                f"{self.name} cannot be traced{where}: {line}; move what depends on the data into a submodule and name "
+                "that in frozen=(...), 'backbone.frozen=[...]' on the command line"
+            )
+        return GraphError(f"{self.name} does not take inputs of shape {self.input_shape[1:]}{where}: {line}")

@@ -3,69 +3,198 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from budgetnet.channels.graph import ChannelGraph, GraphError
-from budgetnet.channels.initialise import leaks
-from budgetnet.channels.resize import resize
+from budgetnet.channels.calls import Place
+from budgetnet.channels.graph import ChannelGraph, GraphError, WidthGroup
+from budgetnet.channels.initialise import fill_silently, leaks
+from budgetnet.channels.resize import operate, source_of
+from budgetnet.channels.running import Run
 from budgetnet.channels.surgery import Surgery
 
 TOLERANCE = 1e-10
+STEPS = (1, 8)
+"""By how many channels a block every group is grown."""
 
 
 @torch.no_grad()
 def verify(graph: ChannelGraph) -> dict[str, str]:
-    """Grow every group by 1 and by 8 channels a block, and narrow it back, on a float64 copy in eval mode.
+    """Grow all groups together by 1 and by 8 channels a block, and narrow them back, on a float64 copy in eval mode.
 
-    With zero-out initialisation the logits must stay within 1e-10, and after narrowing back every tensor must be
+    With zero-out initialisation the outputs must stay within 1e-10, and after narrowing back every tensor must be
     bit-identical. Where the function cannot be kept the forward pass must still run, and the returned text says why:
     a norm across channels, or a shortcut that the group used to crop. Returns group -> what was proven. The copy gets
-    random shifts, scales and statistics first, so that nothing agrees by being zero.
+    random shifts, scales and statistics first, so that nothing agrees by being zero. Raises GraphError that names the
+    group, found by halves, and the first operation that gives something else.
     """
-    model = copy.deepcopy(graph.model).to("cpu", torch.float64).eval()
-    _perturb(model)
-    shape = (2, *graph.input_shape[1:])
-    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before, state = _outputs(model, inputs), {k: v.clone() for k, v in model.state_dict().items()}
-    proven = {}
-    for group in graph.groups:
-        proven[group.name] = "function kept"
-        for more in (1, 8):
-            grown = {group.name: group.width + more * group.blocks}
-            if group.name in graph.mixing:
-                proven[group.name] = "shapes only: a norm across channels cannot keep the function"
-            elif _reopens(ChannelGraph.of(model), group.name, more):
-                proven[group.name] = "shapes only: growing it reopens a shortcut that it crops"
-            try:
-                resize(model, grown, init="zero_out", seed=0)
-                after = _outputs(model, inputs)
-            except (RuntimeError, ValueError) as error:
-                raise GraphError(f"{group!r} grown by {more}: {str(error).splitlines()[0]}") from error
-            difference = (after - before).abs().max().item()
-            if proven[group.name] == "function kept" and not difference <= TOLERANCE * max(
-                1, before.abs().max().item()
-            ):
-                raise GraphError(f"{group!r} grown by {more} changes the function by {difference:.1e}")
-            resize(model, {group.name: group.width})
-            changed = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
-            if changed:
-                raise GraphError(f"{group!r} grown by {more} and narrowed back has changed {', '.join(changed)}")
+    proof = _Proof(graph)
+    proven = dict.fromkeys(graph.widths, "function kept")
+    reopened: set[str] = set()
+    for more in STEPS:
+        reopened |= proof.reopened(more)
+    for name in graph.members:
+        if name in graph.mixing:
+            proven[name] = "shapes only: a norm across channels cannot keep the function"
+        elif name in reopened:
+            proven[name] = "shapes only: growing it reopens a shortcut that it crops"
+    kept = [group for group in graph.groups if proven[group.name] == "function kept"]
+    others = [group for group in graph.groups if proven[group.name] != "function kept"]
+    for groups, function in ((kept, True), (others, False)):
+        if groups and (wrong := proof.fails(groups, function)):
+            proof.blame(groups, function, wrong)
     return proven
 
 
-def _outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """All the tensors that the model returns, in one."""
-    return torch.cat([leaf.flatten() for leaf in tree_leaves(model(inputs)) if isinstance(leaf, torch.Tensor)])
+class _Proof:
+    """A copy of the model that is grown and narrowed again and again."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.model = _twin(graph.model).to("cpu", torch.float64).eval()
+        self.graph = ChannelGraph.of(self.model)
+        _perturb(self.model)
+        shape = (2, *graph.input_shape[1:])
+        self.inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.before = self._outputs()
+
+    def _outputs(self) -> Tensor:
+        """All the tensors that the model returns, in one."""
+        leaves = [leaf for leaf in tree_leaves(self.model(self.inputs)) if isinstance(leaf, Tensor)]
+        return torch.cat([leaf.flatten().double() for leaf in leaves])
+
+    def reopened(self, more: int) -> set[str]:
+        """Groups that, grown alone, reopen a shortcut."""
+        found = set()
+        if self.graph.joins:
+            for group in self.graph.groups:
+                block = torch.arange(group.width).reshape(group.blocks, -1)
+                source = torch.cat([block, block.new_full((group.blocks, more), -1)], dim=1).flatten()
+                surgery = Surgery(self.graph, self.graph.widths, {group.name: source}, seed=0)
+                found |= {group.name} & leaks(surgery)[1]
+        return found
+
+    def fails(self, groups: Sequence[WidthGroup], function: bool) -> str:
+        """What is wrong when these are grown together, step by step, and narrowed back; "" where nothing is."""
+        for more in STEPS:
+            try:
+                self._resize(groups, more)
+                after = self._outputs()
+            except Exception as error:  # whatever the model's own code raises
+                self._restore(groups)
+                return f"grown by {more} fails: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            if after.shape != self.before.shape:
+                self._restore(groups)
+                return f"grown by {more} changes the shape of what the network gives"
+            difference = (after - self.before).abs().max().item() if function else 0.0
+            if not difference <= TOLERANCE * max(1, self.before.abs().max().item()):
+                self._restore(groups)
+                return f"grown by {more} changes the function by {difference:.1e}"
+        self._resize(groups, 0)
+        state = self.model.state_dict()
+        changed = [name for name, value in state.items() if not torch.equal(value, self.state[name])]
+        if changed:
+            self.model.load_state_dict(self.state)
+            return f"grown and narrowed back has changed {', '.join(changed)}"
+        return ""
+
+    def _resize(self, groups: Sequence[WidthGroup], more: int) -> None:
+        """Give these groups so many channels a block more than they had."""
+        graph, widths = self.graph, self.graph.widths
+        sources = {g.name: source_of(graph, g.name, g.width + more * g.blocks) for g in groups}
+        surgery = Surgery(graph, widths, sources, seed=0)
+        operate(surgery, lambda: fill_silently(surgery))
+
+    def _restore(self, groups: Sequence[WidthGroup]) -> None:
+        self._resize(groups, 0)
+        self.model.load_state_dict(self.state)
+
+    def blame(self, groups: Sequence[WidthGroup], function: bool, wrong: str) -> None:
+        """Raises GraphError for a group, or the fewest found by halving, that is wrong."""
+        groups = list(groups)
+        while len(groups) > 1:
+            middle = len(groups) // 2
+            for half in (groups[:middle], groups[middle:]):
+                if said := self.fails(half, function):
+                    groups, wrong = half, said
+                    break
+            else:
+                break
+        named = repr(groups[0]) if len(groups) == 1 else f"{', '.join(g.name for g in groups)} together"
+        raise GraphError(
+            f"{named} {wrong}{self._operation(groups)}; keep it as it is: name the module around the operation in "
+            "frozen=(...), 'backbone.frozen=[...]' on the command line"
+        )
+
+    def _operation(self, groups: Sequence[WidthGroup]) -> str:
+        """The first operation that gives something else than before, or that fails."""
+        with _Watch(None) as first:
+            self.model(self.inputs)
+        watch = _Watch(first.seen)
+        try:
+            self._resize(groups, max(STEPS))
+            with watch:
+                self.model(self.inputs)
+        except Exception:
+            return f", in {watch.last}" if watch.last else ""
+        finally:
+            self._restore(groups)
+        return f", first in {watch.first}" if watch.first else ""
 
 
-def _reopens(graph: ChannelGraph, name: str, more: int) -> bool:
-    group = graph.group(name)
-    block = torch.arange(group.width).reshape(group.blocks, -1)
-    source = torch.cat([block, block.new_full((group.blocks, more), -1)], dim=1).flatten()
-    return name in leaks(Surgery(graph, graph.widths, {name: source}, seed=0))[1]
+def _twin(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps computed weights (pruning masks, weight_norm)."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what every operation gives, or compares it with what it gave before."""
+
+    def __init__(self, before: Sequence[tuple[str, Tensor]] | None) -> None:
+        super().__init__()
+        self.before, self.seen, self.first, self.last = before, list[tuple[str, Tensor]](), "", ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name != "__get__":
+            self.last = _where(name)
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and name != "__get__" and out.is_floating_point():
+            number = len(self.seen)
+            if self.before is None:
+                self.seen.append((name, out.clone()))
+            elif number < len(self.before) and not self.first:
+                self.seen.append((name, out))
+                self._compare(name, self.before[number][1], out)
+        return out
+
+    def _compare(self, name: str, old: Tensor, new: Tensor) -> None:
+        """Over the channels that were there, where those are the first."""
+        if old.dim() != new.dim():
+            return
+        if any(n < o for o, n in zip(old.shape, new.shape)):
+            self.first = _where(name)
+            return
+        part = new[tuple(slice(size) for size in old.shape)]
+        if not torch.allclose(part, old, rtol=1e-9, atol=1e-9, equal_nan=True):
+            self.first = _where(name)
+
+
+def _where(name: str) -> str:
+    file, line = Run.line()
+    return str(Place(name.strip("_"), "", file, line, True)).replace(" in the network's forward", "")
 
 
 def _perturb(model: nn.Module) -> None:

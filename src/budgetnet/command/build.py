@@ -1,4 +1,4 @@
-"""The parts of a run, put together from a resolved configuration; nothing is written."""
+"""Building the components of a run from a resolved configuration, without writing any file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from budgetnet.training.trainer import make_trainer, quiet
 
 @dataclass(frozen=True)
 class Components:
-    """What a run is made of. full: widths and costs of the full backbone that the method started from."""
+    """The components of a run. full: entries of summary.json about the full backbone, such as its widths and costs."""
 
     data: DataModule
     learner: Learner
@@ -48,15 +48,15 @@ class Components:
 
     @property
     def method(self) -> Method:
-        """The learner's method."""
+        """The method of the learner."""
         return self.learner.method
 
 
 def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: Signals | None = None) -> Components:
-    """The parts of a run that will be kept in `directory`.
+    """Build the components of a run in `directory`. Nothing is written, except that a missing dataset is downloaded.
 
-    config: plain and resolved, or parsed. signals: those that may end it.
-    Raises UsageError for a configuration that cannot run. Nothing is written, but a missing dataset is downloaded.
+    config: a plain and resolved configuration, or a parsed one. signals: the signals that may end the run.
+    Raises UsageError for a configuration that cannot run.
     """
     quiet()
     options = config if isinstance(config, Configuration) else parse(config, method_class(config))
@@ -65,7 +65,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         pl.seed_everything(options.seed, workers=True, verbose=False)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-            os.environ["OMP_NUM_THREADS"] = str(options.threads)  # Lightning's launcher asks for it
+            os.environ["OMP_NUM_THREADS"] = str(options.threads)  # otherwise Lightning's launcher sets it
         data = make_data(options.dataset, options.plain["dataset"])
         data.prepare_data()
     with blamed_on("task"):
@@ -115,7 +115,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
 
 
 def make_method(options: Configuration) -> Method:
-    """The method of conf/method, with the value objects of the sections that it reads."""
+    """Build the method of conf/method from the sections that it reads. Raises UsageError if it cannot be built."""
     target = options.method["_target_"]
     kind = method_class(options.plain)
     if kind is None or not issubclass(kind, Method):
@@ -125,7 +125,7 @@ def make_method(options: Configuration) -> Method:
 
 
 def _trainer(options: Configuration, directory: Path, task: Task, method: Method, signals: Signals) -> pl.Trainer:
-    """The trainer with the callbacks in the order they must run in."""
+    """The trainer with its callbacks in the order in which they must run."""
     if options.trainer.compile is not None and method.create_graph:
         raise UsageError(
             f"trainer.compile={options.trainer.compile}: method={options.method['name']} differentiates through its "
@@ -146,10 +146,10 @@ def _trainer(options: Configuration, directory: Path, task: Task, method: Method
 
 
 def _channels_last(net: torch.nn.Module, data: DataModule, device: torch.device) -> None:
-    """Give weights and images that memory format, unless a CPU would crash on it.
+    """Convert weights and images to the memory format channels_last, unless a CPU would crash.
 
-    oneDNN (issue 6035) writes past its workspace in the backward pass of a strided 1×1 convolution with fewer input
-    channels than a vector holds. The project's own backbones have none.
+    In the backward pass of a 1×1 convolution with a stride and few input channels, oneDNN (issue 6035) writes past its
+    workspace. The backbones of this project have no such convolution.
     """
     convolutions = (module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
     if device.type == "cpu" and any(c.kernel_size == (1, 1) and max(c.stride) > 1 for c in convolutions):

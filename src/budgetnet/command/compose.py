@@ -1,4 +1,4 @@
-"""From conf/ to the plain, resolved configuration of a run."""
+"""Composition of the plain, resolved configuration of a run from conf/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ CONF = Path(__file__).parents[3] / "conf"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A run's configuration as plain resolved values, without what is about a sweep. Raises OmegaConf's errors."""
+    """The configuration of a run as plain, resolved values, without the sections about sweeps.
+
+    Raises the errors of OmegaConf.
+    """
     from omegaconf import OmegaConf
 
     names = [str(name) for name in config if name not in ("hydra", "launcher")]
@@ -25,9 +28,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration that python -m src.run makes of these overrides.
+    """The resolved configuration that `python -m src.run` composes from these overrides.
 
-    Hydra composes each choice of files once; single values are put into a copy, as it does last of all.
+    Each selection of files is composed once and cached. Single values are then applied to a copy, as Hydra does.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser

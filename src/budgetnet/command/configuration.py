@@ -1,4 +1,4 @@
-"""The whole configuration: every section of conf/ becomes its value object once, before anything else is done."""
+"""Parsing of the whole configuration: every section of conf/ becomes a value object once, before anything else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from budgetnet.options import as_mapping, names_of, read, reads
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
 
 LARGEST = 1e30
-"""Size of the numbers that arithmetic on options stays within range for; the smallest above 0 is its inverse."""
+"""The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
 
 _REPLACED = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
@@ -29,20 +29,20 @@ _REPLACED = {
     "gradient_clip_val": "a smaller optim.lr",
     "accumulate_grad_batches": "trainer.micro_batches",
 }
-"""Options of Lightning's trainer that a growing run cannot have, and what serves instead."""
+"""Options of Lightning's trainer that are not supported, and their replacements."""
 
 _OWN: Mapping[str, type] = {"run": Place, "logger": Logging, "checkpoint": Checkpoints, "trainer": TrainerOptions}
 _BUILT = {"method": ("_target_", "name"), "backbone": ("_target_",), "dataset": ("_target_", "name")}
-"""Sections that something is built from, and the names that each must have."""
+"""Sections from which an object is built, and the text options that each must have."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A run's configuration, each section as its value object.
+    """The configuration of a run, with each section as its value object.
 
-    backbone, task (None: what the labels are for), callbacks and method are as they stand in conf/, with `_target_`.
-    sections: what the constructor of the method's class takes, by name.
-    plain: everything as plain values, with the options that were left out at their defaults. It is kept as config.yaml.
+    backbone, task, callbacks, method: plain sections with `_target_`. task is None if the dataset decides it.
+    sections: the arguments of the method's constructor by name.
+    plain: the whole configuration as plain values, with defaults for omitted options. It is saved as config.yaml.
     """
 
     seed: int
@@ -64,12 +64,14 @@ class Configuration:
 
 
 def parse(config: Mapping[str, Any], method: type | None = None) -> Configuration:
-    """The value objects of a plain, resolved configuration.
+    """Parse a plain, resolved configuration into value objects.
 
-    method: the class that is to be given its sections; None: the one that `method._target_` names.
-    Sections and options that the method does not read stay plain values. Raises UsageError for a section that is
-    missing, an option that is missing, unknown, of a wrong type or out of range, and a kind of budget that the method
-    does not keep. What only the network or the data can tell is checked where they are built.
+    Sections and options that the method does not read stay plain values. Options that must fit the network or the data
+    are checked when those are built.
+
+    method: the class of the method, by default that of `method._target_`.
+    Raises UsageError for a missing section, an option that is missing, unknown, of a wrong type or out of range, and a
+    kind of budget that the method cannot meet.
     """
     _check_values(config)
     method = method_class(config) if method is None else method
@@ -111,26 +113,26 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a configuration (see `parse`)."""
+    """The plain values of a configuration with all defaults (see `parse`). Raises UsageError as `parse` does."""
     return dict(parse(config).plain)
 
 
 def _parsed(config: Mapping[str, Any], name: str, kind: type, known: Iterable[str]) -> Any:
-    """The value object of a section that holds no options but the known ones."""
+    """The value object of a section. Raises UsageError for options that are not known."""
     _refuse_unknown(f"{name}.", _section(config, name), known)
     return read(kind, name, config[name])
 
 
 def _known(config: Mapping[str, Any], name: str, kind: type) -> frozenset[str]:
-    """Options that a section may hold: anything where it names a class of the user's."""
+    """The options that a section may contain, which are arbitrary if its `_target_` names a class of the user."""
     section = _section(config, name)
     return names_of(kind) | (frozenset(map(str, section)) if section.get("_target_") else frozenset())
 
 
 def _with_defaults(config: Mapping[str, Any], name: str, kind: type | None) -> dict[str, Any]:
-    """A section that methods read, with the values of conf/ for what is left out and has no other default.
+    """A section that methods read, with defaults from conf/ for omitted options that the method does not read.
 
-    kind: what the method reads of it, if it reads any.
+    kind: the value object that the method reads of the section, or None.
     """
     defaults = _defaults(name)
     section = config.get(name, {}) if kind is None else _section(config, name)
@@ -143,7 +145,7 @@ def _with_defaults(config: Mapping[str, Any], name: str, kind: type | None) -> d
 
 @cache
 def _defaults(name: str) -> Mapping[str, Any]:
-    """conf/<name>/default.yaml; nothing where there is no such file."""
+    """The options in conf/<name>/default.yaml, or none if there is no such file."""
     path = CONF / name / "default.yaml"
     values = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     assert isinstance(values, dict)

@@ -1,4 +1,4 @@
-"""One run, from a resolved configuration to a finished run directory."""
+"""One run from a parsed configuration to a finished run directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from budgetnet.training.summary import best_test_epoch, describe, validation_at
 Config = Mapping[str, Any]
 
 _EXAMPLES = 6
-"""Images of the test set that a report shows."""
+"""The number of test images that a report shows."""
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
 
 
@@ -43,10 +43,11 @@ def run(
 ) -> dict[str, Any]:
     """Train one configuration in `directory` and return its summary.
 
-    report: writes the report of a run directory, before the run counts as done.
+    If there is done.json, its summary is returned at once; if there is last.ckpt, the run continues from it.
 
-    A directory with done.json returns its summary at once; one with last.ckpt is continued. Raises UsageError before
-    anything is written for a configuration that cannot run.
+    report: writes the report of a run directory, before done.json is written.
+    Raises UsageError for a configuration that cannot run, before anything is written; RunError for a run that fails;
+    and Preempted or Interrupted after a signal.
     """
     config, signals = options.plain, Signals()
     with ExitStack() as stack, signals.handled():
@@ -75,12 +76,12 @@ def run(
 
 
 def _explained(error: BaseException, directory: Path, command: str) -> BaseException:
-    """What the user can do about an error, where that is known."""
+    """The error with a message that says what the user can do, if that is known, or else the error itself."""
     if isinstance(error, KeyboardInterrupt):
         return Interrupted(_how_to_continue(directory, command))
     if isinstance(error, torch.OutOfMemoryError):
         return RunError(
-            f"the device is out of memory ({' '.join(str(error).split())[:120]}): cut batches into parts with "
+            f"the device is out of memory ({' '.join(str(error).split())[:120]}): divide batches with "
             f"trainer.micro_batches, or make dataset.batch_size smaller; {_how_to_continue(directory, command)}"
         )
     if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
@@ -112,7 +113,7 @@ def _train(
     checkpoint: Path | None,
     report: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
-    """From here to the finished directory, on every process."""
+    """Train, evaluate and write the results, on every process."""
     trainer, learner = parts.trainer, parts.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
@@ -125,7 +126,7 @@ def _train(
         if trainer.is_global_zero:
             _finish(config, directory, parts, summary, report)
         return summary
-    except SystemExit as error:  # the trainer's own end after Ctrl-C
+    except SystemExit as error:  # raised by the trainer after Ctrl-C
         raise KeyboardInterrupt from error
     finally:
         close_loggers(trainer.loggers)
@@ -156,37 +157,44 @@ def _how_to_continue(directory: Path, command: str) -> str:
 
 
 def _evaluate(parts: Components, directory: Path) -> dict[str, Any]:
-    """The test metrics of the last epoch, then of the validation-selected one, whose weights the learner keeps.
+    """The metrics of summary.json; the learner then has the weights of the epoch that validation selects.
 
-    And the best of the final network's epochs, which selects nothing, where the test set was read after every epoch.
+    They are the test metrics of the last epoch and of the selected one, the validation metrics of the selected one, and
+    the best test metric of an epoch, which selects nothing, if the test set was evaluated after every epoch.
     """
-    trainer, learner, data, processes = parts.trainer, parts.learner, parts.data, parts.processes
-    task, held_out = learner.task, data.splits.validation is not None
+    learner, processes = parts.learner, parts.processes
+    task = learner.task
     epochs, best_epoch = processes.decide(lambda: _selected(directory))
-    tested = [f"test_{metric.name}" for metric in task.metrics]
-    trainer.test(learner, datamodule=data, verbose=False)
-    results = {f"{name}_last": learner.results[name] for name in tested}
-    if best_epoch not in (None, epochs):
-        if trainer.is_global_zero:  # the others are given its weights
-            learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
-        trainer.test(learner, datamodule=data, verbose=False)
-    results |= {name: learner.results[name] for name in tested}
+    results = _test(parts, directory, best_epoch not in (None, epochs))
     validated: dict[str, Any] = {}
-    if best_epoch is None and held_out:  # the network changed after the last validation
-        trainer.validate(learner, datamodule=data, verbose=False)
+    if best_epoch is None and parts.data.splits.validation is not None:  # the network changed after the last validation
+        parts.trainer.validate(learner, datamodule=parts.data, verbose=False)
         validated = {f"val_{metric.name}": learner.results[f"val_{metric.name}"] for metric in task.metrics}
-    first = epochs if learner.final_from is None else learner.final_from + 1  # as Checkpoint has it
+    first = epochs if learner.final_from is None else learner.final_from + 1  # the same epochs as in Checkpoint
 
-    def written() -> dict[str, Any]:
+    def recorded() -> dict[str, Any]:
         metrics = RunDirectory(directory).metrics
         at_best = validation_at(metrics, best_epoch or epochs, task)
         return {**(validated or at_best), **best_test_epoch(metrics, first, task.metric)}
 
-    return {"epochs": epochs, "best_epoch": best_epoch or epochs, **results, **processes.decide(written)}
+    return {"epochs": epochs, "best_epoch": best_epoch or epochs, **results, **processes.decide(recorded)}
+
+
+def _test(parts: Components, directory: Path, selected: bool) -> dict[str, float]:
+    """The test metrics of the last epoch, and then of best.ckpt if it is `selected` and not the last epoch."""
+    trainer, learner = parts.trainer, parts.learner
+    names = [f"test_{metric.name}" for metric in learner.task.metrics]
+    trainer.test(learner, datamodule=parts.data, verbose=False)
+    results = {f"{name}_last": learner.results[name] for name in names}
+    if selected:
+        if trainer.is_global_zero:  # the trainer broadcasts the weights to the other processes
+            learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
+        trainer.test(learner, datamodule=parts.data, verbose=False)
+    return results | {name: learner.results[name] for name in names}
 
 
 def _selected(directory: Path) -> tuple[int, int | None]:
-    """Epochs of the run, and the epoch of best.ckpt, if there is one."""
+    """The number of epochs of the run, and the epoch of best.ckpt if there is one."""
     epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
     if not (directory / "best.ckpt").exists():
         return epochs, None
@@ -194,12 +202,12 @@ def _selected(directory: Path) -> tuple[int, int | None]:
 
 
 def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
-    """Seconds that training took before an interruption, as far as it was kept."""
+    """The seconds of training up to the checkpoint from which the run continues."""
     if checkpoint is None:
         return 0.0
     state = load_checkpoint(checkpoint)
     epochs, finished = state["budgetnet"]["epochs"], 0.0
-    if epochs:  # in the first there is no metrics.csv yet
+    if epochs:  # metrics.csv does not exist before the end of the first epoch
         finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
 
@@ -229,7 +237,7 @@ def _finish(
 
 @torch.no_grad()
 def _examples(parts: Components) -> dict[str, np.ndarray]:
-    """A few images of the test set as pixels in 0..1, and what the task shows of the network's output for them."""
+    """A few test images as pixels in 0..1, and the examples of the task for the network's outputs (`Task.examples`)."""
     learner, data = parts.learner.eval(), parts.data
     images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
@@ -244,5 +252,5 @@ def _examples(parts: Components) -> dict[str, np.ndarray]:
 
 
 def command_line(overrides: Sequence[str] | None = None) -> str:
-    """The command that runs this again: the one that started this process, or that of one job of a sweep."""
+    """The command that runs this again: that of this process, or of one job of a sweep with these overrides."""
     return shlex.join(["python", "-m", "src.run", *(sys.argv[1:] if overrides is None else overrides)])

@@ -1,4 +1,4 @@
-"""Errors in one line, and the exit code that goes with them."""
+"""Error messages of one line, and their exit codes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, neare
 from budgetnet.processes.launch import launch
 
 Line = tuple[str, int]
-"""What is said of an error, and the exit code."""
+"""The message of an error, and the exit code."""
 
 
 def explain(error: BaseException) -> int:
-    """Print an error as one line on standard error and return the exit code; a bug keeps its traceback."""
+    """Print an error as one line on standard error and return the exit code. A bug is printed with its traceback."""
     error = _cause(error) or error
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
     if launch().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
-        return 2  # every process finds the same, and rank 0 says it
+        return 2  # every process has the same error, and rank 0 prints it
     for kind, line_of in _LINES:
         if isinstance(error, kind) and (line := line_of(error)) is not None:
             return _say(*line)
@@ -41,7 +41,7 @@ def explain(error: BaseException) -> int:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """The error of this project's that another one wraps."""
+    """The error of this project that another one wraps, or None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (UsageError, RunError)):
         cause = cause.__cause__
@@ -74,7 +74,7 @@ def _unknown_option(error: ConfigCompositionException) -> Line | None:
 
 
 def _of_a_sweep(error: Exception) -> Line | None:
-    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # what Optuna says then
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # the message of Optuna
         return "every trial of the search failed", 1
     if type(error).__module__.startswith(("joblib.", "submitit.")):
         return f"a job of the sweep died: {error}", 1
@@ -99,17 +99,17 @@ _LINES: tuple[tuple[type[BaseException], Callable[[Any], Line | None]], ...] = (
     (Exception, _of_a_sweep),
     (Exception, _of_hydra),
 )
-"""By type, the line for an error: the first that has one counts; an error without one is a bug."""
+"""Functions that give the message for an error by its type. The first message is used; without one it is a bug."""
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether code of this package was running: if not, it was hydra putting the configuration together."""
+    """Whether the error was raised through code of this package, rather than by Hydra composing the configuration."""
     package = str(Path(__file__).parents[1])
     return any(frame.filename.startswith(package) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def known_options() -> list[str]:
-    """Every option and group of conf/, as it is written on the command line."""
+    """All options and groups of conf/, as they are written on the command line."""
     found = set()
     for file in CONF.rglob("*.yaml"):
         group = ".".join(file.relative_to(CONF).parts[:-1])
@@ -131,7 +131,7 @@ def _keys(tree: Any, prefix: str) -> Iterable[str]:
 
 
 def _say(text: str, code: int, prefix: str = "error: ") -> int:
-    """Print one line that can be read, whatever was typed: no control characters, and no error without end."""
+    """Print a message on one line, without control characters and of limited length, and return the exit code."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     if prefix and len(line) > 700:
         line = f"{line[:400]} ... {line[-250:]}"

@@ -1,4 +1,4 @@
-"""One job of the command line: a run, its table, and its value for a sweeper."""
+"""One job of the command line: a run, its table, and its objective for a sweeper."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Ending(Protocol):
-    """What is done at the end of a run (`budgetnet.reports.ending`)."""
+    """The functions that are called at the end of a run (`budgetnet.reports.ending`)."""
 
     def write(self, directory: Path) -> None:
-        """Write its report."""
+        """Write the report of the run."""
 
     def show(self, directory: Path) -> None:
-        """Print its table."""
+        """Print the table of the run."""
 
 
 def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
-    """A job on several devices needs processes of its own, as Slurm or hydra/launcher=local make them.
+    """Raises UsageError, with the command to use, for a job on several devices in a single process.
 
-    Raises UsageError with the command to use.
+    Such a job needs processes of its own, which Slurm or hydra/launcher=local launch.
     """
     several = trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1
     if several and launch().by != "srun":
@@ -39,7 +39,11 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
 
 
 def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool, ending: Ending) -> float:
-    """Run one resolved configuration to its end, with its report, and return its `objective`."""
+    """Run one resolved configuration to its end, with its report, and return its `objective`.
+
+    Raises the errors of `experiment.run`, and UsageError for options that the method does not read and for a job of a
+    sweep that needs several processes.
+    """
     from budgetnet.command import experiment
 
     end_with_parent()
@@ -49,7 +53,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     if multirun:
         refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
     method = method_class(config)
-    if SWEEP not in os.environ:  # those of a sweep are checked where it starts
+    if SWEEP not in os.environ:  # the options of a sweep are checked before it begins
         refuse_unread(overrides, {str(config["method"].get("name")): method})
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
@@ -61,17 +65,21 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
 
 
 def objective(directory: Path, summary: Mapping[str, Any] | None = None) -> float:
-    """What a sweeper maximises: the task's first metric on the validation set, negative where lower is better.
+    """The objective that a sweeper maximises: the first metric of the task, with its sign changed if lower is better.
 
-    On the test set only where nothing is held out. summary: as `experiment.run` returned it; of several processes the
-    first may not have written it yet.
+    The metric is that on the validation set, or on the test set if no images are held out.
+
+    summary: the result of `experiment.run`, for a process other than the first, which may not have written it yet.
     """
     metric, value, _ = score(directory, summary)
     return metric.gain(value)
 
 
 def score(directory: Path, summary: Mapping[str, Any] | None = None) -> tuple[Metric, float, str]:
-    """The metric by which a finished run is judged, its value, and the set that it is of: "validation" or "test"."""
+    """The metric by which a finished run is judged, its value, and the set it is measured on, "validation" or "test".
+
+    summary: as in `objective`. Raises UsageError if files of the run are damaged.
+    """
     from budgetnet.runs.directory import RunDirectory
 
     run = RunDirectory(directory)

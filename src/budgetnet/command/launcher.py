@@ -1,4 +1,4 @@
-"""The jobs of a sweep on this machine: each a process of its own, a few at a time, with GPUs of its own."""
+"""Runs the jobs of a sweep on this machine, a few at a time, each in a process with GPUs of its own."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.processes.launch import requeue, single_process_environment
 
 GRACE = 30.0
-"""Seconds that jobs have to write a checkpoint when the sweep is stopped; then they are killed."""
+"""Seconds in which jobs can write a checkpoint when the sweep is stopped, before they are killed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. gpus: how many it takes. arguments: of `python -m src.run`."""
+    """One run of a sweep. gpus: the number of GPUs that it needs. arguments: the arguments of `python -m src.run`."""
 
     number: int
     name: str
@@ -41,16 +41,17 @@ class Job:
     def of(
         cls, number: int, config: Mapping[str, Any], overrides: Sequence[str], arguments: Sequence[str], gpus: int
     ) -> Job:
-        """The job of a resolved configuration, where `gpus` are there. Raises UsageError if it needs more."""
+        """The job of a resolved configuration, on a machine with `gpus` GPUs. Raises UsageError if it needs more."""
         name = Sweep.current().job_name(overrides)
         needed = gpus_needed(config["trainer"], gpus)
         return cls(number, name, config, run_directory(config, overrides), arguments, needed)
 
 
 def visible_gpus(given: Any = None) -> list[str]:
-    """The ids to deal out: `launcher.gpus`, else CUDA_VISIBLE_DEVICES, else all that torch finds.
+    """The ids of the GPUs for jobs: `launcher.gpus`, or else CUDA_VISIBLE_DEVICES, or else all that torch finds.
 
-    An id is a number, a UUID or a MIG name; one that is given twice takes two jobs at a time.
+    An id is a number, a UUID or a MIG name. An id that occurs twice takes two jobs at the same time.
+    Raises UsageError if `given` is not a list of ids.
     """
     if given is not None:
         if isinstance(given, (str, int)) or not all(isinstance(gpu, (str, int)) for gpu in given):
@@ -67,7 +68,10 @@ def visible_gpus(given: Any = None) -> list[str]:
 
 
 def gpus_needed(trainer: Mapping[str, Any], there: int) -> int:
-    """How many of the GPUs that are there a job takes: `trainer.devices`, all for "auto", none to run on the CPU."""
+    """The number of GPUs that a job needs: `trainer.devices`, all of them for "auto", or 0 to run on the CPU.
+
+    there: the number of GPUs of the sweep. Raises UsageError for several nodes, a list of devices, and too many GPUs.
+    """
     devices, nodes = trainer["devices"], trainer["num_nodes"]
     if nodes != 1:
         raise UsageError(
@@ -89,17 +93,21 @@ def gpus_needed(trainer: Mapping[str, Any], there: int) -> int:
 
 
 def source(config: Mapping[str, Any]) -> Path | None:
-    """The directory of the run that a run of this configuration takes its widths from, if any."""
+    """The directory of the run from which a run of this configuration takes its widths or schedule, if any."""
     method = config.get("method", {})
     path = next((Path(method[key]) for key in ("widths_from", "schedule_from") if method.get(key)), None)
     return path.parent if path is not None and path.name == "summary.json" else path
 
 
 def run_jobs(jobs: Sequence[Job], gpus: Sequence[str], n_jobs: Any = None) -> list[float | None]:
-    """Run the jobs, at most n_jobs at a time and no GPU twice at a time; the `objective` of each, None if it failed.
+    """Run the jobs, at most `n_jobs` at the same time, and return the `objective` of each, or None if it failed.
 
-    A job whose run is done is not started. What a job prints goes to the sweep's log of it. SIGINT, SIGTERM, SIGHUP
-    and SIGUSR1 are passed on to the jobs, which write a checkpoint, and end this in Interrupted or Preempted.
+    A GPU is used by one job at a time. A job whose run is finished is skipped. The output of a job goes to its log.
+    After SIGINT, SIGTERM, SIGHUP or SIGUSR1, the running jobs write a checkpoint and end, and this function raises
+    Interrupted or Preempted.
+
+    n_jobs: by default as many as there are GPUs if every job uses one, else 1.
+    Raises UsageError for n_jobs below 1.
     """
     if n_jobs is None:
         n_jobs = len(gpus) if gpus and all(job.gpus for job in jobs) else 1
@@ -112,7 +120,7 @@ def run_jobs(jobs: Sequence[Job], gpus: Sequence[str], n_jobs: Any = None) -> li
 
 @dataclass
 class _Process:
-    """A job that runs, in a process group of its own."""
+    """A running job, in a process group of its own."""
 
     job: Job
     gpus: list[str]
@@ -120,7 +128,7 @@ class _Process:
     log_start: int
 
     def kill(self) -> None:
-        """End whatever is left of it and of the processes that it started; at once when it has ended itself."""
+        """Kill all processes of the job that still run."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -152,13 +160,14 @@ class _Jobs:
             finally:
                 self._stop_all(received)
                 if received() and received()[0] in (signal.SIGTERM, signal.SIGUSR1):
-                    requeue()  # the jobs do not know that they are Slurm's
+                    requeue()  # the jobs do not, since they do not know the Slurm job
         return [self.values[job.number] for job in self.jobs]
 
     def _next(self) -> Job | None:
-        """The first job that can begin now.
+        """The first job that can begin now, or None.
 
-        There is room, nobody else works in its directory, and the run that it takes its widths from is over.
+        It must find enough GPUs, no other job may run in its directory, and the run from which it takes its widths must
+        have ended.
         """
         if len(self.running) >= self.n_jobs:
             return None
@@ -191,7 +200,7 @@ class _Jobs:
         self._say(job, how, f"on GPU {','.join(gpus)}" if gpus else "")
 
     def _skip(self, job: Job) -> None:
-        """Take a finished run's value, if it is a run of the same configuration."""
+        """Take the objective of a finished run, if it has the same configuration."""
         from budgetnet.command.configuration import checked
         from budgetnet.runs.adoption import check_same
 
@@ -216,13 +225,13 @@ class _Jobs:
 
     def _succeed(self, job: Job, how: str) -> None:
         try:
-            metric, value, part = score(job.directory)
+            metric, value, split = score(job.directory)
             seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
         except UsageError as error:
             self._fail(job, str(error))
             return
         self.values[job.number] = metric.gain(value)
-        self._say(job, how, f"{part} {metric.title} {metric.text(value)}, {seconds:.0f} s")
+        self._say(job, how, f"{split} {metric.title} {metric.text(value)}, {seconds:.0f} s")
 
     def _fail(self, job: Job, error: str) -> None:
         self.values[job.number] = None
@@ -240,7 +249,7 @@ class _Jobs:
         return Interrupted(text) if number == signal.SIGINT else Preempted(f"by {number.name}: {text}")
 
     def _stop_all(self, received: Callable[[], list[signal.Signals]]) -> None:
-        """End the jobs that still run: politely, with time for a checkpoint; a second signal ends them at once."""
+        """End the running jobs with a signal and time to write a checkpoint; a second signal kills them at once."""
         for each in self.running:
             if each.process.poll() is None:
                 each.process.send_signal(signal.SIGINT if received()[:1] == [signal.SIGINT] else signal.SIGTERM)
@@ -257,7 +266,7 @@ class _Jobs:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], list[signal.Signals]]]:
-    """Collect the signals that ask to stop, but those that this process ignores (nohup)."""
+    """Collect the signals that ask to stop, except those that this process ignores (nohup)."""
     received: list[signal.Signals] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -276,7 +285,7 @@ def _signals() -> Iterator[Callable[[], list[signal.Signals]]]:
 
 
 def _why(log: Path, start: int, code: int) -> str:
-    """In one line, why a job failed: its own error message, or the last thing that it said."""
+    """The reason why a job failed, on one line: its last error message or the last line of its output."""
     with open(log, errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
@@ -285,4 +294,4 @@ def _why(log: Path, start: int, code: int) -> str:
         return errors[-1]
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    return lines[-1] if lines else f"it ended with exit code {code} and said nothing"
+    return lines[-1] if lines else f"it ended with exit code {code} and without output"

@@ -1,4 +1,4 @@
-"""What conf/ describes, made: the dataset, the task, the network. Whatever cannot be is one line."""
+"""Building the dataset, the task and the network that conf/ describes, with errors of one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Made = TypeVar("Made")
 
 
 def make(name: str, section: Config, kind: type[Made], **arguments: Any) -> Made:
-    """What the `_target_` of a section of conf/ makes; UsageError if that is not of this kind."""
+    """Build the object that the `_target_` of a section of conf/ names. Raises UsageError if it is of another kind."""
     return _expect(name, section, kind, instantiate(section, **arguments))
 
 
@@ -38,19 +38,23 @@ def _expect(name: str, section: Config, kind: type[Made], made: Any) -> Made:
 
 
 def make_data(options: DatasetOptions, section: Config) -> DataModule:
-    """The dataset of conf/dataset: its `_target_` is called with the options and the source."""
+    """Build the dataset of conf/dataset by calling its `_target_` with the options and the source.
+
+    Raises UsageError if the result is not a DataModule.
+    """
     target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": section.get("source")})
     return _expect("dataset", section, DataModule, target(options=options))
 
 
 _TASKS = (Classification, Segmentation)
-"""What the labels of a dataset are for, unless the option `task` says it."""
+"""The tasks from which a dataset takes its own, by the dimensions of its labels, without the option `task`."""
 
 
 def make_task(section: Config | None, data: DataModule, label_smoothing: float) -> Task:
-    """The task of conf/task, or, without one, what the dataset's labels are for.
+    """Build the task of conf/task or, without one, the task that fits the labels of the dataset.
 
-    It is given label_smoothing if it takes it. Raises UsageError for a task that the labels are not for.
+    label_smoothing: passed to the task if it takes this argument. Raises UsageError if it does not take it, and for a
+    task that does not fit the labels.
     """
     dims = data.splits.train.labels.dim()
     if section is None:
@@ -72,11 +76,10 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
 
 
 def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm: bool = False) -> torch.nn.Module:
-    """The network of conf/backbone for a dataset, traced; one that is not the project's own is also proven.
+    """Build and trace the network of conf/backbone for a dataset. A network of the user is also verified.
 
-    It is called with num_classes and in_channels and, where it takes them, with image_size, a list of height and width,
-    and task, the task's name.
-    sync_batchnorm: batch norms that take their statistics over all processes; replaced before the network is traced.
+    See `new_network` for the arguments of its `_target_`. sync_batchnorm: whether batch norms compute their statistics
+    over all processes. Raises UsageError for a network that cannot be built or traced, or does not fit the task.
     """
     section = dict(backbone)
     frozen = section.pop("frozen", [])
@@ -98,15 +101,15 @@ def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm:
 
 
 def _parameters(target: str) -> Collection[str]:
-    """Names of what a `_target_` takes; none where that cannot be told, as of one that does not exist."""
+    """The names of the parameters of a `_target_`, or none if they are unknown, for example if it does not exist."""
     try:
         return signature(resolve_name(target)).parameters
-    except Exception:  # whatever importing it raises; building the network says what
+    except Exception:  # the import may raise anything; building the object reports it
         return ()
 
 
 def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, shape: tuple[int, int, int]) -> None:
-    """Raises UsageError unless a network gives what its task takes. It is run on no data, without a cost."""
+    """Raises UsageError if the task does not take the output of a network, which is run on the meta device."""
     output = copy.deepcopy(net).to("meta").eval()(torch.empty(2, *shape, device="meta"))
     try:
         task.check(output, outputs, shape)
@@ -115,10 +118,12 @@ def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, sha
 
 
 def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task | None = None) -> torch.nn.Module:
-    """What conf/backbone describes, for images of this shape (channels, height, width).
+    """Build the network of conf/backbone for images of `shape` (channels, height, width).
 
-    It is told its outputs (num_classes) and channels, and, where it takes them, image_size=[height, width] and the
-    name of the task, which is classification unless it is given.
+    Its `_target_` is called with num_classes=outputs, in_channels and, if it takes them, image_size=[height, width] and
+    task, the name of the task. task: by default classification.
+    Raises UsageError for a network that does not segment images although the task needs that, and for an object that is
+    no module.
     """
     task = task or Classification()
     channels, *image_size = shape
@@ -136,7 +141,10 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
 
 @contextmanager
 def blamed_on(section: str) -> Iterator[None]:
-    """Whatever breaks while a part of the run is put together is the fault of its section's options: one line."""
+    """A context that turns errors from building an object into UsageError, of one line, for the options of `section`.
+
+    Raises UsageError for errors of Hydra and Lightning, and for those that wrong arguments cause.
+    """
     try:
         yield
     except UsageError:

@@ -1,4 +1,4 @@
-"""The methods of conf/method: what each reads, and the options that are refused because a method does not."""
+"""The methods of conf/method, the options that they read, and the refusal of options that they do not read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ RENAMED: Mapping[str, str] = {
     "prune.epochs": "method.search_epochs",
     "prune.images": "method.images",
 }
-"""Options by the name they had, where a method reads the new one instead; docs/changes.md lists them."""
+"""New names of renamed options, which docs/changes.md lists too."""
 
 _OWN = ("budget", "trainer")
-"""Folders of conf/ with a default.yaml that belong to no method."""
+"""Folders of conf/ with a default.yaml that no method reads."""
 
 
 def method_class(config: Mapping[str, Any]) -> type[Method]:
@@ -39,7 +39,7 @@ def method_class(config: Mapping[str, Any]) -> type[Method]:
         raise UsageError(f"method._target_={target!r}: expected a name, as in conf/method")
     try:
         found = resolve_name(target)
-    except Exception as error:  # whatever importing it raises
+    except Exception as error:  # the import may raise anything
         text = " ".join(str(error).split())
         raise UsageError(f"method._target_={target} cannot be built ({type(error).__name__}: {text})") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
@@ -48,7 +48,10 @@ def method_class(config: Mapping[str, Any]) -> type[Method]:
 
 
 def known_methods() -> dict[str, type[Method]]:
-    """The classes of conf/method by the name of their file, but for the file whose class is the user's."""
+    """The classes of conf/method by the name of their file, without the file for a class of the user.
+
+    Raises UsageError for a class that cannot be imported.
+    """
     sections = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "method").glob("*.yaml"))}
     return {
         name: method_class({"method": OmegaConf.to_container(section)})
@@ -58,12 +61,12 @@ def known_methods() -> dict[str, type[Method]]:
 
 
 def method_sections() -> list[str]:
-    """The sections of conf/ that methods read, beside the one of their own."""
+    """The sections of conf/ that methods read, apart from conf/method."""
     return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OWN)
 
 
 def typed(overrides: Sequence[str]) -> dict[str, str]:
-    """What was typed on the command line of the sections that methods read: override by option ("growth.policy")."""
+    """The overrides on the command line of options that methods read, by option such as "growth.policy"."""
     sections, found = {"method", *method_sections()}, {}
     for override in overrides:
         section, _, name = override.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")
@@ -76,11 +79,12 @@ def typed(overrides: Sequence[str]) -> dict[str, str]:
 def refuse_unread(
     overrides: Sequence[str], chosen: Mapping[str, type], known: Callable[[], Mapping[str, type]] = known_methods
 ) -> None:
-    """Raises UsageError if an option that was typed is read by other methods than those that were chosen.
+    """Refuse overrides of options that only other methods read.
 
-    overrides: as typed on the command line, such as "growth.policy=random"; those of other sections than methods read
-    are left alone. chosen: the class of the run's method by name, or of every method of a sweep. known: gives all
-    that can be chosen, of which those that do read the option are named.
+    overrides: the arguments of the command line, such as "growth.policy=random". Sections that no method reads are
+    ignored. chosen: the class of the run's method by name, or of every method of a sweep. known: returns the classes of
+    all methods.
+    Raises UsageError, naming the methods that read the option.
     """
     read_by = {name: _options(kind) for name, kind in chosen.items()}
     for option, override in typed(overrides).items():
@@ -94,7 +98,7 @@ def refuse_unread(
 
 
 def refuse_unkept(budget: Budget, name: str, method: type) -> None:
-    """Raises UsageError for a stated kind of budget that a method does not keep, with the methods that do."""
+    """Raises UsageError for a stated kind of budget that a method cannot meet, naming the methods that can."""
     kept = getattr(method, "keeps", KEPT)
     for kind in KINDS:
         if getattr(budget, kind) is None or kind in kept:
@@ -107,7 +111,7 @@ def refuse_unkept(budget: Budget, name: str, method: type) -> None:
 
 
 def _options(method: type) -> frozenset[str]:
-    """Every option that a method reads, such as "growth.policy"."""
+    """All options that a method reads, such as "growth.policy"."""
     return frozenset(f"{section}.{name}" for section, kind in reads(method).items() for name in names_of(kind))
 
 

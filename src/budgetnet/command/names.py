@@ -1,4 +1,4 @@
-"""How a run and a sweep are called: by their overrides, so that the same command finds its directory again."""
+"""Names of runs and sweeps, made of their overrides, so that the same command finds its directory again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from budgetnet.sections import affects_result
 
 SWEEP = "BUDGETNET_SWEEP"
-"""The environment variable by which the processes of a sweep know its folder."""
+"""The environment variable with the folder of the sweep, for all of its processes."""
 
 _LONGEST_NAME = 120
 
 
 def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    """root/experiment/name, or `run.dir`. The name is made of the overrides, so the same command finds it again."""
+    """The directory of a run: `run.dir`, or else root/experiment/name. The name defaults to `run_name(overrides)`."""
     run = config["run"]
     if run["dir"] is not None:
         return Path(run["dir"])
@@ -25,7 +25,7 @@ def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
 
 
 def run_name(overrides: Iterable[str]) -> str:
-    """A file name for a list of overrides, whatever their order, without those that cannot affect what is learned.
+    """A file name made of overrides in any order, without those that cannot affect what is learned.
 
     >>> run_name(["seed=1", "backbone=vgg16", "budget.flops=50%", "logger=csv"])
     'backbone=vgg16,budget.flops=50%,seed=1'
@@ -35,7 +35,7 @@ def run_name(overrides: Iterable[str]) -> str:
 
 
 def sweep_name(experiment: str, overrides: Iterable[str]) -> str:
-    """The name of a sweep, made of its experiment and overrides, so that the same command finds its folder again.
+    """The name of a sweep, made of its experiment and overrides.
 
     >>> sweep_name("default", ["seed=0,1,2", "backbone=vgg16"])
     'default,backbone=vgg16,seed=0,1,2'

@@ -1,4 +1,4 @@
-"""A sweep of runs: what it is called, which of its jobs failed, and what it needs of the launcher."""
+"""Sweeps of runs: their folder, their failed jobs, and checks before they begin."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from budgetnet.runs.records import write_text
 
 @dataclass(frozen=True)
 class Sweep:
-    """The folder of a sweep: its overrides, a log for each job, and a line of text for each that failed."""
+    """The folder of a sweep, with its overrides, a log for each job, and an error message for each failed job."""
 
     folder: Path
 
     @classmethod
     def current(cls) -> Sweep:
-        """The sweep that this process belongs to."""
+        """The sweep of this process."""
         return cls(Path(os.environ[SWEEP]))
 
     def begin(self, overrides: Sequence[str]) -> None:
-        """Make the folder; forget what failed when the sweep was last started."""
+        """Create the folder, and remove the error messages of an earlier attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob("*.failed"):
             old.unlink()
@@ -50,25 +50,25 @@ class Sweep:
         write_text(self.folder / "overrides.txt", "".join(f"{each}\n" for each in last.values()))
 
     def job_name(self, overrides: Iterable[str]) -> str:
-        """What tells a job from the others: its overrides without those that the whole sweep shares."""
-        shared = (self.folder / "overrides.txt").read_text().splitlines()
-        return run_name(each for each in overrides if each not in shared)
+        """The name of a job within the sweep: its overrides without those of the whole sweep."""
+        common = (self.folder / "overrides.txt").read_text().splitlines()
+        return run_name(each for each in overrides if each not in common)
 
     def log(self, job: str) -> Path:
-        """What a job printed, or how it failed."""
+        """The file with the output of a job, or its traceback."""
         return self.folder / f"{job}.log"
 
     def failed(self, job: str, error: str) -> None:
-        """Keep the one line that says why a job failed."""
+        """Write the error message of a failed job, which is one line."""
         write_text(self.folder / f"{job}.failed", error + "\n")
 
     @property
     def failures(self) -> dict[str, str]:
-        """The jobs that failed, with their error."""
+        """The error messages of failed jobs by their names."""
         return {path.stem: path.read_text().strip() for path in sorted(self.folder.glob("*.failed"))}
 
     def end(self) -> int:
-        """Print which jobs failed, why, and where their logs are; the exit code: 1 if there are any, else 0."""
+        """Print the failed jobs with their errors and logs. Returns the exit code: 1 if a job failed, else 0."""
         failures = self.failures
         if not failures:
             return 0
@@ -80,15 +80,15 @@ class Sweep:
 
 
 def job_failed(overrides: Sequence[str], error: Exception) -> None:
-    """Record that a job of a sweep failed, in the process it ran in: one line on the screen, the traceback in its log.
+    """Record that a job of a sweep failed: one line on the screen, and the traceback in its log.
 
-    Its value for the sweeper is None, which ends neither a grid nor a search.
+    It is called in the process of the job. The job's objective is None, which ends neither a grid nor a search.
     """
-    sweep, said = Sweep.current(), io.StringIO()
+    sweep, printed = Sweep.current(), io.StringIO()
     job = sweep.job_name(overrides)
-    with redirect_stderr(said):
+    with redirect_stderr(printed):
         explain(error)
-    text = said.getvalue().strip().splitlines()[-1]
+    text = printed.getvalue().strip().splitlines()[-1]
     with open(sweep.log(job), "a") as log:
         traceback.print_exception(error, file=log)
         print(text, file=log)
@@ -97,13 +97,16 @@ def job_failed(overrides: Sequence[str], error: Exception) -> None:
 
 
 class SweepStart(Callback):
-    """Hydra calls this before a sweep starts. `sweep`: the one that this process leads, if any."""
+    """A callback that Hydra calls before a sweep. sweep: the sweep that this process leads, if any."""
 
     sweep: Sweep | None = None
     held = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the sweep for all of its processes, and refuse what its launcher cannot do."""
+        """Name the sweep for all of its processes, and refuse options that its launcher does not support.
+
+        Raises SystemExit after it has printed a UsageError.
+        """
         try:
             _refuse(config)
             overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
@@ -123,14 +126,14 @@ class SweepStart(Callback):
 
 
 def _refuse(config: DictConfig) -> None:
-    """Raises UsageError for a sweep in several processes, jobs that need several and have one, a search downwards."""
+    """Raises UsageError for a sweep in several processes, jobs that need several processes, and a minimising search."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     others = launch()
     if others.processes > 1:
         raise UsageError(f"-m under {others.by} starts the whole sweep in every process; use: {_with_local_launcher()}")
     if "minimize" in str(OmegaConf.select(config, "hydra.sweeper.direction")):
         raise UsageError(
-            "hydra.sweeper.direction=minimize would search for the lowest accuracy: use hydra/sweeper=search, or add "
+            "hydra.sweeper.direction=minimize would search for the worst network: use hydra/sweeper=search, or add "
             "hydra.sweeper.direction=maximize"
         )
     tasks = 1
@@ -141,10 +144,7 @@ def _refuse(config: DictConfig) -> None:
 
 
 def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UsageError for an option that was typed and that none of the sweep's methods reads.
-
-    Nothing is refused where it cannot be told which methods those are.
-    """
+    """Raises UsageError for an override that none of the sweep's methods reads, if it is known which those are."""
     if typed(overrides) and (names := methods_of_sweep(config, overrides)) is not None:
         known = known_methods()
         if known.keys() >= set(names):
@@ -152,9 +152,9 @@ def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] | None:
-    """The methods of a sweep by name: those that are typed, or listed in an experiment, or the one that is chosen.
+    """The names of the methods of a sweep, from overrides, the sweep of an experiment, or the configuration.
 
-    None where they are not names of conf/method: a `_target_` was typed, or they cannot be counted.
+    None if they are unknown: there is an override of `_target_`, or they cannot be listed.
     """
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     listed = [f"{key}={value}" for key, value in params.items()]
@@ -170,6 +170,6 @@ def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] 
 
 
 def _with_local_launcher() -> str:
-    """The command that was given, with the launcher that gives every job its own processes."""
-    kept = [argument for argument in sys.argv[1:] if not argument.startswith(("hydra/launcher=", "hydra.launcher."))]
-    return f"python -m src.run {shlex.join([*kept, 'hydra/launcher=local'])}"
+    """The command of this process with hydra/launcher=local, which launches processes for every job."""
+    others = [argument for argument in sys.argv[1:] if not argument.startswith(("hydra/launcher=", "hydra.launcher."))]
+    return f"python -m src.run {shlex.join([*others, 'hydra/launcher=local'])}"

@@ -1,4 +1,4 @@
-"""What a network costs, and what it may cost."""
+"""Costs of networks and of training, and budgets for them."""
 
 from budgetnet.costs.budget import Budget
 from budgetnet.costs.ledger import TrainCostLedger

@@ -1,4 +1,4 @@
-"""Budget: what a network, and learning it, may cost."""
+"""Budget: limits on the costs of a network and of its training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Quantity = int | float | str
 
 
 def parse_quantity(value: Quantity, reference: int | float | None = None, option: str = "quantity") -> int | float:
-    """The number that `value` states: an int where it is whole, else a float.
+    """The number that `value` states: an int if it is whole, else a float.
 
-    value: a number, or text: a number, optionally with k, K, M, G, T, P (powers of 1000) or %.
-    reference: what a percentage is a percentage of.
+    value: a number, or text that states a number, optionally with k, K, M, G, T, P (powers of 1000) or %.
+    reference: the number that a percentage refers to.
     option: the name to use in an error message.
-    Raises UsageError for what is not a positive finite number, and for a percentage without a reference.
+    Raises UsageError unless it is a positive finite number, and for a percentage without a reference.
 
     >>> parse_quantity("0.5G"), parse_quantity("50%", reference=81)
     (500000000, 40.5)
@@ -38,7 +38,7 @@ def parse_quantity(value: Quantity, reference: int | float | None = None, option
 
 
 def format_quantity(value: int | float) -> str:
-    """Three significant digits with a suffix.
+    """The value with three significant digits and a suffix.
 
     >>> format_quantity(42_000_000), format_quantity(580_000), format_quantity(999)
     ('42.0M', '580k', '999')
@@ -53,18 +53,18 @@ def format_quantity(value: int | float) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Budget:
-    """Upper limits by kind; all that are stated must hold.
+    """Upper limits on costs by kind. All stated limits must hold.
 
     flops: FLOPs (multiply-accumulates) of one image.
     params: number of parameters.
-    train_cost: FLOPs summed over every image trained on.
-    latency: measured time for one image, text with a unit ("2.5ms"), or a whole number of microseconds.
-    sequential_ops: steps of a network of edges on `machines` machines that work side by side; None means 1.
-    mean_flops: FLOPs of one image, in the mean over images that leave a network at different exits.
+    train_cost: FLOPs of the forward pass, summed over all training images.
+    latency: measured time for one image: text with a unit ("2.5ms"), or a whole number of microseconds.
+    sequential_ops: steps of a network of edges on `machines` parallel machines (None means 1).
+    mean_flops: mean FLOPs of one image over images that leave a network at different exits.
 
-    Each is None (no limit), a number, or text for `parse_quantity`, and is rounded down to a whole number.
-    A percentage stays text until `resolve` is told what it is a percentage of.
-    Raises UsageError, naming the option, for what `parse_quantity` refuses and for a limit below 1.
+    Each is None (no limit), a number, or text for `parse_quantity`, and is rounded down to a whole number. A percentage
+    stays text until `resolve` replaces it by a number. Raises UsageError, naming the option, for values that
+    `parse_quantity` refuses and for a limit below 1.
 
     >>> Budget(flops="42M", params=580_000)
     Budget(flops<=42.0M, params<=580k)
@@ -88,7 +88,7 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, int]:
-        """The stated limits by kind. Raises UsageError if one is a percentage that was not resolved."""
+        """The stated limits by kind. Raises UsageError for a percentage that was not resolved."""
         limits = {}
         for kind, value in self._stated.items():
             if not isinstance(value, int):
@@ -97,11 +97,11 @@ class Budget:
         return limits
 
     def resolve(self, full: Mapping[str, int | float]) -> Budget:
-        """The same budget in whole numbers: percentages of `full`, the full backbone's costs by kind.
+        """The budget in whole numbers, with percentages of `full`, the costs of the full backbone by kind.
 
-        For train_cost, `full` holds the train cost of the baseline; mean_flops is a percentage of the full FLOPs. A
-        percentage above 100 is allowed.
-        Raises UsageError for a percentage of a kind that `full` does not hold, or that comes to less than 1.
+        The train cost in `full` is that of the baseline; mean_flops is a percentage of the full FLOPs. A percentage
+        above 100 is allowed. Raises UsageError for a percentage of a kind that `full` does not contain, or of less
+        than 1.
         """
         resolved: dict[str, Quantity] = {}
         for kind, value in self._stated.items():
@@ -117,15 +117,18 @@ class Budget:
             raise UsageError(f"no budget: state at least one of {options}, such as budget.flops=50%")
 
     def fits(self, costs: Mapping[str, int | float]) -> bool:
-        """Whether `costs` (by kind; every stated kind must be there) exceed no limit."""
+        """Whether `costs`, which contain every stated kind, exceed no limit.
+
+        Raises UsageError for a percentage that was not resolved.
+        """
         return all(costs[kind] <= limit for kind, limit in self.limits.items())
 
     def room(self, costs: Mapping[str, int | float]) -> dict[str, int | float]:
-        """What is left of each limit; negative where it is exceeded."""
+        """What remains of each limit; negative if it is exceeded. Raises UsageError for an unresolved percentage."""
         return {kind: limit - costs[kind] for kind, limit in self.limits.items()}
 
     def used(self, costs: Mapping[str, int | float]) -> dict[str, float]:
-        """The used fraction of each limit; above 1 where it is exceeded."""
+        """The used fraction of each limit; above 1 if exceeded. Raises UsageError for an unresolved percentage."""
         return {kind: costs[kind] / limit for kind, limit in self.limits.items()}
 
     def binding(self, costs: Mapping[str, int | float]) -> str:
@@ -135,11 +138,12 @@ class Budget:
         return max(used, key=lambda kind: used[kind])
 
     def check(self, seed: Mapping[str, int | float], largest: Mapping[str, int | float]) -> None:
-        """Raises UsageError, naming every limit, if some can only be missed.
+        """Check that growth can reach every limit.
 
-        seed: costs of the seed network, the least that can be had.
-        largest: costs of the largest network that growth may reach; its train cost is not looked at, for
-        training may always go on longer.
+        seed: costs of the seed network, the smallest possible ones.
+        largest: costs of the largest network that growth may reach. Its train cost is ignored, since training can
+        always take longer.
+        Raises UsageError, naming all limits that growth cannot reach.
         """
         problems = []
         for kind, limit in self.limits.items():
@@ -170,7 +174,7 @@ class Budget:
 
 
 def _microseconds(value: Quantity) -> int:
-    """Text with a unit of time in whole microseconds."""
+    """Whole microseconds from text with a unit of time."""
     match = _QUANTITY.fullmatch(value.strip().replace("µ", "u")) if isinstance(value, str) else None
     if match is None or match[2] not in _TIMES or Fraction(match[1]) <= 0:
         raise UsageError(f"budget.latency={value}: {_EXPECTED_TIME}")
@@ -182,12 +186,12 @@ def _short(kind: str, value: int | float) -> str:
 
 
 def amount(kind: str, value: int | float) -> str:
-    """A cost or a limit in full, for messages: "1,164,556", or "2,500us" of latency."""
+    """A cost or a limit with all digits, for messages: "1,164,556", or "2,500us" for a latency."""
     return f"{value:,}{'us' if kind == 'latency' else ''}"
 
 
 def _limit(value: Quantity, option: str) -> int | str:
-    """`value` as a whole number, or as clean text if it is a percentage."""
+    """`value` as a whole number, or as text without spaces if it is a percentage."""
     if isinstance(value, str) and value.strip().endswith("%"):
         _exact(value, 1, option)
         return value.replace(" ", "")
@@ -202,7 +206,7 @@ def _whole(exact: Fraction, value: Quantity, option: str) -> int:
 
 
 def _exact(value: Quantity, reference: int | float | None, option: str) -> Fraction:
-    """`value` without rounding: the floor of a limit must not depend on a float's last bit."""
+    """`value` as an exact fraction, so that rounding down does not depend on the last bit of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UsageError(f"{option}={value}: {_EXPECTED}")
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What choices of a fabric's edges cost."""
+"""Costs of edge masks of a fabric."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ ADDITIVE = ("params", "macs", "flops")
 
 
 class EdgeCosts:
-    """Prices choices of edges of a traced fabric, without building what is left of it.
+    """Prices edge masks of a traced fabric without building the networks.
 
-    Params, macs and flops of a choice are those that CostModel gives for the network of these edges alone, in whole
-    numbers: what the stem and the head cost, and a sum over edges. sequential: their steps on so many machines.
-    latency: microseconds, int64 (samples, 1 + edges), of the stem and head together and of every edge, where measured.
+    Params, macs and flops of a mask are the whole numbers that CostModel gives for the network with these edges alone:
+    the costs of the stem and the head, and a sum over edges.
+
+    machines: the number of parallel machines for sequential operations.
+    latency: measured microseconds, int64 (samples, 1 + edges), of the stem and head together and of every edge.
     """
 
     def __init__(self, net: Fabric, machines: int = 1, latency: Tensor | None = None) -> None:
         self.layout = net.layout
         self.names = tuple(edge.name for edge in net.layout.edges)
-        self.fixed, self.edges = _shares(net)
+        self.fixed, self.edges = _additive_costs(net)
         self.sequential = SequentialOperations(net.layout, machines)
         self.latency = latency
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is known of a choice."""
+        """The kinds of cost that are known."""
         return (*ADDITIVE, "sequential_ops", *(() if self.latency is None else ("latency",)))
 
     def of(self, choice: Tensor, kinds: Collection[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """By kind, what each choice, bool (choices, edges), costs, int64 (choices,), were all of it computed.
+        """The costs, int64 (masks,) by kind, of each mask, bool (masks, edges), if all of its edges are computed.
 
-        "sequential_ops" is of what lies on a path. generator: "latency" is a sum of one measurement of each edge, drawn
-        by it, or, without one, of their medians.
+        "sequential_ops" counts only edges on a path from input to output. "latency" is a sum of one measurement of each
+        edge, drawn with `generator`, or of their medians without a generator.
         """
         costs = {kind: self.fixed[kind] + choice.long() @ self.edges[kind] for kind in ADDITIVE if kind in kinds}
         if "sequential_ops" in kinds:
@@ -51,29 +53,29 @@ class EdgeCosts:
         return costs
 
     def price(self, choice: Tensor) -> dict[str, int]:
-        """By kind, what the network of one choice of edges costs: of what lies on a path from end to end."""
+        """The costs, by kind, of the network of one mask, bool (edges,), without edges that lie on no complete path."""
         return {kind: int(cost[0]) for kind, cost in self.of(self.layout.alive(choice[None]), self.kinds).items()}
 
     def full(self) -> dict[str, int]:
-        """By kind, what the network with all its edges costs."""
+        """The costs, by kind, of the network with all edges."""
         return self.price(torch.ones(len(self.names), dtype=torch.bool))
 
     def weights(self, kind: str) -> list[int]:
-        """By edge, what each adds to the cost of a path, of one kind."""
+        """The cost of one kind that each edge adds to a path."""
         if kind == "sequential_ops":
-            return [edge.steps + 1 for edge in self.layout.edges]  # and the sum at its end
+            return [edge.steps + 1 for edge in self.layout.edges]  # 1 for the sum at the end of the edge
         if kind == "latency":
             assert self.latency is not None
             return _medians(self.latency)[1:].tolist()
         return self.edges[kind].tolist()
 
     def budget_fractions(self, limits: Mapping[str, int]) -> list[float]:
-        """By edge, what parts of the limits it takes, added up; 0 without a limit."""
-        parts = [[weight / most for weight in self.weights(kind)] for kind, most in limits.items()]
-        return [sum(part) for part in zip(*parts, strict=True)] or [0.0] * len(self.names)
+        """For each edge the sum over limits of the fraction that it uses; 0 without a limit."""
+        fractions = [[weight / most for weight in self.weights(kind)] for kind, most in limits.items()]
+        return [sum(of_edge) for of_edge in zip(*fractions, strict=True)] or [0.0] * len(self.names)
 
     def cheapest_path(self, kind: str) -> Tensor:
-        """bool (edges,): the path from end to end that costs least of one kind."""
+        """The path from input to output with the lowest cost of one kind, bool (edges,)."""
         path = self.layout.path(self.weights(kind))
         assert path is not None
         return path
@@ -83,12 +85,12 @@ class EdgeCosts:
         samples = len(self.latency)
         columns = torch.arange(self.latency.shape[1])
         rows = []
-        for here in choice:
+        for mask in choice:
             if generator is None:
-                measured = _medians(self.latency)
+                times = _medians(self.latency)
             else:
-                measured = self.latency[torch.randint(samples, columns.shape, generator=generator), columns]
-            rows.append(measured[0] + (measured[1:] * here).sum())
+                times = self.latency[torch.randint(samples, columns.shape, generator=generator), columns]
+            rows.append(times[0] + (times[1:] * mask).sum())
         return torch.stack(rows)
 
 
@@ -96,8 +98,8 @@ def _medians(latency: Tensor) -> Tensor:
     return latency.median(0).values
 
 
-def _shares(net: Fabric) -> tuple[Mapping[str, int], Mapping[str, Tensor]]:
-    """Params, macs and flops of the stem and head together, and of every edge, int64 (edges,)."""
+def _additive_costs(net: Fabric) -> tuple[Mapping[str, int], Mapping[str, Tensor]]:
+    """Params, macs and flops, by kind, of the stem and head together, and of every edge, int64 (edges,)."""
     graph = ChannelGraph.of(net)
     widths = graph.widths
     place = {edge.name: number for number, edge in enumerate(net.layout.edges)}
@@ -105,8 +107,8 @@ def _shares(net: Fabric) -> tuple[Mapping[str, int], Mapping[str, Tensor]]:
     edges: dict[str, Any] = {kind: np.zeros(len(place), np.int64) for kind in ADDITIVE}
 
     def add(kind: str, module: str, cost: int) -> None:
-        part, name, *_ = [*module.split("."), ""]
-        if part == "edges":
+        child, name, *_ = [*module.split("."), ""]
+        if child == "edges":
             edges[kind][place[name]] += cost
         else:
             fixed[kind] += cost

@@ -1,4 +1,4 @@
-"""Measured time: how long modules take on a device."""
+"""Measured times of modules and networks on a device."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from budgetnet.backbones.fabric import Fabric
 
 SAMPLES = 9
-"""Measurements of each module; their median stands for it."""
+"""Number of measurements of each module, of which the median is used."""
 
 _WARM_UP = 3
 
 
 @torch.no_grad()
 def timed(compute: Callable[[], object], device: torch.device, samples: int = SAMPLES) -> list[int]:
-    """Microseconds, at least 1, that `compute` takes, so many times; on a GPU until it has done what it was asked."""
+    """Time `compute` several times: `samples` whole numbers of microseconds, at least 1, until the device is done."""
     found = []
     for number in range(_WARM_UP + samples):
         start = _now(device)
@@ -29,9 +29,9 @@ def timed(compute: Callable[[], object], device: torch.device, samples: int = SA
 
 
 def edge_latencies(net: Fabric, image_shape: Sequence[int]) -> Tensor:
-    """Microseconds for one image in eval mode, int64 (samples, 1 + edges): of stem and head together, of every edge.
+    """Microseconds for one image in eval mode of stem and head together and of every edge, int64 (samples, 1 + edges).
 
-    image_shape: (channels, height, width). On the device and in the precision of the network, which stays as it is.
+    image_shape: (channels, height, width). The device and precision are those of the network, which does not change.
     """
     shapes = {node.name: node.shape for node in net.layout.nodes}
     device, training = next(net.parameters()).device, net.training
@@ -48,7 +48,10 @@ def edge_latencies(net: Fabric, image_shape: Sequence[int]) -> Tensor:
 
 
 def latency_of(net: Fabric, alive: Tensor, image_shape: Sequence[int]) -> int:
-    """Median microseconds for one image, in eval mode, of the network of the edges `alive`, bool (edges,)."""
+    """Median microseconds for one image, in eval mode, of the network with the edges `alive`, bool (edges,).
+
+    image_shape: (channels, height, width).
+    """
     training, image, choice = net.training, _one(net, image_shape), alive[None]
     net.eval()
     try:

@@ -1,4 +1,4 @@
-"""What training has cost so far, against a reference."""
+"""The train cost so far, and its ratio to reference costs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from budgetnet.errors import UsageError
 
 
 class TrainCostLedger:
-    """Train cost: FLOPs (multiply-accumulates of a forward pass) summed over every image trained on, exactly.
+    """The train cost: FLOPs (multiply-accumulates of the forward pass), summed exactly over all training images.
 
-    images_per_epoch: training images in an epoch.
-    baseline_epochs: epochs for which the baseline is trained.
+    images_per_epoch: the number of training images in an epoch.
+    baseline_epochs: the number of epochs for which the baseline is trained.
     full_flops: FLOPs of the full backbone for one image.
     Raises UsageError if one of them is not positive.
 
-    The seconds spent on compiling and on growing are kept apart: they are no part of the train cost.
+    The seconds spent on compilation and on growth are recorded separately and are not part of the train cost.
     """
 
     def __init__(self, images_per_epoch: int, baseline_epochs: int, full_flops: int) -> None:
@@ -29,7 +29,10 @@ class TrainCostLedger:
         self.growth_seconds = 0.0
 
     def add(self, images: int, flops: int) -> None:
-        """Record that a network of `flops` FLOPs per image was trained on `images`. Whole numbers only."""
+        """Add the cost of training a network of `flops` FLOPs per image on `images` images, both whole numbers.
+
+        Raises ValueError for a negative number.
+        """
         images, flops = index(images), index(flops)
         if images < 0 or flops < 0:
             raise ValueError(f"train cost of images={images}, flops={flops}: expected zero or more")
@@ -37,23 +40,26 @@ class TrainCostLedger:
 
     @property
     def baseline_cost(self) -> int:
-        """FLOPs of training the full backbone for the baseline's epochs."""
+        """The train cost of the full backbone for the epochs of the baseline, in FLOPs."""
         return self.cost_of(self.full_flops)
 
     def cost_of(self, flops: int) -> int:
-        """FLOPs of training a network of `flops` FLOPs per image for the baseline's epochs."""
+        """The train cost of a network of `flops` FLOPs per image for the epochs of the baseline, in FLOPs."""
         return index(flops) * self.baseline_epochs * self.images_per_epoch
 
     def percent_of_baseline(self) -> float:
-        """(a) Spent so far, in percent of the full backbone trained for the baseline's epochs."""
+        """The train cost so far in percent of that of the full backbone for the epochs of the baseline."""
         return 100 * self.spent / self.baseline_cost
 
     def percent_of_final(self, final_flops: int) -> float:
-        """(b) Spent so far, in percent of a network of `final_flops` trained for the baseline's epochs."""
+        """The train cost so far in percent of that of a network of `final_flops` for the epochs of the baseline.
+
+        Raises UsageError if `final_flops` is not positive.
+        """
         return 100 * self.spent / self.cost_of(_positive("final_flops", final_flops))
 
     def state_dict(self) -> dict[str, int | float]:
-        """What was recorded, as plain numbers."""
+        """The recorded costs as plain numbers."""
         return {
             "spent": self.spent,
             "compile_seconds": self.compile_seconds,
@@ -61,7 +67,7 @@ class TrainCostLedger:
         }
 
     def load_state_dict(self, state: Mapping[str, int | float]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore `state_dict()`."""
         self.spent = int(state["spent"])
         self.compile_seconds = float(state["compile_seconds"])
         self.growth_seconds = float(state["growth_seconds"])

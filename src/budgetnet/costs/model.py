@@ -28,6 +28,14 @@ class _Quadratic(NamedTuple):
         return np.asarray((slope + step * self.square.diagonal()) * step / self.divisor)
 
 
+class _Affine(NamedTuple):
+    """The size of an axis, (slope · w + constant) / parts."""
+
+    slope: np.ndarray
+    constant: int
+    parts: int
+
+
 class CostModel:
     """Prices any widths of a traced network without building it: every cost is a quadratic form of the widths.
 
@@ -95,28 +103,29 @@ class CostModel:
         return terms
 
     def _sum(self, terms: Sequence[tuple[int, int, Layout | None, Layout | None]]) -> _Quadratic:
-        parts = [s.parts for _, _, *sides in terms for side in sides if side for s in side]
-        common = math.lcm(1, *parts, *(divisor for _, divisor, _, _ in terms))
+        sides = [(self._affine(left), self._affine(right)) for _, _, left, right in terms]
+        whole = [divisor * a.parts * b.parts for (_, divisor, _, _), (a, b) in zip(terms, sides, strict=True)]
+        common = math.lcm(
+            1, *(w // math.gcd(w, coefficient) for w, (coefficient, *_) in zip(whole, terms, strict=True))
+        )
         n = len(self.names)
         square, linear, constant = np.zeros((n, n), np.int64), np.zeros(n, np.int64), 0
-        for coefficient, divisor, left, right in terms:
-            (a, a0, pa), (b, b0, pb) = self._affine(left), self._affine(right)
-            scale = coefficient * common // (divisor * pa * pb)
-            assert scale * divisor * pa * pb == coefficient * common
-            square += scale * np.outer(a, b)
-            linear += scale * (a * b0 + b * a0)
-            constant += scale * a0 * b0
+        for (coefficient, *_), w, (a, b) in zip(terms, whole, sides, strict=True):
+            scale = coefficient * common // w
+            square += scale * np.outer(a.slope, b.slope)
+            linear += scale * (a.slope * b.constant + b.slope * a.constant)
+            constant += scale * a.constant * b.constant
         return _Quadratic(square, linear, constant, common)
 
-    def _affine(self, layout: Layout | None) -> tuple[np.ndarray, int, int]:
-        """Size of an axis as (a·w + a0) / parts."""
-        a = np.zeros(len(self.names), np.int64)
+    def _affine(self, layout: Layout | None) -> _Affine:
+        slope = np.zeros(len(self.names), np.int64)
         if layout is None:
-            return a, 1, 1
-        parts, constant = max(segment.parts for segment in layout), 0
+            return _Affine(slope, 1, 1)
+        parts, constant = math.lcm(*(segment.parts * segment.of for segment in layout)), 0
         for segment in layout:
+            units = segment.factor * parts // (segment.parts * segment.of)
             if segment.group is None:
-                constant += segment.factor * parts
+                constant += units
             else:
-                a[self._index[segment.group]] += segment.factor * parts // segment.parts
-        return a, constant, parts
+                slope[self._index[segment.group]] += units * len(segment.chosen or (0,))
+        return _Affine(slope, constant, parts)

@@ -1,4 +1,4 @@
-"""What a network costs as it is, or would cost at a choice; which kind of choice follows from the network."""
+"""Prices of a network as it is and for other widths or edge masks, depending on the kind of network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from budgetnet.costs.sequential import SequentialOperations
 
 
 class Pricing:
-    """Prices a traced network, and the same at other widths. It follows the network as its graph is traced anew."""
+    """Prices a traced network at its own and at other widths, and follows the network when it is traced again."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -28,7 +28,7 @@ class Pricing:
 
     @property
     def model(self) -> CostModel:
-        """Closed forms of the widths of the network now."""
+        """The costs as closed forms of the widths, for the current channel graph."""
         graph = ChannelGraph.of(self.net)
         if self._model.graph is not graph:
             self._model = CostModel(graph)
@@ -36,21 +36,21 @@ class Pricing:
 
     @property
     def flops(self) -> int:
-        """FLOPs of one image, as of the last `update`: every step asks."""
+        """FLOPs (multiply-accumulates) for one image as of the last `update`; cheap, since every step reads it."""
         return self._flops
 
     def update(self) -> None:
-        """Look at the network again after its shape has changed."""
+        """Price the network again after its shape has changed."""
         self._flops = self.model.flops()
 
     def costs(self, choice: Any = None) -> dict[str, int]:
-        """By kind, what the network costs. choice: widths of groups; None: as it is."""
+        """The costs of the network by kind. choice: widths by group, or None for the current ones."""
         widths: Mapping[str, int] | None = choice
         return self.model.costs(widths)
 
 
 class EdgePricing(Pricing):
-    """Prices a network of edges, and what a choice of edges leaves of it. machines: of its sequential operations."""
+    """Prices a network of edges and its edge masks. machines: the number of machines for sequential operations."""
 
     def __init__(self, net: Fabric, machines: int = 1) -> None:
         super().__init__(net)
@@ -58,17 +58,17 @@ class EdgePricing(Pricing):
 
     @cached_property
     def edges(self) -> EdgeCosts:
-        """Costs of the edges that the network has when this is first asked for; choices are of these."""
+        """The costs of the edges that the network has when this is first read; masks refer to these edges."""
         return EdgeCosts(self.fabric, self.machines)
 
     def costs(self, choice: Any = None) -> dict[str, int]:
-        """By kind, the sequential operations too. choice: bool (edges,); None: the network as it is."""
+        """The costs by kind, including sequential operations. choice: an edge mask, bool (edges,), or None."""
         if choice is None:
             steps = SequentialOperations(self.fabric.layout, self.machines).full()
             return {**super().costs(), "sequential_ops": steps}
-        kept: Tensor = choice
-        assert kept.dtype == torch.bool
-        return self.edges.price(kept)
+        mask: Tensor = choice
+        assert mask.dtype == torch.bool
+        return self.edges.price(mask)
 
 
 class ExitPricing(Pricing):
@@ -101,7 +101,7 @@ class ExitPricing(Pricing):
 
 
 def pricing_of(net: nn.Module, machines: int | None = None) -> Pricing:
-    """Whatever prices this kind of network."""
+    """The pricing of this kind of network."""
     if isinstance(net, ExitNetwork):
         return ExitPricing(net)
     return EdgePricing(net, machines or 1) if isinstance(net, Fabric) else Pricing(net)

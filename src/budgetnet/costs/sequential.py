@@ -1,7 +1,8 @@
-"""Sequential operations: how many steps a network of edges takes on several machines that work side by side.
+"""Sequential operations: the number of steps that a network of edges takes on several parallel machines.
 
-The distributed computation cost of Budgeted Super Networks (Veniat and Denoyer, CVPR 2018): every edge's module, every
-node's sum, the stem and the head are one operation each, an identity is none, and each machine does one a step.
+This is the distributed computation cost of Budgeted Super Networks (Veniat and Denoyer, CVPR 2018). The module of every
+edge, the sum of every node, the stem and the head are one operation each, an identity is none, and every machine
+computes one operation in each step.
 """
 
 from __future__ import annotations
@@ -17,28 +18,27 @@ _MOST_REMEMBERED = 100_000
 
 
 class SequentialOperations:
-    """Prices choices of edges of one graph on `machines` machines.
+    """Counts the steps of edge masks of one graph on `machines` machines, by list scheduling.
 
-    A step takes operations that are ready, nothing that they wait for being left, until it has as many as machines;
-    of those that are ready the first have the most operations behind them, on the longest path of the network that is
-    left, and then come in the graph's order. Operations that cost nothing take no step.
+    In each step, every machine takes an operation whose inputs are ready. Operations with the longest path to the
+    output come first, and those with equal paths in the order of the graph. Operations that cost nothing take no step.
     """
 
     def __init__(self, graph: EdgeGraph, machines: int = 1) -> None:
         self.graph, self.machines = graph, machines
         edges, nodes = graph.edges, graph.nodes
-        place = {node.name: len(edges) + number for number, node in enumerate(nodes)}  # the first node's is the stem
+        place = {node.name: len(edges) + number for number, node in enumerate(nodes)}  # the first is the stem
         self._source = [place[edge.source] for edge in edges]
         self._target = [place[edge.target] for edge in edges]
         self._steps = [edge.steps for edge in edges] + [1] * len(nodes) + [1]  # the last is the head
         self._known: dict[bytes, int] = {}
 
     def __call__(self, alive: Tensor) -> list[int]:
-        """Steps of each of the networks that `alive`, bool (networks, edges), leaves (see EdgeGraph.alive)."""
+        """The number of steps for each mask in `alive`, bool (masks, edges), as EdgeGraph.alive returns them."""
         return [self._of(row) for row in alive.cpu()]
 
     def full(self) -> int:
-        """Steps of the whole graph."""
+        """The number of steps of the whole graph."""
         return self(torch.ones(1, len(self.graph.edges), dtype=torch.bool))[0]
 
     def _of(self, row: Tensor) -> int:
@@ -51,10 +51,11 @@ class SequentialOperations:
         return self._known[key]
 
     def _alone(self, edges: list[int]) -> int:
-        """On one machine: all of them, and the sums."""
+        """The number of steps on one machine: all operations, including the sums of nodes."""
         return 2 + sum(self._steps[i] for i in edges) + len({self._target[i] for i in edges})
 
     def _scheduled(self, edges: list[int]) -> int:
+        """The number of steps on several machines."""
         stem, head = len(self.graph.edges), len(self._steps) - 1
         last = head - 1
         waits = {head: 1 if edges or last == stem else 0, stem: 0}

@@ -1,6 +1,6 @@
-"""Images: read, split, augmented on the device in batches, shared among processes.
+"""Image datasets: reading, splitting, augmentation on the device, and sharding among processes.
 
-The Lightning side is `budgetnet.data.datamodule.DataModule`; nothing else here needs Lightning.
+`budgetnet.data.datamodule.DataModule` is the Lightning data module; no other file of this package needs Lightning.
 """
 
 from budgetnet.data.arrays import ImageArrays, hold_out, stratified_order

@@ -1,4 +1,4 @@
-"""A set of images in memory, and ways to split it."""
+"""Sets of images in memory, and stratified splits of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from budgetnet.errors import UsageError
 from budgetnet.seeding import keyed_generator
 
 NO_CLASS = 255
-"""In a mask of bytes, a pixel without a class; in a batch, `tasks.IGNORED` stands for it."""
+"""The value of pixels without a class in a mask of bytes. In batches it becomes `tasks.IGNORED`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageArrays:
     """Images (N, C, H, W), uint8 in 0..255 or float32, and their labels (N,), int64 in 0..num_classes - 1.
 
-    For a segmentation, labels are masks (N, H, W), uint8: the class of every pixel, or NO_CLASS. Numbers to be
-    estimated are float32 (N,), and num_classes is 1.
-    Raises UsageError if there is no image, or shapes, types or labels do not fit together.
+    For segmentation, labels are masks (N, H, W), uint8, with the class of every pixel or NO_CLASS. For regression,
+    labels are numbers (N,), float32, and num_classes is 1.
+    Raises UsageError if there is no image, or if shapes, types or labels are inconsistent.
     """
 
     images: Tensor
@@ -79,10 +79,12 @@ class ImageArrays:
         labels: np.ndarray | Tensor | Sequence[int],
         num_classes: int | None = None,
     ) -> ImageArrays:
-        """From arrays or tensors of any integer or float type; num_classes defaults to the largest label plus one.
+        """Make a set from arrays or tensors of any integer or float type.
 
-        Labels (N,) of a float type are numbers to be estimated: num_classes is 1. In masks (N, H, W) a negative label
-        or NO_CLASS stands for a pixel without a class.
+        images: (N, C, H, W). labels: classes (N,), numbers (N,) of a float type for regression, or masks (N, H, W), in
+        which negative labels and NO_CLASS mark pixels without a class. num_classes: by default the largest class plus
+        one, and 1 for regression.
+        Raises UsageError for a mask with too large a class, and for inconsistent shapes, types or labels.
         """
         pixels, classes = torch.as_tensor(images), torch.as_tensor(labels)
         if pixels.is_floating_point():
@@ -116,7 +118,7 @@ class ImageArrays:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
 
@@ -125,10 +127,10 @@ class ImageArrays:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation (1 where it is 0) of each channel (C,); of uint8 images in units of 255."""
+        """Mean and standard deviation (1 instead of 0) of each channel, (C,) each; uint8 pixels are divided by 255."""
         mean, std = [], []
         for channel in self.images.unbind(1):
-            if self.images.dtype == torch.uint8:  # from the histogram: exact, and no copy in floating point
+            if self.images.dtype == torch.uint8:  # the histogram is exact and needs no floating-point copy
                 counts = torch.bincount(channel.reshape(-1), minlength=256).double()
                 values = torch.arange(256, dtype=torch.float64) / 255
             else:
@@ -142,10 +144,10 @@ class ImageArrays:
 
 
 def stratified_order(labels: Tensor, *key: object) -> Tensor:
-    """A random order (N,) of the images, a function of `key` alone, whose every prefix is stratified.
+    """A random order (N,) of the images, as a function of `key` alone, whose every prefix is stratified.
 
-    labels: (N,). The first n of the order hold every class in proportion, to within one image. Masks (N, H, W) have
-    classes of pixels alone, and numbers to be estimated have none: the order is random.
+    labels: (N,). The first n images contain every class in proportion, to within one image. For masks (N, H, W) and
+    for numbers, which have no class per image, the order is not stratified.
     """
     if labels.dim() > 1 or labels.is_floating_point():
         labels = torch.zeros(len(labels), dtype=torch.long)
@@ -158,6 +160,9 @@ def stratified_order(labels: Tensor, *key: object) -> Tensor:
 
 
 def hold_out(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held out) of a fixed stratified split: disjoint, ascending, and together all; `count` held out."""
+    """The indices of a stratified split with `count` images held out, as a function of `seed`.
+
+    Returns the remaining and the held-out indices, each ascending.
+    """
     order = stratified_order(labels, "hold out", seed)
     return order[count:].sort().values, order[:count].sort().values

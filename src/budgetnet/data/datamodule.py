@@ -1,4 +1,4 @@
-"""DataModule: any set of images as Lightning's training, validation and test loaders."""
+"""DataModule: the Lightning data module for any set of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int]]
 
 
 class Splits(NamedTuple):
-    """What is trained on, what models are selected by (None: nothing is), and the official test set."""
+    """The training set, the validation set (None if no images are held out), and the official test set."""
 
     train: ImageSet
     validation: ImageSet | None
@@ -33,62 +33,74 @@ class Splits(NamedTuple):
 
 
 class DataModule(pl.LightningDataModule):
-    """Loaders of one dataset; sets in memory live on the trainer's device, folders are read by worker processes.
+    """The loaders of one dataset. Sets in memory are held on the trainer's device, folders are read by workers.
 
-    source: (root, download) -> (training set, test set), such as `readers.cifar10`, or (training set, validation set,
-    test set), such as `segmentation.part_labels`.
+    source: a function of (root, download) that returns (training set, test set), such as `readers.cifar10`, or
+    (training set, validation set, test set), such as `segmentation.part_labels`.
 
-    Nothing is read before it is asked for. Then UsageError is raised for data that cannot be used, and for options that
-    do not fit it.
+    Data are read on first access. Properties and loaders then raise UsageError for data that cannot be used, and for
+    options that do not fit the data.
     """
 
     def __init__(self, options: DatasetOptions, source: Source) -> None:
         super().__init__()
         self.options, self.source, self.name = options, source, options.name
         self.channels_last = options.channels_last
-        """Memory format of the batches; may be set before the first."""
+        """Whether batches have the memory format channels_last; it can be set before the first batch."""
         self._splits: Splits | None = None
         self._mean, self._std = options.mean, options.std
 
     @classmethod
     def from_arrays(cls, train: Arrays, test: Arrays, num_classes: int | None = None, **options: Any) -> DataModule:
-        """From (images (N, C, H, W), uint8 or floats in 0..1; labels (N,)) for training and test.
+        """A data module of arrays.
 
-        num_classes: by default the largest training label plus one; options: those of `DatasetOptions`.
+        train, test: images (N, C, H, W), uint8 or floats in 0..1, with labels as for `ImageArrays.of`.
+        num_classes: by default the largest training label plus one. options: see `DatasetOptions`.
+        Raises UsageError for inconsistent arrays and for options out of range.
         """
         first = ImageArrays.of(*train, num_classes)
         return cls(DatasetOptions(**options), partial(_given, first, ImageArrays.of(*test, first.num_classes)))
 
     @property
     def seed(self) -> int:
-        """Of the order and the augmentation."""
+        """The seed of the order of images and of their augmentation."""
         return self.options.seed
 
     @property
     def batch_size(self) -> int:
-        """Images of a training step, all processes together."""
+        """The number of images in a training step, over all processes."""
         return self.options.batch_size
 
     @property
     def baseline_epochs(self) -> int:
-        """Epochs of the baseline on this dataset."""
+        """The number of epochs of the baseline on this dataset."""
         return self.options.baseline_epochs
 
     # -- the data ---------------------------------------------------------------------------------------------------
 
     @property
     def splits(self) -> Splits:
-        """The training, validation and test set, after the limits."""
+        """The training, validation and test sets, after the limits on their sizes.
+
+        Raises UsageError for data that cannot be used.
+        """
         self.setup()
         assert self._splits is not None
         return self._splits
 
     def prepare_data(self) -> None:
-        """Download what is missing. Lightning calls this in one process of a machine before `setup` in all."""
+        """Download missing files. Lightning calls this in one process of a machine before `setup` in all processes.
+
+        Raises UsageError for data that cannot be used.
+        """
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split the data, if that was not done yet."""
+        """Read and split the data on the first call.
+
+        Raises UsageError for a source that does not give two or three sets of images of one shape, and for options that
+        do not fit the data.
+        """
         if self._splits is not None:
             return
         if not callable(self.source):
@@ -101,12 +113,12 @@ class DataModule(pl.LightningDataModule):
                 "images, or three with a validation set between them"
             )
         train, *own, test = sets
-        for part, other in zip(("test", "validation"), (test, *own), strict=False):
+        for role, other in zip(("test", "validation"), (test, *own), strict=False):
             same = (other.labels.dim(), other.labels.dtype) == (train.labels.dim(), train.labels.dtype)
             same = same and other.num_classes == train.num_classes
             if other.shape != train.shape or not same:
                 raise UsageError(
-                    f"{self.name}: the training set is {train}, the {part} set {other}: expected images of one shape "
+                    f"{self.name}: the training set is {train}, the {role} set {other}: expected images of one shape "
                     "and labels of one kind"
                 )
         self._check_images(train)
@@ -115,7 +127,7 @@ class DataModule(pl.LightningDataModule):
         self._splits = Splits(train, held_out, _limit(test, options.limit_test, options.split_seed))
 
     def _held_out(self, train: ImageSet, own: ImageSet | None = None) -> tuple[ImageSet, ImageSet | None]:
-        """What is left to train on, and what to validate on. own: the source's validation set."""
+        """The remaining training set and the validation set. own: the validation set of the source, if it has one."""
         count, name = self.options.validation, self.name
         tenth = f"set dataset.validation={len(train) // 10}, or 0 to hold out none"
         if own is not None and count:
@@ -131,18 +143,18 @@ class DataModule(pl.LightningDataModule):
             raise UsageError(
                 f"dataset.validation={count}: expected less than the {len(train)} training images; {tenth}"
             )
-        kept, held = hold_out(train.labels, count, self.options.split_seed)
-        return train.subset(kept), train.subset(held)
+        remaining, held_out = hold_out(train.labels, count, self.options.split_seed)
+        return train.subset(remaining), train.subset(held_out)
 
     def check(self, world_size: int) -> None:
-        """Raises UsageError if the sets cannot be shared equally by so many processes."""
+        """Raises UsageError if the sets cannot be divided equally among `world_size` processes."""
         plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)
-        for part in (self.splits.validation, self.splits.test):
-            if part is not None:
-                plan_batches(len(part), self.options.eval_batch_size, world_size)
+        for images in (self.splits.validation, self.splits.test):
+            if images is not None:
+                plan_batches(len(images), self.options.eval_batch_size, world_size)
 
     def _check_images(self, train: ImageSet) -> None:
-        """Whether mean, std and padding are right for images of this shape."""
+        """Raises UsageError if mean, std or padding do not fit images of this shape."""
         channels, height, width = train.shape
         for option, least in (("mean", -math.inf), ("std", 0.0)):
             values = getattr(self, f"_{option}")
@@ -159,6 +171,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
+        """The number of classes of the dataset."""
         return self.splits.train.num_classes
 
     @property
@@ -168,21 +181,22 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def in_channels(self) -> int:
+        """The number of channels of an image."""
         return self.input_shape[0]
 
     @property
     def train_size(self) -> int:
-        """Images to train on, without those held out."""
+        """The number of training images, without those held out."""
         return len(self.splits.train)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """(C,), pixels in 0..1."""
+        """The mean of each channel, (C,), for pixels in 0..1."""
         return self._statistics()[0]
 
     @property
     def std(self) -> tuple[float, ...]:
-        """(C,), pixels in 0..1."""
+        """The standard deviation of each channel, (C,), for pixels in 0..1."""
         return self._statistics()[1]
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -191,24 +205,27 @@ class DataModule(pl.LightningDataModule):
         return tuple(self._mean), tuple(self._std)
 
     def steps_per_epoch(self, world_size: int = 1) -> int:
-        """Training steps in an epoch; the same for every world size, since a batch is of all processes together.
+        """The number of training steps in an epoch. It does not depend on the world size, which divides each batch.
 
-        Raises UsageError if the processes cannot have equal parts of a batch.
+        Raises UsageError if a batch cannot be divided equally among the processes.
         """
         return plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)[0]
 
     def images_per_epoch(self, world_size: int = 1) -> int:
-        """Images that an epoch trains on, all processes together: full batches only."""
+        """The number of training images in an epoch, over all processes, in full batches only.
+
+        Raises UsageError if a batch cannot be divided equally among the processes.
+        """
         return plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)[1]
 
     # -- loaders ----------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DeviceLoader | FolderLoader:
-        """Shuffled and augmented, all batches of one size."""
+        """The training set, shuffled and augmented, in batches of equal size."""
         return self._loader(self.splits.train, self.batch_size, training=True)
 
     def val_dataloader(self) -> DeviceLoader | FolderLoader | list[Batch]:
-        """The images held out, in their order; an empty list without any, which makes Lightning skip validation."""
+        """The validation set in its order; without one an empty list, for which Lightning skips validation."""
         held_out = self.splits.validation
         return [] if held_out is None else self._loader(held_out, self.options.eval_batch_size, training=False)
 
@@ -235,7 +252,7 @@ class DataModule(pl.LightningDataModule):
 
 
 def _given(train: ImageSet, test: ImageSet, root: str | Path, download: bool) -> tuple[ImageSet, ImageSet]:
-    """A source of sets that are there already (a function, not a lambda, so that a DataModule can be pickled)."""
+    """A source of given sets; a function rather than a lambda, so that a DataModule can be pickled."""
     return train, test
 
 

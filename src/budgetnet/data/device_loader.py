@@ -1,4 +1,4 @@
-"""Images that live on the device, cropped, flipped and normalised there a batch at a time."""
+"""A loader of images that are held on the device and cropped, flipped and normalised there in batches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from budgetnet.tasks import IGNORED
 
 
 class Normalise:
-    """(pixels / scale - mean) / std per channel: from (N, H, W, C) to float32 (N, C, H, W).
+    """(pixels / scale - mean) / std for each channel, from (N, H, W, C) to float32 (N, C, H, W).
 
-    scale is 255 for uint8 pixels and 1 for float32 ones, which are overwritten. channels_last: the memory format of the
-    result, contiguous otherwise.
+    The scale is 255 for uint8 pixels and 1 for float32 pixels, which are overwritten.
+
+    shape: (C, H, W) of an image. dtype: the type of the pixels. channels_last: whether the result has the memory format
+    channels_last rather than contiguous.
+    Raises UsageError for statistics of the wrong length, and for a std that is not positive.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Normalise:
                 f"dataset.mean={list(mean)}, dataset.std={list(std)}: expected {channels} numbers each, std > 0"
             )
         scale = 255.0 if dtype == torch.uint8 else 1.0
-        # a whole row at a time: broadcasting over the channels alone is several times slower on a CPU
+        # repeated for a whole row, since broadcasting over channels alone is several times slower on a CPU
         self.mean = torch.tensor(mean, device=device).mul(scale).repeat(width)
         self.std = torch.tensor(std, device=device).mul(scale).repeat(width)
         self.channels_last = channels_last
@@ -46,20 +49,21 @@ class Normalise:
         images = rows.view(pixels.shape).permute(0, 3, 1, 2)
         if self.channels_last:
             return images
-        return images.clone(memory_format=torch.contiguous_format)  # of one channel, strides would tell either format
+        return images.clone(memory_format=torch.contiguous_format)  # strides of a single channel are ambiguous
 
 
 class DeviceLoader(ShardedLoader):
-    """Batches (images float32 (N, C, H, W), labels int64 (N,)) of a set that is kept on `device`.
+    """Batches (images float32 (N, C, H, W), labels int64 (N,)) of a set that is held on `device`.
 
-    Of a set with masks the labels are (N, H, W), cropped and flipped as their images are, with tasks.IGNORED where a
-    pixel has no class; those of the padding have none.
+    If the set has masks, the labels are (N, H, W), cropped and flipped like their images. They are tasks.IGNORED at
+    pixels without a class and in the padding.
 
-    Order, crops and flips are drawn on the CPU and are a function of (seed, epoch, image) alone: the same bits for any
-    device, batch size and number of processes.
-    padding: zero (black) pixels around every image, out of which a window of the image's size is cut at random; flip:
-    mirror every other image, on average. Sharding, order and resuming: see `ShardedLoader`.
-    Raises UsageError for statistics of the wrong length, and what `plan_batches` raises.
+    Order, crops and flips are drawn on the CPU as functions of (seed, epoch, image) alone, so that they are the same
+    for any device, batch size and number of processes.
+
+    padding: the number of zero (black) pixels around every image, from which a window of the image's size is cropped at
+    random. flip: whether each image is mirrored with probability 1/2. See `ShardedLoader` for sharding and resuming.
+    Raises UsageError for statistics of the wrong length, an impossible padding, and batches that cannot be divided.
     """
 
     def __init__(
@@ -87,8 +91,8 @@ class DeviceLoader(ShardedLoader):
         self.padding, self.flip = padding, flip
         self.shape = data.shape
         masks = data.labels.dim() == 3
-        # Mirrored copies follow the padded images: they cost memory and save most of the time of a batch. A CPU makes
-        # those of the first epoch as they are needed, so that training begins sooner.
+        # Mirrored copies after the padded images cost memory and save most of the time of a batch. On a CPU they are
+        # made as the first epoch needs them, so that training begins sooner.
         self.padded = _padded(data.images.to(self.device), padding, copies=1 + flip)
         labels = data.labels.to(self.device)
         self.labels = None if masks else labels
@@ -127,24 +131,24 @@ class DeviceLoader(ShardedLoader):
             self._mirror(images)
 
     def _mirror(self, images: Tensor) -> None:
-        """Make the mirrored copies among `images`, indices (N,) on the CPU, that are not there yet."""
+        """Make the missing mirrored copies among `images`, indices (N,) on the CPU."""
         originals = images[images >= self.size] - self.size
         originals = originals[self.unmirrored[originals]]
         self.unmirrored[originals] = False
         self.missing -= len(originals)
         originals = originals.to(self.device)
-        for kept in (self.padded, self.masks):
-            if kept is not None:
-                kept.index_copy_(0, originals + self.size, kept.index_select(0, originals).flip(2))
+        for stored in (self.padded, self.masks):
+            if stored is not None:
+                stored.index_copy_(0, originals + self.size, stored.index_select(0, originals).flip(2))
 
     def _windows(self, padded: Tensor, offset: Tensor) -> Tensor:
-        """Of each image of (N, H + 2 padding, W + 2 padding, C), the (H, W) window whose first pixel is at `offset`."""
+        """Crop (N, H + 2 padding, W + 2 padding, C) to windows (N, H, W, C) with first pixels at `offset`, (N,)."""
         if not self.padding:
             return padded
         _, height, width = self.shape
         count, padded_height, padded_width, channels = padded.shape
         pixels = count * padded_height * padded_width
-        # a gather of whole rows: row i of this view is the `width` pixels that begin at pixel i
+        # gather whole rows: row i of this view is the `width` pixels that begin at pixel i
         stretches = padded.as_strided((pixels - width + 1, width * channels), (channels, 1))
         first = torch.arange(count, device=self.device) * (padded_height * padded_width) + offset
         rows = first[:, None] + torch.arange(height, device=self.device) * padded_width
@@ -152,13 +156,16 @@ class DeviceLoader(ShardedLoader):
 
 
 def _classes(masks: Tensor) -> Tensor:
-    """int64 (N, H, W) of masks of bytes (N, H, W, 1)."""
+    """Classes, int64 (N, H, W), of masks of bytes (N, H, W, 1)."""
     classes = masks[..., 0].long()
     return classes.masked_fill_(classes == NO_CLASS, IGNORED)
 
 
 def _padded(images: Tensor, padding: int, copies: int, border: int = 0) -> Tensor:
-    """(copies · N, H + 2 padding, W + 2 padding, C) of (N, C, H, W), `border` around them; the first N are filled."""
+    """Images (N, C, H, W) with a border of value `border`, as the first N of (copies · N, H + 2 p, W + 2 p, C).
+
+    The other copies are not initialised.
+    """
     count, channels, height, width = images.shape
     padded = images.new_empty(copies * count, height + 2 * padding, width + 2 * padding, channels)
     bottom, right = padding + height, padding + width

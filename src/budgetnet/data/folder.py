@@ -1,4 +1,4 @@
-"""Image sets too large for memory, such as ImageNet: a folder of files per class, decoded by worker processes."""
+"""Image sets too large for memory, such as ImageNet: a folder of files for each class, decoded by workers."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from budgetnet.errors import RunError, UsageError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
 MOST_PIXELS = 4096
-"""Largest height and width that images are resized to."""
+"""The largest height and width to which images are resized."""
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
-"""What a file may hold, whatever its name says; Pillow's rarer readers are not made for files of unknown origin."""
+"""Accepted formats of files, whatever their names; Pillow's rarer readers are unsafe for files of unknown origin."""
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, in pixels of the image as stored."""
+"""Left, top, right and bottom, in pixels of the stored image."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
-    """Image files and their labels (N,); a label is the place of the class's folder in `class_names`.
+    """Image files and their labels, int64 (N,), which are indices of the folders of classes in `class_names`.
 
-    image_size: height and width that images are cut and resized to.
+    image_size: the height and width to which images are cropped and resized.
     """
 
     root: Path
-    files: np.ndarray  # (N,) of bytes: a million str objects would be copied into every worker as they are touched
+    files: np.ndarray  # (N,) of bytes, since a million str objects would be copied to every worker when they are read
     labels: Tensor
     class_names: tuple[str, ...]
     image_size: int = 224
 
     @staticmethod
     def scan(root: str | Path, image_size: int = 224) -> ImageFolder:
-        """All `root/<class>/<name>` that end in .jpeg, .jpg or .png, in alphabetical order.
+        """All files `root/<class>/<name>` that end in .jpeg, .jpg or .png, in alphabetical order.
 
-        Raises UsageError if the folder is missing, has no class, or a class has no image, and for an impossible size.
+        Raises UsageError for a missing folder, a folder without classes, a class without images, and a size out of
+        range.
         """
         if type(image_size) is not int or not 0 < image_size <= MOST_PIXELS:
             raise UsageError(f"dataset.source.image_size={image_size!r}: expected 1 to {MOST_PIXELS} pixels")
@@ -84,11 +85,12 @@ class ImageFolder:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of an image."""
         return 3, self.image_size, self.image_size
 
     def path(self, index: int) -> Path:
@@ -100,21 +102,21 @@ class ImageFolder:
         return replace(self, files=self.files[indices.numpy()], labels=self.labels[indices])
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel: ImageNet's."""
+        """The mean and standard deviation of each channel of ImageNet."""
         return IMAGENET_MEAN, IMAGENET_STD
 
 
 def imagenet(root: str | Path, download: bool = False, image_size: int = 224) -> tuple[ImageFolder, ImageFolder]:
-    """Training set `root/train/<class>/*.JPEG` and test set `root/val/<class>/*.JPEG`; any such pair of folders.
+    """The training set `root/train/<class>/*.JPEG` and the test set `root/val/<class>/*.JPEG`, of ImageNet or others.
 
-    Nothing is ever downloaded. Raises what `ImageFolder.scan` raises, and UsageError if the classes differ.
+    Nothing is downloaded. Raises UsageError for a missing folder, a class without images, and classes that differ.
     """
-    for part in ("train", "val"):
-        if not (Path(root) / part).is_dir():
+    for split in ("train", "val"):
+        if not (Path(root) / split).is_dir():
             raise UsageError(
-                f"dataset.root={root} holds no folder {part}: expected train/<class>/*.JPEG and val/<class>/*.JPEG"
+                f"dataset.root={root} holds no folder {split}: expected train/<class>/*.JPEG and val/<class>/*.JPEG"
             )
-    train, test = (ImageFolder.scan(Path(root) / part, image_size) for part in ("train", "val"))
+    train, test = (ImageFolder.scan(Path(root) / split, image_size) for split in ("train", "val"))
     different = sorted(set(train.class_names) ^ set(test.class_names))
     if different:
         raise UsageError(
@@ -127,11 +129,11 @@ def imagenet(root: str | Path, download: bool = False, image_size: int = 224) ->
 
 
 def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """The part of an image file that `crop` chooses from (width, height), resized: uint8 (size, size, 3).
+    """Read an image file, crop it to `crop(width, height)`, and resize it to uint8 (size, size, 3).
 
-    Grey, palette and CMYK images become RGB. A JPEG is decoded at less than its size, half or below, where the part
-    still has `size` pixels a side then. Raises UsageError, naming the file, if it cannot be read or is so large that
-    Pillow takes it for an attack.
+    Grey, palette and CMYK images are converted to RGB. A JPEG is decoded at half its size or less if the crop still has
+    `size` pixels on each side. Raises UsageError, naming the file, if it cannot be read or is so large that Pillow
+    treats it as an attack.
     """
     try:
         data = path.read_bytes()
@@ -157,7 +159,10 @@ def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray
 
 
 def _decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
-    """uint8 (H, W, 3), H and W at least `height` and `width` if it is reduced; None if damaged: Pillow says how."""
+    """The pixels of a JPEG, uint8 (H, W, 3), reduced to no less than `height` and `width`; None if it is damaged.
+
+    Pillow then gives the reason.
+    """
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
     except ValueError:
@@ -170,7 +175,7 @@ def _span(first: float, last: float) -> slice:
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) to (size, size, 3), bilinear over all the pixels that each new one covers."""
+    """Resize (H, W, 3) to (size, size, 3) by antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -179,14 +184,17 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def centre_crop(width: int, height: int, fraction: float = 224 / 256) -> Box:
-    """The square in the middle whose side is this fraction of the shorter one: resize to 256, cut out 224."""
+    """The centred square whose side is `fraction` of the shorter side; 224 of 256 by default, as is usual."""
     side = min(width, height) * fraction
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def random_crop(width: int, height: int, draw: random.Random) -> Box:
-    """8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015); the middle, if ten tries miss."""
+    """A random box of 8 to 100 % of the area with an aspect ratio of 3/4 to 4/3 (Szegedy et al. 2015).
+
+    If ten draws do not fit into the image, it is the largest centred square.
+    """
     for _ in range(10):
         area = width * height * draw.uniform(0.08, 1)
         ratio = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -201,10 +209,10 @@ def random_crop(width: int, height: int, draw: random.Random) -> Box:
 
 
 class _BatchReader(Dataset[Batch | UsageError | RunError]):
-    """Indices (N,) to (images uint8 (N, H, W, C), labels (N,)), in a worker process.
+    """Reads batches (images uint8 (N, H, W, C), labels (N,)) by indices (N,) in a worker process.
 
-    An image that cannot be read makes the batch its error: raised here, it would reach the main process wrapped in the
-    worker's traceback.
+    For an image that cannot be read, the error is returned instead of the batch. If it were raised, the main process
+    would receive it wrapped in the traceback of the worker.
     """
 
     def __init__(self, data: ImageFolder, augment: bool, seed: int, epoch: int) -> None:
@@ -232,9 +240,9 @@ _LESS_MEMORY = "use fewer dataset.workers, a smaller dataset.batch_size or a mac
 
 
 def worker_death(error: BaseException | None) -> RunError | None:
-    """What to say where `error` is torch's, that a decoding process has died; else None.
+    """A RunError with the likely reason if `error` is that of torch for a worker that has died, else None.
 
-    torch raises it in whatever the main process is doing at that moment, which may well be a training step.
+    torch raises it wherever the main process is at that moment, for example in a training step.
     """
     if not isinstance(error, RuntimeError) or isinstance(error, RunError) or "DataLoader worker (pid" not in str(error):
         return None
@@ -243,7 +251,7 @@ def worker_death(error: BaseException | None) -> RunError | None:
 
 
 def _soon_after() -> BaseException | None:
-    """What torch says a moment later: a process that dies loses its connections before its end is signalled."""
+    """The error that torch raises a moment later, since a dying process loses its connections before it ends."""
     try:
         time.sleep(1)
     except RuntimeError as error:
@@ -252,12 +260,15 @@ def _soon_after() -> BaseException | None:
 
 
 class FolderLoader(ShardedLoader):
-    """Batches (images float32 (N, C, H, W), labels int64 (N,)) on `device` of an image folder.
+    """Batches (images float32 (N, C, H, W), labels int64 (N,)) of an image folder, on `device`.
 
-    augment: a random part and flip of every image, a function of (seed, epoch, image) alone; otherwise the middle.
-    workers: processes that decode, per training process; 0 decodes in this one. Images travel as uint8 and are
-    normalised on the device. Sharding, order and resuming: see `ShardedLoader`.
-    Iterating raises UsageError for an image that cannot be read, and RunError if a worker cannot be started or dies.
+    augment: whether every image is cropped and flipped at random, as a function of (seed, epoch, image) alone, rather
+    than cropped at the centre.
+    workers: the number of decoding processes for each training process; 0 decodes in the training process.
+
+    Images are copied to the device as uint8 and normalised there. See `ShardedLoader` for sharding and resuming.
+    Raises UsageError for batches that cannot be divided. Iterating raises UsageError for an image that cannot be read,
+    and RunError if a worker cannot be started or dies.
     """
 
     def __init__(
@@ -290,7 +301,7 @@ class FolderLoader(ShardedLoader):
             sampler=parts,
             num_workers=self.workers,
             pin_memory=pin,
-            generator=torch.Generator(),  # leaves the global one, which dropout draws from, alone
+            generator=torch.Generator(),  # so that nothing is drawn from the global one, which dropout uses
         )
         try:
             for batch in loader:

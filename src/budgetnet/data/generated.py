@@ -12,17 +12,19 @@ from budgetnet.seeding import keyed_generator
 
 CLASS_NAMES = ("background", "circle", "square", "triangle")
 MOST_PIXELS, MOST_IMAGES = 1024, 1_000_000
-_OBJECTS = 3  # in an image, at most
+_OBJECTS = 3  # the most shapes in an image
 _AT_ONCE = 50
 
 
 def shapes(
     root: str | Path = "", download: bool = False, image_size: int = 32, train: int = 1000, test: int = 200
 ) -> tuple[ImageArrays, ImageArrays]:
-    """`train` and `test` images of 3 x image_size x image_size with masks of 4 classes, always the same ones.
+    """A training and a test set of generated images 3 x image_size x image_size with masks of 4 classes.
 
-    One to three shapes of any bright colour lie on dark noise, later ones over earlier ones: colour tells an object
-    from the background, only its form tells which it is. No file is read. Raises UsageError for impossible numbers.
+    Each image has one to three overlapping shapes of any bright colour on dark noise. Objects differ from the
+    background by colour, and from each other only by shape. The images are always the same, and no file is read.
+
+    train, test: the numbers of images. Raises UsageError for numbers out of range.
     """
     counts = {"train": (train, 1, MOST_IMAGES), "test": (test, 1, MOST_IMAGES)}
     options = {"image_size": (image_size, 8, MOST_PIXELS), **counts}
@@ -32,15 +34,15 @@ def shapes(
     return _drawn("train", train, image_size), _drawn("test", test, image_size)
 
 
-def _drawn(part: str, count: int, size: int) -> ImageArrays:
-    """The first `count` images of a part, which do not depend on their number."""
-    chunks = [_chunk(size, part, size, first) for first in range(0, count, _AT_ONCE)]
+def _drawn(split: str, count: int, size: int) -> ImageArrays:
+    """The first `count` images of a split; image i does not depend on their number."""
+    chunks = [_chunk(size, split, size, first) for first in range(0, count, _AT_ONCE)]
     images, masks = (torch.cat(tensors)[:count] for tensors in zip(*chunks, strict=True))
     return ImageArrays(images, masks, len(CLASS_NAMES), CLASS_NAMES)
 
 
 def _chunk(size: int, *key: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (n, 3, size, size) and masks (n, size, size), uint8, a function of the key. Whole numbers throughout."""
+    """Images (n, 3, size, size) and masks (n, size, size), uint8, drawn as functions of the key in whole numbers."""
     generator = keyed_generator("shapes", *key)
 
     def draw(low: int, high: int, *shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Published data files: found, downloaded where they are missing, and never read before their checksum is right."""
+"""Published data files, which are downloaded if they are missing and read only if their checksums are right."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from budgetnet.runs.locking import exclusive
 class OfficialFiles:
     """The files of a published dataset.
 
-    folder: where they lie under the data root; md5: checksum by file name; unpacked_md5: checksum of a `.gz` file's
-    contents, which may lie there instead; url: the archive, or (archive_md5 None) what the names are appended to.
+    folder: their folder below the data root.
+    md5: the checksum of each file by name.
+    url: the address of the archive or, if archive_md5 is None, the prefix of the addresses of single files.
+    archive_md5: the checksum of the archive.
+    unpacked_md5: the checksums of unpacked `.gz` files, which may be present instead.
     """
 
     folder: str
@@ -31,14 +34,18 @@ class OfficialFiles:
     unpacked_md5: Mapping[str, str] = field(default_factory=dict)
 
     def locate(self, root: Path, download: bool) -> None:
-        """See to it that all files are under `root`; UsageError, saying what to put where, if they cannot be had."""
+        """Download files that are missing below `root`.
+
+        Raises UsageError, naming the files and the folder to put them into, if they are missing and `download` is False
+        or fails.
+        """
         missing = self.missing(root)
         if not missing:
             return
         if download:
             try:
                 root.mkdir(parents=True, exist_ok=True)
-                with exclusive(root / ".download.lock", remove=True):  # all processes of a run ask at once
+                with exclusive(root / ".download.lock", remove=True):  # all processes of a run call at the same time
                     if missing := self.missing(root):
                         self._download(root, missing)
                 return
@@ -53,12 +60,12 @@ class OfficialFiles:
         )
 
     def missing(self, root: Path) -> list[str]:
-        """Names of the files that are not under `root`, neither packed nor unpacked."""
+        """The names of the files that are missing below `root`, both packed and unpacked."""
         folder = root / self.folder
         return [name for name in self.md5 if not any((folder / n).is_file() for n in (name, name.removesuffix(".gz")))]
 
     def read(self, root: Path, name: str) -> bytes:
-        """Contents of a file, unpacked. Raises UsageError if its checksum is not the official one."""
+        """The unpacked contents of a file. Raises UsageError if it cannot be read or has another checksum."""
         path, expected = root / self.folder / name, self.md5[name]
         if not path.is_file() and name in self.unpacked_md5:
             path, expected = path.with_suffix(""), self.unpacked_md5[name]
@@ -75,7 +82,7 @@ class OfficialFiles:
         return gzip.decompress(contents) if path.suffix == ".gz" else contents
 
     def _download(self, root: Path, missing: list[str]) -> None:
-        """Fetch into a temporary folder, then move each missing file into its place at once."""
+        """Download into a temporary folder, and then move each missing file to its place atomically."""
         import pooch
 
         folder = root / self.folder

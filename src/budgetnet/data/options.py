@@ -15,21 +15,25 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """conf/dataset, but for its `source`.
+    """conf/dataset without its `source`.
 
-    root, download: what the source is called with.
-    batch_size: images of a training step, all processes together; an incomplete last batch is dropped. eval_batch_size:
-    the same for validation and test, where every image counts once and none is dropped.
-    validation: images held out of the training set, stratified and fixed by split_seed, so that runs of different seeds
-    share them; 0 holds out none, and then there is nothing to validate on. None: the source's own validation set.
-    Images with masks, or with numbers to be estimated, are held out at random.
-    limit_train, limit_test: use only this many images, stratified; None or more than there are: all.
-    augment: {"padding": pixels, "flip": bool} of training batches (`DeviceLoader`); a folder has its own augmentation.
-    mean, std: of each channel, pixels in 0..1; None measures them on the training split (for a folder: ImageNet's).
-    workers: decoding processes of a folder. seed: of the order and the augmentation. device: where batches live without
-    a trainer. baseline_epochs: epochs of the baseline on this dataset, which the train cost is compared with.
+    root, download: the arguments of the source.
+    batch_size: images in a training step, over all processes. An incomplete last batch is dropped.
+    eval_batch_size: images in a validation or test batch, over all processes. Every image counts once.
+    validation: the number of images held out of the training set, stratified by class if images have one. The split
+    depends on split_seed alone, so that runs of different seeds have the same one. 0 holds out none, without
+    validation. None uses the validation set of the source.
+    limit_train, limit_test: the most images to use, stratified; None uses all.
+    augment: {"padding": pixels, "flip": bool} for training batches (`DeviceLoader`). Folders have their own
+    augmentation.
+    mean, std: numbers for each channel, for pixels in 0..1. None computes them on the training split, or uses those of
+    ImageNet for a folder.
+    workers: the number of decoding processes for a folder.
+    seed: the seed of the order of images and of their augmentation.
+    device: the device of batches without a trainer.
+    baseline_epochs: the epochs of the baseline on this dataset, with which the train cost is compared.
 
-    Raises UsageError for options that no dataset can have.
+    Raises UsageError for values that no dataset can have.
     """
 
     name: str = "images"

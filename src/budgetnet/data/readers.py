@@ -1,6 +1,7 @@
-"""CIFAR-10, CIFAR-100, MNIST and scikit-learn's digits, from their official files with numpy alone.
+"""Readers of CIFAR-10, CIFAR-100, MNIST and scikit-learn's digits, which need numpy alone.
 
-Every reader takes (root, download) and returns the official (training set, test set).
+Every reader takes (root, download) and returns the official (training set, test set). Those that read files raise
+UsageError if a file is missing and cannot be downloaded, or has another checksum.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ def mnist(root: str | Path, download: bool = True) -> Sets:
     root = Path(root)
     MNIST.locate(root, download)
 
-    def read(part: str) -> ImageArrays:
-        images = _idx(MNIST.read(root, f"{part}-images-idx3-ubyte.gz"))
-        labels = _idx(MNIST.read(root, f"{part}-labels-idx1-ubyte.gz"))
+    def read(split: str) -> ImageArrays:
+        images = _idx(MNIST.read(root, f"{split}-images-idx3-ubyte.gz"))
+        labels = _idx(MNIST.read(root, f"{split}-labels-idx1-ubyte.gz"))
         return ImageArrays.of(images[:, None], labels, num_classes=10)
 
     return read("train"), read("t10k")
@@ -88,7 +89,7 @@ def mnist(root: str | Path, download: bool = True) -> Sets:
 def digits(root: str | Path = "", download: bool = False) -> Sets:
     """1,437 and 360 images in 10 classes: a fixed stratified split of scikit-learn's handwritten digits.
 
-    No file is read. The 8x8 images are resized once, bilinearly, to 1x28x28.
+    No file is read. The 8x8 images are resized bilinearly to 1x28x28. Raises UsageError without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits
@@ -116,7 +117,9 @@ def _cifar(
     files.locate(root, download)
 
     def load(name: str) -> dict[bytes, Any]:
-        contents: dict[bytes, Any] = pickle.loads(files.read(root, name), encoding="bytes")  # the checksum was right
+        contents: dict[bytes, Any] = pickle.loads(
+            files.read(root, name), encoding="bytes"
+        )  # safe, since the checksum is right
         return contents
 
     class_names = tuple(name.decode() for name in load(names[0])[names[1].encode()])
@@ -131,7 +134,7 @@ def _cifar(
 
 
 def _idx(contents: bytes) -> np.ndarray:
-    """The array of unsigned bytes in an idx file: two zeros, the type, the number of axes, their sizes, the values."""
+    """The array of bytes in an idx file, which has two zeros, the type, the number of axes, their sizes, the values."""
     axes = contents[3]
     shape = np.frombuffer(contents, ">i4", count=axes, offset=4)
     return np.frombuffer(contents, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()

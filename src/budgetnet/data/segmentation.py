@@ -1,7 +1,4 @@
-"""Images whose every pixel is labelled: any folders of pictures and masks, and the LFW Part Labels.
-
-Nothing is ever downloaded; what is wrong with a file is said in one line that names it.
-"""
+"""Readers of segmentation datasets: folders of images and masks, and the LFW Part Labels. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 MOST_CLASSES = NO_CLASS
 _FORMATS = ("JPEG", "PNG", "PPM")
 _NUMBERS = ("L", "P", "1", "I", "I;16")
-"""Pillow's modes of pictures that hold one number for each pixel."""
+"""Pillow's modes of images with one number for each pixel."""
 
 Sets = tuple[ImageArrays, ImageArrays] | tuple[ImageArrays, ImageArrays, ImageArrays]
 
@@ -29,13 +26,14 @@ Sets = tuple[ImageArrays, ImageArrays] | tuple[ImageArrays, ImageArrays, ImageAr
 
 
 def image_masks(root: str | Path, download: bool = False, num_classes: int | None = None) -> Sets:
-    """`root/train/images/NAME.png` (or .jpg) with `root/train/masks/NAME.png`, and `val` and `test` likewise.
+    """Read `root/train/images/NAME.png` (or .jpg) with `root/train/masks/NAME.png`, and `val` and `test` likewise.
 
-    A mask holds the class of every pixel, 0 to num_classes - 1, or 255 where there is none; a palette is only for
-    looking at. Images are taken as RGB; all are of one size. With both `val` and `test` the result is (training,
-    validation, test set), with one of them (training set, test set). num_classes: None is the largest class of the
-    training masks plus one.
-    Raises UsageError for a folder or a mask that is missing, and for a file that cannot be read or does not fit.
+    A mask has the class of every pixel, 0 to num_classes - 1, or 255 at pixels without a class; a palette is ignored.
+    Images are converted to RGB and must have one size. With both `val` and `test`, the result is (training set,
+    validation set, test set), with one of them (training set, test set).
+
+    num_classes: None stands for the largest class in the training masks plus one.
+    Raises UsageError for a missing folder or mask, and for a file that cannot be read or does not fit.
     """
     if num_classes is not None and (type(num_classes) is not int or not 0 < num_classes <= MOST_CLASSES):
         raise UsageError(f"dataset.source.num_classes={num_classes!r}: expected 1 to {MOST_CLASSES}, or null")
@@ -56,14 +54,14 @@ def image_masks(root: str | Path, download: bool = False, num_classes: int | Non
         for number, (image, mask) in enumerate(pairs):
             images[part][number] = _sized(image, _picture(image), size).transpose(2, 0, 1)
             masks[part][number] = _sized(mask, _classes(mask, num_classes), size)
-        if num_classes is None:  # of the training masks, which are the first
+        if num_classes is None:  # the training masks come first
             num_classes = int(masks[part].max(initial=0, where=masks[part] != NO_CLASS)) + 1
     first, *rest = (ImageArrays.of(images[part], masks[part], num_classes) for part in parts)
     return (first, rest[0]) if len(rest) == 1 else (first, rest[0], rest[1])
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """(image, mask) in alphabetical order."""
+    """The pairs (image, mask) of a folder in alphabetical order."""
     images = sorted(path for path in (folder / "images").glob("*") if path.suffix.lower() in SUFFIXES)
     if not images:
         raise UsageError(f"{folder / 'images'} has no image: expected files ending in {', '.join(SUFFIXES)}")
@@ -84,7 +82,7 @@ def _sized(path: Path, pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def _classes(path: Path, num_classes: int | None) -> np.ndarray:
-    """uint8 (H, W) of a mask; classes are checked."""
+    """The classes in a mask, uint8 (H, W). Raises UsageError for a class out of range."""
     with _opened(path) as image:
         if image.mode not in _NUMBERS:
             raise UsageError(f"{path} is a picture of mode {image.mode}: expected one number for each pixel, its class")
@@ -99,13 +97,13 @@ def _classes(path: Path, num_classes: int | None) -> np.ndarray:
 
 
 def _picture(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3)."""
+    """The pixels of an image, uint8 (H, W, 3)."""
     with _opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def _opened(path: Path) -> Image.Image:
-    """The decoded picture. Raises UsageError, naming the file, if it cannot be read."""
+    """The decoded image. Raises UsageError, naming the file, if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -122,17 +120,17 @@ def _opened(path: Path) -> Image.Image:
 PART_NAMES = ("hair", "skin", "background")
 _COLOURS = {0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}
 _STORED, _BORDER = 250, 3
-"""Pixels a side of the pictures, and what is added on each side: 256 can be halved down to a single pixel."""
+"""The size of the images in pixels, and the border added on each side, since 256 can be halved down to one pixel."""
 
 
 def part_labels(root: str | Path, download: bool = False) -> tuple[ImageArrays, ImageArrays, ImageArrays]:
-    """The official training, validation and test set (1,500, 500 and 927 faces) of LFW Part Labels, 3x256x256.
+    """The official training, validation and test sets (1,500, 500 and 927 faces) of LFW Part Labels, 3x256x256.
 
-    Kae, Sohn, Lee, Learned-Miller, CVPR 2013. Under root: `lfw_funneled/NAME/NAME_0001.jpg`,
+    Kae, Sohn, Lee, Learned-Miller, CVPR 2013. The files below root are `lfw_funneled/NAME/NAME_0001.jpg`,
     `parts_lfw_funneled_gt_images/NAME_0001.ppm`, and the lists `parts_train.txt`, `parts_validation.txt` and
     `parts_test.txt` of lines "NAME NUMBER". Masks are red for hair (class 0), green for skin (1) and blue for the
-    background (2). The pictures get 3 black pixels on each side, which have no class: nobody has labelled them.
-    Raises UsageError for what is missing, cannot be read, or is no picture of 250x250 in these colours.
+    background (2). Images get a border of 3 black pixels without a class.
+    Raises UsageError for a file that is missing, cannot be read, or is no image of 250x250 in these colours.
     """
     train, validation, test = (_part(Path(root), part) for part in ("train", "validation", "test"))
     return train, validation, test
@@ -155,7 +153,7 @@ def _part(root: Path, part: str) -> ImageArrays:
 
 
 def _listed(path: Path) -> list[tuple[str, str]]:
-    """(NAME, NAME_0001) of every line of a list."""
+    """The pairs (NAME, NAME_0001) of the lines of a list."""
     try:
         lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError as error:
@@ -172,7 +170,7 @@ def _listed(path: Path) -> list[tuple[str, str]]:
 
 
 def _painted(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W): the classes of the colours (H, W, 3)."""
+    """The classes, uint8 (H, W), of colours (H, W, 3)."""
     codes = pixels.astype(np.int32) @ np.array([0x10000, 0x100, 1], np.int32)
     classes = np.full(codes.shape, NO_CLASS, np.uint8)
     for colour, number in _COLOURS.items():

@@ -1,4 +1,4 @@
-"""Which images a batch holds, and which of them a process gets."""
+"""The images of each batch, and their division among processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Batch = tuple[Tensor, Tensor]
 
 
 def plan_batches(size: int, batch_size: int, world_size: int = 1, drop_last: bool = False) -> tuple[int, int]:
-    """(number of batches, images they hold together) of one epoch over `size` images.
+    """The number of batches and of their images in one epoch over `size` images.
 
-    batch_size: images of all processes together. With drop_last every batch has exactly that many, and what is left is
-    dropped (a set smaller than a batch is one batch), so all processes have equal parts. Without, every image is in one
-    batch, and batches differ by one image at most.
-    Raises UsageError where the processes cannot have equal parts, or one would have none.
+    batch_size: images in a batch, over all processes.
+    drop_last: whether all batches have exactly this size and the remaining images are dropped, so that all processes
+    have equally many. A set smaller than a batch is one batch. Otherwise every image is in a batch, and the sizes of
+    batches differ by at most one.
+    Raises UsageError if a batch cannot be divided equally, or if a process would have no image.
     """
     if batch_size < 1:
         raise UsageError(f"dataset.batch_size={batch_size}: expected 1 or more images")
@@ -42,12 +43,13 @@ def plan_batches(size: int, batch_size: int, world_size: int = 1, drop_last: boo
 
 
 class ShardedLoader(ABC):
-    """An iterable over the batches of an epoch, for one process of several.
+    """An iterable over the batches of an epoch for one of several processes.
 
-    The order of an epoch is a function of (seed, epoch). Batch b is a slice of it, and process `rank` yields its
-    contiguous part of every batch: the processes together yield exactly the batches that one process would.
-    size: images in the set; batch_size: images of all processes together; the rest of a batch's shape is described by
-    `plan_batches`.
+    The order of an epoch is a function of (seed, epoch). A batch is a slice of the order, and process `rank` yields a
+    contiguous shard of every batch, so that all processes together yield the batches that a single process would.
+
+    size: images in the set. batch_size: images in a batch, over all processes. drop_last: see `plan_batches`.
+    Raises UsageError for batches that cannot be divided among the processes.
     """
 
     def __init__(
@@ -68,10 +70,10 @@ class ShardedLoader(ABC):
 
     @abstractmethod
     def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
-        """Images and labels of the batches whose indices are given."""
+        """The images and labels of batches with these indices, each (images,)."""
 
     def __len__(self) -> int:
-        """Batches in an epoch, the same for every process."""
+        """The number of batches in an epoch, which is the same for every process."""
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -83,44 +85,45 @@ class ShardedLoader(ABC):
             yield loaded
 
     def parts(self) -> list[Tensor]:
-        """For each batch of the epoch, the indices (images,) of this process's images."""
+        """The indices (images,) of this process's images for each batch of the epoch."""
         order = torch.arange(self.size)
         if self.shuffle:
             order = torch.randperm(self.size, generator=keyed_generator("order", self.seed, self.epoch))
-        edges = [self.images_per_epoch * batch // self.batches for batch in range(self.batches + 1)]
-        parts = []
-        for first, last in pairwise(edges):
+        limits = [self.images_per_epoch * batch // self.batches for batch in range(self.batches + 1)]
+        shards = []
+        for first, last in pairwise(limits):
             begin, end = (first + (last - first) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            parts.append(order[begin:end])
-        return parts
+            shards.append(order[begin:end])
+        return shards
 
-    # -- where in training it is ------------------------------------------------------------------------------------
+    # -- position in training ---------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, from 0, that the next iteration is of."""
+        """Set the epoch, from 0, of the next iteration."""
         self.epoch = epoch
 
     batch_sampler = None
-    """Lightning asks for this of whatever has a sampler."""
+    """Lightning reads this attribute of any loader with a sampler."""
 
     @property
     def sampler(self) -> ShardedLoader:
-        """Itself: Lightning calls `loader.sampler.set_epoch` at the start of every epoch."""
+        """The loader itself, since Lightning calls `loader.sampler.set_epoch` at the start of every epoch."""
         return self
 
     def start_at(self, batch: int, epoch: int | None = None) -> None:
-        """Begin the next iteration, and only that one, with this batch, from 0: what an uninterrupted one has left.
+        """Begin the next iteration, and only that one, with batch `batch`, from 0, as if it had been interrupted there.
 
-        epoch: the epoch that the batch is of, by default the present one; in another epoch nothing is skipped.
+        epoch: the epoch of the batch, by default the current one. In any other epoch no batch is skipped.
+        Raises UsageError for a batch that the epoch does not have.
         """
         if not 0 <= batch <= self.batches:
             raise UsageError(f"cannot start at batch {batch}: an epoch has {self.batches} batches")
         self._start, self._start_epoch = batch, self.epoch if epoch is None else epoch
 
     def state_dict(self) -> dict[str, int]:
-        """The running epoch and the number of its batches yielded so far. Lightning keeps it in the checkpoint."""
+        """The current epoch and the number of its batches yielded so far, which Lightning saves in checkpoints."""
         return dict(self._position)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from `state_dict()`. Raises UsageError for a batch that the epoch does not have."""
         self.start_at(state["batch"], state["epoch"])

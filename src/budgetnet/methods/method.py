@@ -105,7 +105,7 @@ class Training:
         self.pricing.update()
 
     def epochs_before(self, finetuning: int, stated: int | None) -> int:
-        """Epochs before a fine-tuning of so many: as stated, or (None) all that it leaves of the run, at least one."""
+        """The epochs before `finetuning` epochs of fine-tuning: `stated`, or the rest of the run, at least 1."""
         return max(1, self.epochs - finetuning) if stated is None else stated
 
     def flops_left(self, epochs: int) -> int | None:
@@ -178,8 +178,8 @@ class Method:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, that of the network first.
 
-        The first one takes the learning rate of the phase, in a group with "lr_scale" times that. The others have their
-        own rates and step together with it.
+        The first one takes the learning rate of the phase, times "lr_scale" in parameter groups with this key. The
+        others have their own rates and step together with it.
         """
         return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
 

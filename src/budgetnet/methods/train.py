@@ -55,7 +55,7 @@ class Train(Method):
             fabric = pricing.fabric if isinstance(pricing, EdgePricing) else None
             if unknown := set(edges) - set(fabric.edges if fabric else ()):
                 raise UsageError(
-                    f"method.widths_from={source}: this backbone has no edge {min(unknown)!r}, which it has kept"
+                    f"method.widths_from={source}: it has the edge {min(unknown)!r}, which this backbone does not have"
                 )
             if fabric is not None:
                 keep_edges(fabric, edges)

@@ -1,4 +1,4 @@
-"""The optimizer that learns weights and their support together."""
+"""LBI, the optimizer that learns weights together with their support."""
 
 from budgetnet.optim.lbi import LBI, prox_entries, prox_filters
 

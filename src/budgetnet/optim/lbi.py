@@ -41,22 +41,23 @@ class LBI(torch.optim.Optimizer):
         Z ← Z + (lr/nu)·(W - Γ)                         with W and Γ from before the step
         Γ ← kappa·Prox(Z)
 
-    The support, the filters (or entries) with Γ ≠ 0, fills up along the way, starting with the weights that
-    are large and persistent.
+    The support, which is the set of filters (or entries) with Γ ≠ 0, grows during training. Weights that are large
+    over many steps enter it first.
 
     params: tensors or param groups. The group key `sparse` says what is selected: "filter" (slices of
         dimension 0, by `prox_filters`), "entry" (by `prox_entries`), or None (default: nothing; without Z and
         Γ this is torch.optim.SGD with learning rate lr·kappa). All hyper-parameters may differ by group.
     lr: learning rate, a float.
-    nu: how loosely W follows Γ; infinity uncouples them, and Z never moves.
+    nu: how loosely W follows Γ; infinity uncouples them, and Z never changes.
     kappa: damping factor of W and Γ.
     threshold: λ of Prox. Until filter o is selected Z_o = (lr/nu)·ΣW_o, so it is selected once the norm of
         ΣW_o exceeds nu·threshold/lr.
 
-    State per parameter: `momentum_buffer`, and in sparse groups `z`, of the parameter's shape: twice what SGD with
-    momentum keeps. Γ follows from Z and is never stored. Z of a half-precision parameter is float32: half precision
-    would swallow its increments.
-    A parameter without a gradient is left alone. Raises UsageError for a hyper-parameter out of range.
+    State per parameter: `momentum_buffer` and, in sparse groups, `z`, both of the shape of the parameter. This is twice
+    the state of SGD with momentum. Γ follows from Z and is not stored. Z of a half-precision parameter is float32,
+    since half precision would round its increments to zero. Parameters without a gradient do not change.
+
+    Raises UsageError for a hyper-parameter out of range.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class LBI(torch.optim.Optimizer):
 
     @torch.no_grad()
     def gamma(self, param: Tensor) -> Tensor:
-        """Γ = κ·Prox(Z), of the parameter's shape; zero before the first step.
+        """Γ = κ·Prox(Z), in the shape of the parameter; zero before the first step.
 
-        Raises UsageError for a parameter that is dense or not in here.
+        Raises UsageError for a parameter in a dense group or outside this optimizer.
         """
         group = self._group_of(param)
         if group["sparse"] is None:
@@ -125,21 +126,24 @@ class LBI(torch.optim.Optimizer):
         return prox(z, group["threshold"]) * float(group["kappa"])
 
     def support(self, param: Tensor) -> Tensor:
-        """Where Γ ≠ 0: a bool tensor of shape (filters,) for "filter", of the parameter's shape for "entry".
+        """Where Γ ≠ 0: bool, (filters,) for "filter" and in the shape of the parameter for "entry".
 
-        All False before the first step. Raises UsageError for a parameter that is dense or not in here.
+        All False before the first step. Raises UsageError for a parameter in a dense group or outside this optimizer.
         """
         selected = self.gamma(param) != 0
         return selected.flatten(1).any(dim=1) if self._group_of(param)["sparse"] == "filter" else selected
 
     @torch.no_grad()
     def path_norms(self, param: Tensor) -> Tensor:
-        """(filters,) ‖Z_o‖: how far along the path each filter is. Zero before the first step."""
+        """‖Z_o‖ of each filter, (filters,); zero before the first step. Filters of larger norm are selected first."""
         z: Tensor | None = self.state.get(param, {}).get("z")
         return torch.zeros(len(param), device=param.device) if z is None else _filter_norms(z)
 
     def reset_state(self, params: Iterable[Tensor] | None = None) -> None:
-        """Forget momentum and Z of `params` (default: all), as if no step had been taken."""
+        """Drop momentum and Z of `params` (default: all), as if no step had been taken.
+
+        Raises UsageError for a parameter outside this optimizer.
+        """
         if params is None:
             self.state.clear()
             return
@@ -148,9 +152,9 @@ class LBI(torch.optim.Optimizer):
             self.state.pop(param, None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`, bit for bit."""
+        """Restore `state_dict()` exactly."""
         super().load_state_dict(state_dict)
-        # torch casts state to the parameter's dtype, which rounds Z of half-precision parameters.
+        # torch casts the state to the dtype of the parameter, which would round Z of half-precision parameters.
         indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for index, param in zip(indices, params, strict=True):
@@ -173,11 +177,11 @@ class LBI(torch.optim.Optimizer):
         return state
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """One step for the parameters of a bucket of one group; nothing here waits for the device."""
+        """Take one step for a bucket of parameters of one group, without waiting for the device."""
         lr, nu, kappa, sparse = group["lr"], group["nu"], group["kappa"], group["sparse"]
         states = [self._state_of(param, sparse) for param in params]
         buffers = [state["momentum_buffer"] for state in states]
-        # As a tensor, because torch converts a Python number anew for every tensor in the list.
+        # A tensor, because torch would convert a Python number again for every tensor in the list.
         momentum = torch.tensor(group["momentum"], dtype=_state_dtype(params[0]), device="cpu")
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, [param.grad for param in params if param.grad is not None])
@@ -194,11 +198,11 @@ class LBI(torch.optim.Optimizer):
 
 
 def _minus_gamma(params: list[Tensor], zs: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-    """W - Γ of the parameters of a sparse group."""
+    """W - Γ for each parameter of a sparse group."""
     kappa, threshold = group["kappa"], group["threshold"]
     if group["sparse"] == "entry":
         return [torch.sub(w, prox_entries(z, threshold), alpha=kappa) for w, z in zip(params, zs, strict=True)]
-    # The factors of all layers are computed at once: a few operations instead of a few per layer.
+    # The factors of all layers are computed together, which takes a few operations instead of a few per layer.
     factors = _shrinkage(torch.cat([_filter_norms(z) for z in zs]), threshold)
     per_layer = torch.split(_per_filter(factors, zs[0]), [len(z) for z in zs])
     return list(torch._foreach_addcmul(params, zs, per_layer, value=-kappa))
@@ -219,7 +223,7 @@ def _per_filter(factors: Tensor, z: Tensor) -> Tensor:
 
 
 def _buckets(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    """The parameters that have a gradient, by device, dtype and dimensions: what one multi-tensor operation takes."""
+    """The parameters with a gradient, in buckets of equal device, dtype and dimensions for multi-tensor operations."""
     buckets: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = {}
     for param in params:
         if param.grad is not None:

@@ -1,4 +1,4 @@
-"""SGD as the field uses it."""
+"""SGD with the usual weight decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def sgd(net: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with momentum; biases, scales and shifts do not decay."""
+    """SGD with momentum. The weight decay does not apply to biases, norm scales and norm shifts."""
     matrices = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]

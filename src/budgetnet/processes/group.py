@@ -1,4 +1,4 @@
-"""The processes of one run: they start together, decide together, and end together."""
+"""The group of processes of one run, which start together, take decisions together, and end together."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Value = TypeVar("Value")
 
 _CONTINUES = "the last checkpoint is kept, the same command continues"
 _AGREED = (130, 143)
-"""Exit codes of processes that all end together, when a signal reaches one."""
+"""Exit codes of processes that agreed to end, after a signal to one of them."""
 _GRACE = 3.0
-"""Seconds that a process which lost the others waits, so that the one with the cause can say it first."""
+"""Seconds that a process without connection to the others waits, so that the failed process can report first."""
 
 
 def in_rank_order(error: BaseException) -> BaseException:
-    """The error for this process to raise, some time later on ranks above 0.
+    """The error for this process to raise; on ranks above 0 it is returned after a delay.
 
-    Rank 0 may have the same to say; then it has said it by now, and whoever started the processes ends this one.
+    If rank 0 has the same error, it has reported it by then, and the launcher ends this process.
     """
     rank = launch().rank
     if rank == 0:
@@ -50,17 +50,17 @@ def in_rank_order(error: BaseException) -> BaseException:
 
 
 class Processes:
-    """The processes of a trainer. With one device it is this one, and nothing here costs anything.
+    """The group of processes of a trainer. With one device it is this process alone, and all methods are free.
 
-    trainer: None is this process alone. rank: this one's number among `count`.
-    Raises UsageError for a process that was started beside others, with a trainer that is for it alone.
+    trainer: the trainer, or None for a single process. rank: the number of this process among `count`.
+    Raises UsageError if several processes were launched for a trainer of one process.
     """
 
     def __init__(self, trainer: pl.Trainer | None = None) -> None:
         self.rank, self.count = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         self.several = self.count > 1
         self.children: list[subprocess.Popen[bytes]] = []
-        """The other processes, by rank from 1, where this one has started them."""
+        """The processes that this one has launched, by rank from 1."""
         if trainer is None:
             return
         self.strategy = trainer.strategy
@@ -72,10 +72,10 @@ class Processes:
             )
 
     def join(self) -> None:
-        """Start the other processes, unless torchrun or Slurm have, and connect them all.
+        """Launch the other processes, unless torchrun or Slurm have done so, and connect all of them.
 
-        Lightning would do so when training begins; here it comes first, so that what happens before, such as adopting
-        the run directory, is decided once. Raises UsageError if there are not as many processes as devices.
+        Lightning would do so only when training begins. Connecting earlier allows rank 0 to decide for all processes,
+        for example about the run directory. Raises UsageError if the numbers of processes and devices differ.
         """
         if not self.several:
             return
@@ -85,16 +85,16 @@ class Processes:
                 self.strategy.launcher.launch(lambda: None)
                 children = getattr(self.strategy.launcher, "procs", [])
                 self.children = list(children)
-                children.clear()  # Lightning would kill this process without a word when one of them has failed
+                children.clear()  # Lightning would kill this process without a message when one of them fails
                 _end_with_children(self.children)
-        except ValueError as error:  # of cluster environments
+        except ValueError as error:  # raised by cluster environments
             raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
             self._meet_again(cast("DDPStrategy", self.strategy))
         cast("DDPStrategy", self.strategy).setup_environment()
 
     def _meet_again(self, strategy: DDPStrategy) -> None:
-        """Connect after torchrun has started all processes anew: its store still holds what the first ones wrote."""
+        """Connect after torchrun has restarted all processes, with keys that differ from those left in its store."""
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False)
         attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
@@ -104,14 +104,17 @@ class Processes:
         torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=launch().processes)
 
     def decide(self, question: Callable[[], Value]) -> Value:
-        """What `question` answers on rank 0, on every process. If it raises, the others end quietly."""
+        """Call `question` on rank 0 and return its result on every process.
+
+        If it raises, rank 0 raises the same error and the others exit with code 0.
+        """
         if not self.several:
             return question()
         refusal, answer = None, None
         if self.rank == 0:
             try:
                 answer = question()
-            except Exception as error:  # whatever it is, the others must not wait
+            except Exception as error:  # any error must reach the others, which wait for the result
                 refusal = error
         refused, answer = self.strategy.broadcast((refusal is not None, answer))
         if refusal is not None:
@@ -121,17 +124,17 @@ class Processes:
         return cast(Value, answer)
 
     def any(self, here: bool) -> bool:
-        """Whether it is so on any process. All must ask."""
+        """Whether `here` is true on any process. All processes must call."""
         if not self.several:
             return here
         return bool(self.sum(torch.tensor(float(here))).item())
 
     def broadcast(self, value: Value) -> Value:
-        """The first process's value, on every process."""
+        """The value of rank 0, on every process."""
         return self.strategy.broadcast(value) if self.several else value
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on the CPU."""
+        """The sum of a tensor over all processes, on the CPU."""
         if not self.several:
             return values
         moved = values.to(self.strategy.root_device, copy=True)
@@ -139,7 +142,7 @@ class Processes:
         return moved.cpu()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each process, by rank."""
+        """The values of all processes, by rank."""
         if not self.several:
             return [value]
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
@@ -147,16 +150,17 @@ class Processes:
         return gathered
 
     def synchronise(self, values: Iterable[Tensor]) -> None:
-        """Give every process rank 0's values, in place."""
+        """Overwrite the tensors of every process with those of rank 0, in place."""
         if self.several:
             for value in values:
                 torch.distributed.broadcast(value, 0)
 
     def fail(self, error: BaseException, signalled: bool) -> BaseException:
-        """End the others and return what this process is to raise. signalled: whether a signal has reached it.
+        """End the other processes and return the error for this process to raise.
 
-        The cause should be said once, and by the process that has it: rank 0 comes first, one that only lost the
-        connection comes last, and those that end by agreement, or because torchrun ends them, say nothing.
+        signalled: whether this process has received a signal.
+        The cause is reported once, by the process that failed. Rank 0 reports before the others, and a process that
+        has only lost its connection last. Processes that end by agreement, or are ended by torchrun, report nothing.
         """
         if not self.several or isinstance(error, SystemExit):
             return error
@@ -168,13 +172,14 @@ class Processes:
             if isinstance(error, (Preempted, KeyboardInterrupt)):
                 return SystemExit(143 if isinstance(error, Preempted) else 130)
             if isinstance(error, UsageError) and not torch.distributed.is_initialized():
-                return SystemExit(2)  # every process found the same before they joined
+                return SystemExit(2)  # every process has the same error, before they are connected
             error = in_rank_order(error)
         if not isinstance(error, Preempted):
             _kill(self.children)
         return error
 
     def _who_ended(self, error: BaseException) -> RunError:
+        """An error that names the process that failed or, if that is not known soon, the lost connection."""
         deadline = time.monotonic() + _GRACE
         while time.monotonic() < deadline:
             time.sleep(0.05)
@@ -188,11 +193,11 @@ class Processes:
 
 
 def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> None:
-    """One backward pass of zeros, which leaves nothing behind but the order in which gradients will be added up.
+    """Run a backward pass with zero gradients, which only fixes the order in which gradients are summed later.
 
-    shape: (C, H, W) of an image. DistributedDataParallel sums gradients in buckets and, after its first backward pass,
-    fills them anew in that pass's order. Among more than two processes the last bit of a sum depends on the bucket, and
-    a continued run is to sum as the uninterrupted one does: so the first pass is always this one.
+    shape: (C, H, W) of an image. DistributedDataParallel sums gradients in buckets, which it fills again in the order
+    of its first backward pass. With more than two processes the last bit of a sum depends on the buckets. A resumed run
+    must sum as the uninterrupted one does, so that the first pass is always this one.
     """
     buffers = [(buffer, buffer.clone()) for buffer in wrapped.buffers()]
     weight = next(wrapped.parameters())
@@ -206,13 +211,13 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
 
 
 def _lost(error: BaseException) -> bool:
-    """Whether it says no more than that another process is gone."""
+    """Whether the error only says that the connection to another process is lost."""
     distributed = isinstance(error, torch.distributed.DistError)
     return distributed or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _failed(children: list[subprocess.Popen[bytes]]) -> str | None:
-    """What became of the first that failed, for the user."""
+    """How the first failed process ended, as a message for the user; None if none has failed."""
     for rank, child in enumerate(children, start=1):
         if (code := child.poll()) and code not in _AGREED:
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -226,7 +231,7 @@ def _kill(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _end_with_children(children: list[subprocess.Popen[bytes]]) -> None:
-    """End this process some time after one of those it started has failed: where it waits for them it cannot notice."""
+    """End this process a while after a child has failed, which it cannot notice while it waits for the children."""
 
     def watch() -> None:
         while any(child.poll() is None for child in children) and not _failed(children):

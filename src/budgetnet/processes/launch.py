@@ -1,4 +1,4 @@
-"""Who started this process, and as which of how many, by what torchrun, srun and Lightning's launcher tell it."""
+"""How this process was launched, and as which of how many, from the environment of torchrun, srun and Lightning."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ import time
 from dataclasses import dataclass
 
 PARENT = "BUDGETNET_PARENT"
-"""The environment variable by which a process that was started for others knows whom to end with."""
+"""The environment variable with the id of the process that launched the others, with which they end."""
 
 LAUNCH_VARIABLES = ("LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_STEP_")
-"""Beginnings of variables that say of a process that it is one of several."""
+"""Prefixes of the environment variables of a process that was launched as one of several."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """by: "torchrun", "srun", "lightning" (a process above the first), or "user". rank: among all of the run."""
+    """How a process was launched.
+
+    by: "torchrun", "srun", "lightning" (for a process above rank 0), or "user". processes: their number.
+    rank: the rank among all processes of the run.
+    """
 
     by: str
     processes: int
@@ -28,20 +32,20 @@ class Launch:
 
 
 def launch() -> Launch:
-    """How this process was started. In a batch script of Slurm, outside srun, it is the user's only one."""
+    """How this process was launched. In a batch script of Slurm, outside srun, it is the user's single process."""
     known = os.environ
     if "RANK" in known and "WORLD_SIZE" in known:
         return Launch("torchrun", int(known["WORLD_SIZE"]), int(known["RANK"]))
     tasks = int(known.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and "SLURM_PROCID" in known:
         return Launch("srun", tasks, int(known["SLURM_PROCID"]))
-    if rank := int(known.get("LOCAL_RANK", "0")):  # Lightning takes WORLD_SIZE away in the end
+    if rank := int(known.get("LOCAL_RANK", "0")):  # Lightning removes WORLD_SIZE at the end of training
         return Launch("lightning", int(known.get("WORLD_SIZE", rank + 1)), rank)
     return Launch("user", 1, 0)
 
 
 def single_process_environment() -> dict[str, str]:
-    """The environment for a process that starts anew, as if the user had started it."""
+    """The environment for a new process, as if the user had launched it."""
     single = ("RANK", "WORLD_SIZE", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", PARENT)
     return {
         name: value
@@ -51,9 +55,9 @@ def single_process_environment() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one that started it for a run, however that ended: it might wait for it for ever.
+    """End this process soon after the one that launched it, for which it might wait for ever.
 
-    Called first of all. Does nothing in a process that the user has started.
+    It is called first of all, and does nothing in a process that the user has launched.
     """
     if launch().by == "user" or (launch().by == "srun" and PARENT not in os.environ):
         return
@@ -68,7 +72,10 @@ def end_with_parent() -> None:
 
 
 def requeue() -> bool:
-    """Under Slurm, ask for this job to be run again; not if it is ending, as one that the user cancels is."""
+    """Requeue this job under Slurm, unless it is ending because the user has cancelled it.
+
+    Returns whether it was requeued.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or shutil.which("scontrol") is None:
         return False

@@ -1,1 +1,1 @@
-"""What run directories hold, as tables, figures and reports."""
+"""Tables, figures and reports of run directories."""

@@ -1,4 +1,4 @@
-"""The metric that selects networks, against what they cost, for a set of runs."""
+"""A figure of test scores against costs for a set of runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 COSTS = {"flops": "FLOPs", "params": "params", "train_cost_flops": "train cost (FLOPs)"}
 LIMITED = {"sequential_ops": "sequential operations", "latency": "latency (µs)"}
-"""Costs that are drawn where some run has a budget of them."""
+"""Costs that are drawn only if some run has a budget for them."""
 MARKERS = "osD^vP"
-_LONG_LABEL = 40  # letters that a panel is high
+_LONG_LABEL = 40  # number of letters that fit the height of a panel
 
 
 class Point(NamedTuple):
-    """A configuration in a panel: its cost and its test score, and the score that selects it for the front."""
+    """A configuration in a panel: its cost, its test score, and the score that decides whether it is on the front."""
 
     group: Repetitions
     cost: Spread
@@ -32,7 +32,7 @@ class Point(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """Finished configurations that can be compared: of one dataset, and selected by one metric."""
+    """Finished configurations of one dataset that were selected by the same metric."""
 
     dataset: str
     metric: Metric
@@ -40,19 +40,19 @@ class Panels(NamedTuple):
 
     @property
     def test(self) -> str:
-        """The name of their test score."""
+        """The name of the test score."""
         return f"test_{self.metric.name}"
 
     @property
     def label(self) -> str:
-        """Of the axis of scores."""
+        """The label of the axis of scores."""
         return f"test {self.metric.label}" + ("" if self.metric.higher_is_better else ", lower is better")
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Indices, by rising cost, of the points that no other beats: none is as cheap and as good.
+    """The indices, by rising cost, of points for which no other point is at least as cheap and as good.
 
-    gains: more is better. Of equal points the first counts.
+    gains: higher is better. Among equal points the first counts.
 
     >>> pareto_front([1, 2, 3], [70, 60, 80])
     [0, 2]
@@ -65,11 +65,12 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
 
 
 def score_against_cost(rows: Sequence[Row]) -> Figure:
-    """Test scores (validation-selected) of the finished runs against FLOPs, params, train cost, and other budgets.
+    """Draw the test scores of finished runs against FLOPs, params, train cost, and other costs with budgets.
 
-    A row of panels per dataset and metric. A point is a configuration: mean over its seeds, bars of one sample standard
-    deviation. A colour is a backbone and method. The grey line is the Pareto front of validation scores, drawn at the
-    test score of what it selects: the test set selects nothing. (Without validation it is that of test scores.)
+    There is a row of panels for each dataset and metric. A point is a configuration: the mean over its seeds, with bars
+    of one sample standard deviation. A colour is a backbone and method. The grey line is the Pareto front of validation
+    scores, drawn at the test scores of its points, so that the test set selects nothing. Without validation it is the
+    front of test scores.
     """
     lines = comparable(repetitions(rows))
     series = list(dict.fromkeys(series_of(group) for line in lines for group in line.groups))
@@ -109,17 +110,17 @@ def comparable(groups: Sequence[Repetitions]) -> list[Panels]:
 
 
 def costs_of(rows: Sequence[Row]) -> dict[str, str]:
-    """The kinds of cost to draw, and what they are called."""
+    """The kinds of cost to draw, with their labels."""
     return COSTS | {kind: label for kind, label in LIMITED.items() if any(kind in row.budget for row in rows)}
 
 
 def series_of(group: Repetitions) -> str:
-    """What a colour stands for."""
+    """The backbone and method of a configuration, which have a colour of their own."""
     return f"{group.rows[0].backbone}, {group.rows[0].method}"
 
 
 def points(panels: Panels, cost: str) -> tuple[list[Point], list[Point]]:
-    """Every configuration whose `cost` (of `costs_of`) is known, and those on the Pareto front."""
+    """All configurations whose `cost`, a key of `costs_of`, is known, and those on the Pareto front."""
     known = []
     for group in panels.groups:
         x, y, validation = (group.spread(name) for name in (cost, panels.test, f"val_{panels.metric.name}"))
@@ -151,7 +152,7 @@ def _panel(axes: Axes, panels: Panels, cost: str, series: Sequence[str]) -> None
 
 
 def _score_limits(axes: Axes, metric: Metric, scores: Sequence[Spread]) -> None:
-    """Room above and below the points and their bars: at least half a percent, or a part of the largest value."""
+    """Set limits with room around the points and bars: at least half a percent, or a fraction of the largest value."""
     finite = [score for score in scores if isfinite(score.mean)]
     if not finite:
         return

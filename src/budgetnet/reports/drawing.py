@@ -1,4 +1,4 @@
-"""What the figures share: colours that everybody can tell apart, axes in human units, marks, labels."""
+"""Functions of all figures: colours for all kinds of colour vision, axes with readable units, marks and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DPI = 150
 SIZE = (8.0, 4.5)  # inches
 
-# Okabe and Ito's palette, without its yellow, which vanishes on white.
+# The palette of Okabe and Ito without yellow, which is hard to see on white.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, PALE = "#222222", "#8C8C8C", "#D9D9D9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
@@ -47,7 +47,7 @@ _STYLE: dict[str, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The look of every figure, for as long as it is drawn."""
+    """A context in which figures are drawn in the style of the reports."""
     from matplotlib import style
 
     with style.context(["default", _STYLE]):
@@ -55,26 +55,26 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float = SIZE[0], height: float = SIZE[1]) -> Figure:
-    """An empty figure, in inches, that belongs to nobody: without pyplot nothing has to be closed."""
+    """An empty figure of a size in inches. It is made without pyplot, so that it need not be closed."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as a PNG: the same bytes for the same figure."""
+    """Write a figure as PNG, with the same bytes for the same figure, and return the path."""
     with styled():
         figure.savefig(path, format="png", metadata={"Software": None})
     return Path(path)
 
 
 def depth_colours(count: int) -> list[Any]:
-    """A colour per group in network order, from dark (first) to light (last)."""
+    """A colour for each group in network order, from dark (first) to light (last)."""
     return [depth_map()(index / max(count - 1, 1)) for index in range(count)]
 
 
 def depth_map() -> Any:
-    """Viridis without its light end, which vanishes on white."""
+    """Viridis without its light end, which is hard to see on white."""
     import matplotlib
     from matplotlib.colors import ListedColormap
 
@@ -83,7 +83,7 @@ def depth_map() -> Any:
 
 
 def in_quantities(axis: Any) -> None:
-    """Label an axis 580k, 42M, 1.25G."""
+    """Label the ticks of an axis as 580k, 42M or 1.25G."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     def text(value: float, _: int | None) -> str:
@@ -95,7 +95,7 @@ def in_quantities(axis: Any) -> None:
 
 
 def log_quantities(axes: Axes, values: Sequence[float]) -> None:
-    """Make x logarithmic, and wide enough that at least two of its ticks are labelled."""
+    """Make the x axis logarithmic and wide enough for at least two labelled ticks."""
     from matplotlib.ticker import LogLocator
 
     low, high = min(values) / 1.3, max(values) * 1.3
@@ -107,14 +107,14 @@ def log_quantities(axes: Axes, values: Sequence[float]) -> None:
 
 
 def shade_phases(axes: Axes, phases: Sequence[str], ends: Sequence[float]) -> None:
-    """Shade and name the phases; `phases` and `ends` (the x where it ended) have an entry per epoch."""
+    """Shade and name the phases. `phases` and `ends`, the x at the end, have an entry for each epoch."""
     start = 0.0
     for index, phase in enumerate(phases):
         last = index + 1 == len(phases)
         if last or phases[index + 1] != phase:
             name, colour = PHASES.get(phase, (phase, GREY))
             axes.axvspan(start, ends[index], color=colour, alpha=0.10, linewidth=0, zorder=0)
-            # A narrow phase has no room for its name.
+            # a narrow phase has no room for its name
             if ends[index] - start > 0.09 * ends[-1]:
                 axes.text(
                     (start + ends[index]) / 2, 0.015, name, transform=axes.get_xaxis_transform(),
@@ -125,7 +125,7 @@ def shade_phases(axes: Axes, phases: Sequence[str], ends: Sequence[float]) -> No
 
 
 def mark_rounds(axes: Axes, at: Sequence[float], rounds: Sequence[int], colour: str = GREY) -> None:
-    """A thin line at every growth round, with its number above the axes where there is room."""
+    """Draw a thin line at every round, with its number above the axes if there is room."""
     left, right = axes.get_xlim()
     free = left
     for x, number in zip(at, rounds, strict=True):
@@ -139,13 +139,13 @@ def mark_rounds(axes: Axes, at: Sequence[float], rounds: Sequence[int], colour: 
 
 
 def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions moved as little as possible (least squares) so that neighbours keep `gap`; the order stays.
+    """Positions in the same order, moved as little as possible (least squares) to be at least `gap` apart.
 
     >>> spread_out([0.0, 1.0, 1.0], 0.5)
     [0.0, 0.75, 1.25]
     """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
-    clusters: list[tuple[float, int]] = []  # centre, members
+    clusters: list[tuple[float, int]] = []  # centre and number of members
     for index in order:
         centre, members = positions[index], 1
         while clusters and centre - clusters[-1][0] < gap * (members + clusters[-1][1]) / 2:
@@ -159,12 +159,12 @@ def spread_out(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def every(count: int, inches: float, spacing: float) -> range:
-    """Which of `count` ticks to label on an axis of `inches` so that labels stand `spacing` inches apart."""
+    """The ticks, of `count`, to label on an axis of `inches` so that labels are at least `spacing` inches apart."""
     return range(0, count, max(1, -(-int(count * spacing * 1000) // int(inches * 1000))))
 
 
 def note(axes: Axes, text: str) -> None:
-    """Say on an otherwise empty figure why it is empty."""
+    """Write a text on an empty figure that says why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=11)
     axes.set_xticks([])
     axes.set_yticks([])

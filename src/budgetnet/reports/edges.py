@@ -1,4 +1,4 @@
-"""Figures of a network of edges: which were kept, and how their probabilities came about."""
+"""Figures of a network of edges: the selected edges, and the probabilities of all edges during the search."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from budgetnet.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BEND = 0.22  # between edges that join the same two nodes
+_BEND = 0.22  # curvature between edges that join the same two nodes
 
 
 def architecture(run: RunDirectory) -> Figure:
-    """The graph of a finished run: edges that were kept in blue, all others pale; the wider, the likelier."""
+    """Draw the graph of a finished run: selected edges in blue, others pale, and likelier edges wider."""
     from matplotlib.patches import FancyArrowPatch
 
     fabric = (run.summary or {}).get("fabric")
@@ -29,11 +29,11 @@ def architecture(run: RunDirectory) -> Figure:
         down = 1 - min(y for _, y in places.values())
         figure = new_figure(width=min(16.0, max(6.0, 1.1 * across)), height=min(10.0, max(3.2, 1.1 * down)))
         axes = figure.add_subplot()
-        kept = [edge for edge in fabric["edges"] if edge[4]]
-        touched = {name for edge in kept for name in edge[1:3]}
-        axes.set_title(f"Architecture: {len(kept)} of {len(fabric['edges'])} edges of {run.path.resolve().name}")
+        selected = [edge for edge in fabric["edges"] if edge[4]]
+        touched = {name for edge in selected for name in edge[1:3]}
+        axes.set_title(f"Architecture: {len(selected)} of {len(fabric['edges'])} edges of {run.path.resolve().name}")
         parallel: dict[tuple[str, str], int] = defaultdict(int)
-        for _, source, target, gamma, here in fabric["edges"]:
+        for _, source, target, gamma, is_selected in fabric["edges"]:
             number = parallel[source, target]
             parallel[source, target] += 1
             (x0, y0), (x1, y1) = places[source], places[target]
@@ -42,8 +42,8 @@ def architecture(run: RunDirectory) -> Figure:
             axes.add_patch(
                 FancyArrowPatch(
                     (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=7, shrinkA=5, shrinkB=5,
-                    connectionstyle=f"arc3,rad={bend}", color=BLUE if here else PALE,
-                    linewidth=0.6 + 1.2 * gamma, zorder=2 if here else 1,
+                    connectionstyle=f"arc3,rad={bend}", color=BLUE if is_selected else PALE,
+                    linewidth=0.6 + 1.2 * gamma, zorder=2 if is_selected else 1,
                 )
             )  # fmt: skip
         for name, (x, y) in places.items():
@@ -59,7 +59,7 @@ def architecture(run: RunDirectory) -> Figure:
 
 
 def probabilities(run: RunDirectory) -> Figure:
-    """γ of every edge (down, in the order of the network) over the epochs of the search."""
+    """Draw γ of every edge, from top to bottom in the order of the network, over the epochs of the search."""
     from matplotlib.ticker import MaxNLocator
 
     rows = run.edges

@@ -1,4 +1,4 @@
-"""What a run leaves for the eye when it ends: the report in its directory, and the table on the screen."""
+"""The report and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def write(directory: Path) -> None:
-    """Write the report of a run directory, finished or not."""
-    from budgetnet.reports.report import write_report  # matplotlib takes its time
+    """Write the report of a run directory, finished or not. Raises UsageError if its files are damaged."""
+    from budgetnet.reports.report import write_report  # matplotlib is slow to import
 
     write_report(directory)
 
 
 def show(directory: Path) -> None:
-    """Print the final table and where the report is."""
+    """Print the final table of a run and the path of its report. Raises UsageError if its files are damaged."""
     from budgetnet.reports.tables import final_row, print_table
     from budgetnet.runs.directory import RunDirectory
 

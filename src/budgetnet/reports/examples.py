@@ -1,4 +1,4 @@
-"""A few test images, and what the network made of them."""
+"""A figure of a few test images and the outputs of the network for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEGEND_LINE = 8
 
 
 def examples(run: RunDirectory) -> Figure:
-    """A row per array of examples.npz, a column per image: pictures as they are, class maps in one palette."""
+    """Draw a row for each array of examples.npz and a column for each image; class maps have one palette."""
     from matplotlib.patches import Patch
 
     arrays = {name: array[:_MOST_IMAGES] for name, array in run.examples.items() if array.ndim in (3, 4)}
@@ -59,7 +59,7 @@ def examples(run: RunDirectory) -> Figure:
 
 
 def class_colour(number: int) -> tuple[float, float, float]:
-    """The colour of a class, 0..1: the figures' own first, then colours whose hues are a golden ratio apart."""
+    """The colour of a class, in 0..1: first those of the figures, then colours with hues a golden ratio apart."""
     from matplotlib.colors import to_rgb
 
     if number < len(COLOURS):
@@ -68,7 +68,7 @@ def class_colour(number: int) -> tuple[float, float, float]:
 
 
 def coloured(classes: np.ndarray) -> np.ndarray:
-    """(H, W) classes as colours (H, W, 3); pixels without a label are grey."""
+    """The colours (H, W, 3) of a class map (H, W); pixels without a label are grey."""
     from matplotlib.colors import to_rgb
 
     pixels = np.empty((*classes.shape, 3))
@@ -78,6 +78,6 @@ def coloured(classes: np.ndarray) -> np.ndarray:
 
 
 def _picture(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) as (H, W, 3): in colour where there are three channels, else their mean in grey; clipped to 0..1."""
+    """An image (C, H, W) as (H, W, 3), clipped to 0..1; unless it has three channels, their mean in grey."""
     channels = image if len(image) == 3 else np.repeat(image.mean(0, keepdims=True), 3, axis=0)
     return np.asarray(np.clip(channels.transpose(1, 2, 0).astype(float), 0, 1))

@@ -1,4 +1,4 @@
-"""Figures of one run: how widths grew, what was saturated, what its score cost, and where the widths ended."""
+"""Figures of one run: growth path, saturation, score against train cost, and final sizes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EPOCHS, _WIDTH, _DEPTH = "epochs finished", "width (channels)", "depth (blocks)"
-_WIDE_BARS = 40  # with more groups than this, one bar no longer shows behind another
-_NAMED_LINES = 12  # with more groups than this, lines are told apart by a colour bar
+_WIDE_BARS = 40  # with more groups, a bar is not visible behind another one
+_NAMED_LINES = 12  # with more groups, a colour bar replaces the names of lines
 
 
 def growth_path(run: RunDirectory) -> Figure:
-    """Width of every group (depth of every stage, where blocks are added) over the epochs, a step per growth round."""
+    """Draw the width of every group, or the depth of every stage if blocks are added, over the epochs."""
     from matplotlib.ticker import MaxNLocator
     from matplotlib.transforms import ScaledTranslation
 
@@ -56,21 +56,21 @@ def growth_path(run: RunDirectory) -> Figure:
         for name, colour in zip(names, depth_colours(len(names)), strict=True):
             steps = [at[name] for _, at in widths]
             line = axes.step(times, [*steps, steps[-1]], where="post", color=colour, linewidth=1.4)[0]
-            # Equal widths lie on each other: a shift of a few points, by depth, shows them as a bundle.
+            # lines of equal widths are shifted by a few points, by depth, so that all are visible
             inches = (names.index(name) / max(len(names) - 1, 1) - 0.5) * min(len(names), 5) / 72
             line.set_transform(axes.transData + ScaledTranslation(-inches, inches, figure.dpi_scale_trans))
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         values = [width for _, at in widths for width in at.values()]
-        _width_axis(axes, [max(values)] if run.depths() else values)  # depth grows by ones: from zero
+        _width_axis(axes, [max(values)] if run.depths() else values)  # depths have an axis from zero
         shade_phases(axes, run.column("phase"), run.column("epoch"))
         _mark_rounds(axes, run, "epoch")
-        _tell_apart(figure, axes, names, [widths[-1][1][name] for name in names])
+        _name_lines(figure, axes, names, [widths[-1][1][name] for name in names])
         return figure
 
 
 def saturation_map(run: RunDirectory) -> Figure:
-    """Saturation of every group (down, in network order) over the epochs of the growing phase."""
+    """Draw the saturation of every group, from top to bottom in network order, over the growing epochs."""
     from matplotlib.ticker import MaxNLocator
 
     with styled():
@@ -90,7 +90,7 @@ def saturation_map(run: RunDirectory) -> Figure:
         axes.set_yticks([index + 0.5 for index in shown], [names[index] for index in shown])
         axes.tick_params(axis="y", length=0, labelsize=8 if len(names) <= 20 else 6.5)
         _mark_rounds(axes, run, "epoch", colour="white")
-        bar = figure.colorbar(mesh, ax=axes, pad=0.02, label="saturation (part of the filters selected)")
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02, label="saturation (fraction of the filters selected)")
         threshold = _threshold(run)
         if threshold is not None:
             bar.ax.axhline(threshold, color=VERMILION, linewidth=2)
@@ -99,8 +99,7 @@ def saturation_map(run: RunDirectory) -> Figure:
 
 
 def score_against_train_cost(run: RunDirectory) -> Figure:
-    """The metric that selects, on validation, against the FLOPs spent on training so far; the test scores stand at the
-    end."""
+    """Draw the validation score by the selecting metric against the train cost so far, with test scores at the end."""
     metric, row = run.task_metrics[0], final_row(run)
     validation, test = f"val_{metric.name}", f"test_{metric.name}"
     with styled():
@@ -131,7 +130,7 @@ def score_against_train_cost(run: RunDirectory) -> Figure:
                         marker="D", fillstyle=fill, markersize=7, linestyle="none", clip_on=False, zorder=5,
                     )  # fmt: skip
         axes.grid(axis="y", color=PALE, linewidth=0.6)
-        axes.legend(  # where the curve does not come to lie, and above the names of the phases
+        axes.legend(  # in a corner that the curve does not reach, above the names of the phases
             loc="lower right" if metric.higher_is_better else "upper right",
             bbox_to_anchor=(0.99, 0.07 if metric.higher_is_better else 0.97),
             frameon=True,
@@ -141,8 +140,7 @@ def score_against_train_cost(run: RunDirectory) -> Figure:
 
 
 def final_sizes(run: RunDirectory) -> Figure:
-    """Final width of every group (depth of every stage, where blocks are added), beside those of the seed network and
-    the full backbone."""
+    """Draw the final width of every group, or depth of every stage, with those of seed network and full backbone."""
     from matplotlib.ticker import MaxNLocator
 
     with styled():
@@ -178,8 +176,8 @@ def final_sizes(run: RunDirectory) -> Figure:
 
 
 def _title(run: RunDirectory, text: str, more: str = "") -> str:
-    parts = [part for part in (run.choice("backbone"), run.choice("dataset")) if part]
-    return f"{text}{': ' * bool(parts)}{' on '.join(parts)}{more}\n"  # the second line is for round numbers
+    names = [name for name in (run.choice("backbone"), run.choice("dataset")) if name]
+    return f"{text}{': ' * bool(names)}{' on '.join(names)}{more}\n"  # the second line leaves room for round numbers
 
 
 def _height(groups: int) -> float:
@@ -188,7 +186,7 @@ def _height(groups: int) -> float:
 
 def _threshold(run: RunDirectory) -> float | None:
     growth: dict[str, Any] = run.config.get("growth") or {}
-    if growth.get("policy", "saturation") != "saturation":  # the others grow without asking for it
+    if growth.get("policy", "saturation") != "saturation":  # other policies do not use it
         return None
     threshold = growth.get("threshold")
     return float(threshold) if isinstance(threshold, int | float) else None
@@ -200,7 +198,7 @@ def _mark_rounds(axes: Axes, run: RunDirectory, x: str, **options: Any) -> None:
 
 
 def _width_axis(axes: Axes, widths: list[int]) -> None:
-    """From zero, or, where that would flatten the narrow groups, logarithmic: equal steps are equal ratios."""
+    """Let the axis begin at zero, or make it logarithmic if narrow groups would be flat."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     low, high = min(widths), max(widths)
@@ -215,8 +213,8 @@ def _width_axis(axes: Axes, widths: list[int]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _tell_apart(figure: Figure, axes: Axes, names: list[str], final: list[int]) -> None:
-    """Name every line at its right end, or, where there are too many, explain colours by a bar."""
+def _name_lines(figure: Figure, axes: Axes, names: list[str], final: list[int]) -> None:
+    """Name every line at its right end, or add a colour bar if there are too many."""
     if len(names) > _NAMED_LINES:
         from matplotlib.cm import ScalarMappable
 
@@ -228,7 +226,7 @@ def _tell_apart(figure: Figure, axes: Axes, names: list[str], final: list[int]) 
     to_axes = axes.transScale + axes.transLimits
     heights = [to_axes.transform((0, width))[1] for width in final]
     colours = depth_colours(len(names))
-    line = 8 / 72 * 1.3 / (SIZE[1] - 1.1)  # height of a line of text, in parts of the axes
+    line = 8 / 72 * 1.3 / (SIZE[1] - 1.1)  # height of a line of text as a fraction of the axes
     places = spread_out(heights, line)
     for name, width, height, place, colour in zip(names, final, heights, places, colours, strict=True):
         axes.plot([1.0, 1.025], [height, place], color=colour, linewidth=1, transform=axes.transAxes, clip_on=False)

@@ -1,4 +1,4 @@
-"""The first layer's filters, growth round by growth round (the paper's Figure 4)."""
+"""A figure of the filters of the first layer in every round (Figure 4 of the AdeNeL paper)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from budgetnet.runs.directory import RunDirectory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_A_LINE = 32  # filters side by side
-_MOST_ROUNDS = 24  # of more, as many are drawn, the first and the last among them
+_A_LINE = 32  # the most filters in a line
+_MOST_ROUNDS = 24  # the most rounds that are drawn, including the first and the last
 
 
 def first_layer_filters(run: RunDirectory) -> Figure:
-    """Every filter of the first convolution at the end of the rounds; those that are selected are framed."""
+    """Draw every filter of the first convolution at the end of the rounds; selected filters are framed."""
     from matplotlib.patches import Rectangle
 
     with styled():
@@ -55,16 +55,17 @@ def first_layer_filters(run: RunDirectory) -> Figure:
 
 
 def spread(count: int) -> list[int]:
-    """Which of `count` rounds are drawn: all, or as many as there is room for, at equal distances."""
+    """The rounds, of `count`, that are drawn: all, or as many as there is room for, at equal distances."""
     if count <= _MOST_ROUNDS:
         return list(range(count))
     return [round(index * (count - 1) / (_MOST_ROUNDS - 1)) for index in range(_MOST_ROUNDS)]
 
 
 def picture(weights: np.ndarray) -> np.ndarray:
-    """A filter (channels, height, width) as a picture: colours if it has three channels, else their mean in grey.
+    """A filter (channels, height, width) as a picture, from 0 (its smallest value) to 1 (its largest).
 
-    (height, width, 3) or (height, width), from 0 (its smallest value) to 1 (its largest).
+    A filter of three channels becomes (height, width, 3) in colour, any other (height, width), the mean of its
+    channels, in grey.
     """
     pixels = weights.transpose(1, 2, 0) if len(weights) == 3 else weights.mean(0)
     low, high = float(pixels.min()), float(pixels.max())

@@ -1,4 +1,4 @@
-"""A page to look at: every run in one HTML file that needs neither a server nor a network."""
+"""An interactive HTML page of all runs in one file, which needs neither a server nor a network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DEPTH_STOPS = 16
 
 
 def write_page(runs: Sequence[RunDirectory], path: str | Path) -> Path:
-    """Write `page(runs)` to `path`. Raises UsageError where that cannot be written."""
+    """Write `page(runs)` to `path`. Raises UsageError if the file cannot be written."""
     text = page(runs)
     try:
         Path(path).write_bytes(text.encode("utf-8", "replace"))
@@ -54,10 +54,10 @@ def write_page(runs: Sequence[RunDirectory], path: str | Path) -> Path:
 
 
 def page(runs: Sequence[RunDirectory]) -> str:
-    """The HTML of a page over `runs` (at least one), finished or not.
+    """The HTML of a page of `runs` (at least one), finished or not.
 
-    The table stands in it as HTML. The figures are drawn by Plotly from the numbers in it: scores against cost, and on
-    a click on a row or a point what that run did. plotly.js is packed into the page, which makes it 2 MB long.
+    The page has the table as HTML, and data from which Plotly draws the figures: scores against costs and, after a
+    click on a row or a point, the figures of that run. It contains plotly.js, which makes its size 2 MB.
     """
     rows = [final_row(run) for run in runs]
     groups = repetitions(rows)
@@ -87,19 +87,19 @@ def _file(name: str) -> str:
 
 @cache
 def _packed_plotly() -> str:
-    """plotly.js, compressed and as text: 2 MB in place of 4.8 MB."""
+    """plotly.js, compressed and encoded as text: 2 MB instead of 4.8 MB."""
     from plotly.offline import get_plotlyjs
 
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _script_text(value: object) -> str:
-    """JSON that may stand in a script element: nothing in it can end that element."""
+    """JSON for a script element, without characters that could end the element."""
     return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _finite(value: object) -> object:
-    """`value` with None in place of what JSON has no number for."""
+    """`value` with None instead of infinite numbers and nan, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -115,12 +115,12 @@ def _title(rows: Sequence[Row]) -> str:
 
 def _about(rows: Sequence[Row]) -> str:
     unfinished = sum(not row.finished for row in rows)
-    said = [f"{unfinished} unfinished"] if unfinished else []
+    facts = [f"{unfinished} unfinished"] if unfinished else []
     for name in ("method", "backbone", "dataset"):
         values = sorted({getattr(row, name) for row in rows})
-        if name == "method" or len({(row.backbone, row.dataset) for row in rows}) > 1:  # the title has said the rest
-            said.append(f"{name}{'s' * (len(values) > 1)} {', '.join(values)}")
-    return " · ".join(said)
+        if name == "method" or len({(row.backbone, row.dataset) for row in rows}) > 1:  # otherwise the title has it
+            facts.append(f"{name}{'s' * (len(values) > 1)} {', '.join(values)}")
+    return " · ".join(facts)
 
 
 def _comparison_title(rows: Sequence[Row]) -> str:
@@ -129,7 +129,7 @@ def _comparison_title(rows: Sequence[Row]) -> str:
 
 
 def _colours() -> Json:
-    """The colours of the other figures. On a dark ground the maps of depth lose their dark end, not their light one."""
+    """The colours of the other figures. On a dark background, depths use viridis without its dark end instead."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -148,7 +148,7 @@ def _colours() -> Json:
 
 
 def _panels(groups: Sequence[Repetitions], number: Mapping[int, int]) -> list[Json]:
-    """A panel per dataset, metric and kind of cost, like those of `comparison.score_against_cost`."""
+    """A panel for each dataset, metric and kind of cost, as in `comparison.score_against_cost`."""
     lines = comparable(groups)
     finished = [group for line in lines for group in line.groups]
     series = list(dict.fromkeys(series_of(group) for group in finished))
@@ -187,7 +187,7 @@ def _point(point: Point, panels: Panels, series: Sequence[str], number: Mapping[
 
 
 def _run(run: RunDirectory, row: Row) -> Json:
-    """What a run's own view shows."""
+    """The data for the view of one run."""
     summary = run.summary or {}
     return {
         **row.line(),
@@ -213,7 +213,7 @@ def _run(run: RunDirectory, row: Row) -> Json:
 
 
 def _path(run: RunDirectory) -> Json:
-    """Sizes of `names`, a list each, from each of `epochs` on."""
+    """For each of `names`, the sizes from each of `epochs` on."""
     path = run.path_of_sizes()
     names = list(path[-1][1]) if path else []
     return {
@@ -224,7 +224,7 @@ def _path(run: RunDirectory) -> Json:
 
 
 def _sizes(run: RunDirectory) -> Json | None:
-    """Sizes of the names of `_path`, in their order; `full` is None where it is not known."""
+    """Sizes for the names of `_path`, in their order; `full` is None if it is unknown."""
     sizes = run.sizes()
     if sizes is None:
         return None
@@ -237,7 +237,7 @@ def _sizes(run: RunDirectory) -> Json | None:
 
 
 def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
-    """The run's line of the table, and what the table has no room for, as [name, text]."""
+    """The cells of the run in the table and further facts about it, as [name, text]."""
     facts = {column.full_heading: column.cell(row) for column in columns([row])}
     del facts["Run"], facts["Budget used"]
     for metric in row.metrics:
@@ -252,7 +252,7 @@ def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
 
 
 def _phases(run: RunDirectory) -> list[list[Any]]:
-    """[phase, epochs finished before it, epochs finished after it] of every phase."""
+    """[phase, finished epochs before it, finished epochs after it] for every phase."""
     found, start = [], 0
     for phase, epochs in groupby(run.column("phase")):
         end = start + len(list(epochs))
@@ -268,7 +268,7 @@ def _saturation(run: RunDirectory) -> Json | None:
     return {
         "names": names,
         "epochs": [row["epoch"] for row in run.saturation],
-        # Two decimals are what a colour shows, and a third of the bytes.
+        # a colour shows no more than two decimals, which take a third of the bytes
         "values": [
             [row[name] if row[name] is None else round(row[name], 2) for row in run.saturation] for name in names
         ],
@@ -276,7 +276,7 @@ def _saturation(run: RunDirectory) -> Json | None:
 
 
 def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
-    """The report's table, a body per configuration so that repetitions stay together when it is sorted."""
+    """The table, with a body for each configuration, so that repetitions stay together when it is sorted."""
     shown = columns([row for group in groups for row in group.rows])
     heads = "".join(_head(column) for column in shown)
     bodies = []
@@ -289,7 +289,7 @@ def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
 
 
 def _head(column: Column) -> str:
-    """A heading to click on. Its unit stays with its last word where there is no room for one line."""
+    """A heading that sorts the table. A line break does not separate the unit from the last word."""
     text, first = html.escape(column.heading), "ascending" if column.smallest_first else "descending"
     if column.unit:
         text = re.sub(r"(\S+ \S+)$", r"<span>\1</span>", text)
@@ -318,7 +318,7 @@ def _mean_line(shown: Sequence[Column], group: Repetitions) -> str:
 
 
 def _cell(column: Column, text: str, value: float | None) -> str:
-    """value: the number that it is sorted by; without one it is sorted by its text."""
+    """A cell of the table. value: the number by which it is sorted; a cell without one is sorted by its text."""
     data = "" if value is None or not math.isfinite(value) else f" data-value={value!r}"
     return f"<td{_kind(column)}{data}>{text}</td>"
 

@@ -1,4 +1,4 @@
-"""report.md: one run on one page, written from its run directory alone."""
+"""report.md: the report of one run, written from its run directory alone."""
 
 from __future__ import annotations
 
@@ -20,31 +20,30 @@ if TYPE_CHECKING:
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     "growth_path": (
         figures.growth_path,
-        "Each line is a width group (a stage, where blocks are added); it steps in the rounds (dotted, numbered above) "
+        "Each line is a width group, or a stage if blocks are added; it steps in the rounds (dotted, numbered above) "
         "in which it changed. Equal lines are drawn side by side.",
     ),
     "saturation": (
         figures.saturation_map,
-        "Each line down is a width group, each column an epoch; the brighter, the larger the part of its filters that "
-        "is in the support. A group that is bright at the end of a round (dotted) has used up its capacity; a map "
-        "that is bright everywhere no longer tells the groups apart.",
+        "Each row is a width group and each column an epoch; brighter cells have a larger fraction of selected "
+        "filters. A group that is bright at the end of a round (dotted) has used up its capacity; a map that is bright "
+        "everywhere does not distinguish the groups.",
     ),
     "filters": (
         first_layer_filters,
-        "Each row is the first layer at the end of a round, before it is changed, filter by filter (colours where it "
-        "reads three channels; of many rounds some, at equal distances). Framed are those that a growing network has "
-        "in the support, or that a pruned one keeps; a method that does not choose among filters frames none. Where it "
-        "is widened, new filters stand at the end.",
+        "Each row shows the filters of the first layer at the end of a round, before it is changed, in colour if they "
+        "read three channels. Of many rounds some are shown, at equal distances. Framed filters are selected: they are "
+        "saturated in a growing network, or kept in a pruned one. New filters are at the end.",
     ),
     "architecture": (
         edges.architecture,
-        "A dot adds up what its arrows bring. Blue is kept, pale was left out; the wider, the likelier it was. Two "
-        "arrows between the same dots are a module and a shortcut.",
+        "A dot is the sum of its incoming edges. Blue edges are selected, pale edges are not, and likelier edges are "
+        "wider. Two arrows between the same dots are a module and a shortcut.",
     ),
     "edges": (
         edges.probabilities,
-        "Each line down is an edge, each column an epoch. A search that has come to an end is black and bright, with "
-        "nothing in between.",
+        "Each row is an edge and each column an epoch. After a search that has converged, every edge is either dark or "
+        "bright.",
     ),
     "accuracy_against_train_cost": (
         figures.score_against_train_cost,
@@ -53,24 +52,23 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
     ),
     "examples": (
         examples,
-        "A column is a test image, a row what is known of it or what the network made of it. A class has the same "
+        "Each column is a test image, with its labels and the outputs of the network below it. A class has the same "
         "colour in every map; pixels without a label are grey.",
     ),
     "widths": (
         figures.final_sizes,
-        "Width groups (stages, where blocks are added) stand in network order; a blue bar that ends below the grey of "
-        "the full backbone got less than it has, one that ends above it got more.",
+        "Width groups, or stages if blocks are added, are in network order. A blue bar below the grey one is narrower "
+        "than the full backbone, and one above it is wider.",
     ),
 }
 _MOST_NAMED = 6
-_NARROWING = ("Pruning steps", "Who was narrowed", "Pruning ends by")
+_NARROWING = ("Pruning steps", "Narrowed", "Pruning ends by")
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Write report.md and figures/*.png into a run directory, finished or not, and return the path of report.md.
 
-    Figures of growth are left out of a run that has no growing phase. Raises UsageError for a path that is not a
-    run directory.
+    Figures without data are left out. Raises UsageError for a path that is not a run directory, and for damaged files.
     """
     run = RunDirectory(run_dir)
     folder = run.path / "figures"
@@ -107,7 +105,7 @@ def _head(run: RunDirectory) -> str:
 
 
 def _scores(run: RunDirectory) -> str:
-    """Every metric of the task."""
+    """The section about the metrics of the task."""
     row, names = final_row(run), ("Test", "Last epoch", "Best test epoch", "Validation")
     lines = [
         [metric.label, *(score_text(metric)(row.number(name)) for name in score_names(metric))]
@@ -123,7 +121,7 @@ def _scores(run: RunDirectory) -> str:
 
 
 def _edges(run: RunDirectory) -> str:
-    """What a search for edges cost as drawn, as pruned to what would be kept, and with every edge on."""
+    """The section about the costs of sampled networks, of the selected network, and of all edges."""
     if not run.edges:
         return ""
     last = run.edges[-1]
@@ -133,16 +131,16 @@ def _edges(run: RunDirectory) -> str:
         for kind in kinds
     ]
     header = ("Cost", "Sampled", "Pruned", "Full")
-    said = (
-        f"After epoch {last['epoch']} of the search: the mean of what was drawn, what lies on a path of the edges that "
-        f"would be kept, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
+    explanation = (
+        f"After epoch {last['epoch']} of the search: the mean of the sampled networks, the selected edges that lie on "
+        f"a path, and all edges. {100 * last['decided']:.0f} % of the edges are decided.\n"
     )
-    return "## Edges\n\n" + markdown_table(header, lines) + "\n" + said
+    return "## Edges\n\n" + markdown_table(header, lines) + "\n" + explanation
 
 
 def _figure_section(names: list[str]) -> str:
-    parts = [f"![{name}](figures/{name}.png)\n\n{_FIGURES[name][1]}\n" for name in names]
-    return "## Figures\n\n" + "\n".join(parts)
+    images = [f"![{name}](figures/{name}.png)\n\n{_FIGURES[name][1]}\n" for name in names]
+    return "## Figures\n\n" + "\n".join(images)
 
 
 def _sizes(run: RunDirectory) -> str:
@@ -162,7 +160,7 @@ def _sizes(run: RunDirectory) -> str:
 def _rounds(run: RunDirectory) -> str:
     if not run.rounds:
         return ""
-    title, who, ends = ("Growth rounds", "Who grew", "Growth ends by") if run.grew else _NARROWING
+    title, who, ends = ("Growth rounds", "Grown", "Growth ends by") if run.grew else _NARROWING
     header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)
     lines = [
         [
@@ -179,8 +177,8 @@ def _who_changed(record: dict[str, Any]) -> str:
     plan: dict[str, list[int]] = record["plan"]
     deeper = [f"{name} {old}→{new} blocks" for name, (old, new) in record.get("depths", {}).items() if new > old]
     if deeper or not plan:
-        kept = f"{len(record['edges'])} edges stay" if "edges" in record else "nobody"
-        return ", ".join(deeper) or kept
+        unchanged = f"{len(record['edges'])} edges stay" if "edges" in record else "none"
+        return ", ".join(deeper) or unchanged
     largest = sorted(plan, key=lambda name: -abs(plan[name][1] - plan[name][0]))
     named = ", ".join(f"{name} {plan[name][0]}→{plan[name][1]}" for name in plan if name in largest[:_MOST_NAMED])
     if len(plan) <= _MOST_NAMED:
@@ -204,19 +202,19 @@ def _reading(run: RunDirectory) -> str:
         if summary.get(f"test_{metric.name}_best") is not None:
             read = (
                 f"The test set was read after every epoch and selected nothing: the best test epoch is epoch "
-                f"{summary[f'test_{metric.name}_best_epoch']}, which nobody knows without the test set's labels."
+                f"{summary[f'test_{metric.name}_best_epoch']}, which cannot be known without its labels."
             )
         lines.append(
             f"* Test {metric.title} is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the "
-            f"last epoch's stands beside it. {read}"
+            f"metrics of the last epoch are given too. {read}"
         )
     lines += [
         "* FLOPs are multiply-accumulates of one image as fvcore counts them: convolutions, linear layers, and two "
         "per batch-norm element.",
-        "* Train cost is the FLOPs of the network as it was then, summed over every image trained on: (a) in percent "
-        "of the full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
-        "* Saturation is the part of a group's filters that are selected: in the support (`growth.readout=support`), "
-        "or among the first of the whole network (`path`). Pause is the time a round took.",
+        "* Train cost is the FLOPs of the network at each time, summed over all training images: (a) in percent of the "
+        "full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
+        "* Saturation is the fraction of a group's filters that are selected: in the support "
+        "(`growth.readout=support`), or among the first of the whole network (`path`). Pause is the time of a round.",
     ]
     return "\n".join(lines) + "\n"
 

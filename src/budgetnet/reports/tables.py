@@ -1,4 +1,4 @@
-"""The final table: one row per run, and a mean over seeds where runs differ in nothing else."""
+"""The final table: a row for each run, and the mean over runs that differ in their seeds alone."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """The final numbers of one run, or of as many epochs as an unfinished one got through.
+    """The final numbers of a run, or the current ones of an unfinished run. None stands for unknown numbers.
 
-    metrics: of its task; the first selected the network. scores: their values by name: test_<metric> of the epoch that
-    validation selects, test_<metric>_last of the last one, test_<metric>_best of the best of the final network's
-    epochs, which no validation selects (the first metric's, where the test set was read after every epoch), and
-    val_<metric>. FLOPs are multiply-accumulates of one image. None: not known (yet).
-    train_cost_baseline_percent (a): against the full backbone for the baseline's epochs. train_cost_final_percent
-    (b): against the final network for the same epochs. budget: used percent by kind.
-    settings: the configuration without seed and directory as text; runs that share it are repetitions. seconds: of all
-    epochs, growth_seconds: of the rounds between them. hardware, versions: as text.
+    metrics: the metrics of the task, of which the first selects the network.
+    scores: values by name: test_<metric> of the epoch that validation selects, test_<metric>_last of the last epoch,
+    val_<metric>, and test_<metric>_best of the first metric at the best epoch of the final network, which selects
+    nothing and is known if the test set was evaluated after every epoch.
+    params, flops, macs, latency: parameters, FLOPs and multiply-accumulates of one image, microseconds for one image.
+    train_cost_baseline_percent: (a), in percent of the full backbone for the epochs of the baseline.
+    train_cost_final_percent: (b), in percent of the final network for the epochs of the baseline.
+    seconds, growth_seconds: the time of the whole run, and of its rounds.
+    budget: the percentage used, by kind.
+    settings: the configuration without seed and directory, as text, which is equal for repetitions.
     """
 
     name: str
@@ -69,12 +71,12 @@ class Row:
         return self.metrics[0]
 
     def number(self, name: str) -> float | None:
-        """A score or a cost by its name in runs.csv; None: not known, or not of this run's task."""
+        """A score or a cost by its name in runs.csv, or None if it is unknown or of another task."""
         number: float | None = self.scores[name] if name in self.scores else getattr(self, name, None)
         return number
 
     def line(self) -> dict[str, Any]:
-        """Its line of runs.csv by column. Each kind of budget is one, with its used percent."""
+        """The cells of the row in runs.csv by column. Each kind of budget has a column with its percentage used."""
         cells: dict[str, Any] = {}
         for item in fields(self):
             if item.name == "scores":
@@ -85,13 +87,13 @@ class Row:
 
 
 def score_names(metric: Metric) -> tuple[str, ...]:
-    """The names of a metric's scores, as in summary.json."""
+    """The names of the scores of a metric, as in summary.json."""
     test = f"test_{metric.name}"
     return (test, f"{test}_last", f"{test}_best", f"val_{metric.name}")
 
 
 def _names_in_tables(metrics: Sequence[Metric]) -> list[str]:
-    """All scores of the metric that selects, and of the others the one of the epoch that it selects."""
+    """The names of all scores of the first metric, and of the test scores of the other metrics in tables."""
     others = [f"test_{metric.name}" for metric in metrics[1:] if metric.in_tables]
     return [*score_names(metrics[0]), *others]
 
@@ -105,17 +107,17 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Repetitions:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ in their seeds alone."""
 
     rows: tuple[Row, ...]
 
     @property
     def finished(self) -> tuple[Row, ...]:
-        """Those that count."""
+        """The finished runs."""
         return tuple(row for row in self.rows if row.finished)
 
     def spread(self, name: str) -> Spread | None:
-        """Mean and deviation of one of the rows' numbers over the finished runs; None where one of them lacks it."""
+        """The mean and deviation of a number (`Row.number`) over the finished runs; None if one of them lacks it."""
         values = [value for row in self.finished if (value := row.number(name)) is not None]
         if not values or len(values) < len(self.finished):
             return None
@@ -125,9 +127,9 @@ class Repetitions:
 
 
 def final_row(run: RunDirectory) -> Row:
-    """The row of one run: summary.json's numbers, or what metrics.csv has so far where the run is unfinished.
+    """The row of one run, from summary.json or, for an unfinished run, from metrics.csv.
 
-    Its validation scores are then those of the best epoch.
+    The validation scores of an unfinished run are those of its best epoch. Raises UsageError for damaged files.
     """
     known: dict[str, Any] = {
         "name": run.path.resolve().name,
@@ -154,24 +156,24 @@ def final_row(run: RunDirectory) -> Row:
 
 
 def listed(facts: Mapping[str, object] | None) -> str:
-    """Facts of summary.json in one line: "torch 2.13.0, python 3.11.7"."""
+    """Facts of summary.json on one line, such as "torch 2.13.0, python 3.11.7"."""
     return ", ".join(f"{name} {value}" for name, value in (facts or {}).items())
 
 
 def settings(config: Mapping[str, Any]) -> str:
-    """A configuration as text, without what repetitions of one run may differ in: seeds, names, what is kept where."""
+    """A configuration as text without options in which repetitions may differ: seeds, names and directories."""
 
     def strip(value: object) -> object:
         if isinstance(value, dict):
             return {str(key): strip(item) for key, item in value.items() if key not in ("seed", "test_every_epoch")}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
-    compared = {key: value for key, value in affecting(config).items() if key != "task"}  # the dataset says it
+    compared = {key: value for key, value in affecting(config).items() if key != "task"}  # it follows from the dataset
     return json.dumps(strip(compared), sort_keys=True, default=str)
 
 
 def repetitions(rows: Sequence[Row]) -> list[Repetitions]:
-    """The rows by settings and metrics, in order of appearance; a run without a repetition stands alone."""
+    """The rows in groups of equal settings and metrics, in order of appearance."""
     groups: dict[object, list[Row]] = {}
     for row in rows:
         groups.setdefault((row.settings, row.metrics), []).append(row)
@@ -179,22 +181,22 @@ def repetitions(rows: Sequence[Row]) -> list[Repetitions]:
 
 
 def metrics_of(rows: Sequence[Row]) -> list[Metric]:
-    """The metrics that selected their networks, each once."""
+    """The metrics that selected the networks, without duplicates."""
     return list({row.metric.name: row.metric for row in rows}.values())
 
 
-# Numbers as text; what is not known is empty --------------------------------------------------------------------------
+# Numbers as text, which is empty for unknown numbers ------------------------------------------------------------------
 
 Text = Callable[[float | None], str]
 
 
 def score_text(metric: Metric) -> Text:
-    """How a metric's values are written, without their unit: two decimals, or four digits where it has none."""
+    """A function that formats values of a metric without the unit: two decimals, or four digits if it has no unit."""
     return _decimals if metric.unit else lambda value: "" if value is None else f"{value:#.4g}"
 
 
 def with_unit(metric: Metric, text: str) -> str:
-    """A metric's value as text, with its unit if it has one; of an empty text the empty text."""
+    """The value of a metric, as text, with its unit if it has one; an empty text stays empty."""
     return f"{text} {metric.unit}".rstrip() if text else ""
 
 
@@ -211,7 +213,7 @@ def _quantity(value: float | None) -> str:
 
 
 def spread_text(spread: Spread | None, text: Text) -> str:
-    """ "91.21 ± 0.13", or the mean alone where nothing deviates."""
+    """A spread as text such as "91.21 ± 0.13", or the mean alone if the deviation is 0."""
     if spread is None:
         return ""
     return f"{text(spread.mean)} ± {text(spread.deviation)}" if spread.deviation else text(spread.mean)
@@ -224,9 +226,12 @@ def spread_text(spread: Spread | None, text: Text) -> str:
 class Column:
     """A column of the table.
 
-    cell, mean: what stands in it for a run, and for repetitions together. number: what `Row.number` calls the number
-    behind it; empty for a text. unit: what its heading ends with. alone: its heading where no neighbour explains it, if
-    that is another one. smallest_first: how it is sorted at first. optional: left out where no run has such a number.
+    cell, mean: functions that give the text for a run, and for repetitions.
+    number: the name of its number for `Row.number`; empty for a column of text.
+    unit: the unit at the end of the heading.
+    alone: the heading outside a table, if it differs.
+    smallest_first: whether it is first sorted in ascending order.
+    optional: whether it is left out if no run has such a number.
     """
 
     heading: str
@@ -240,12 +245,12 @@ class Column:
 
     @property
     def full_heading(self) -> str:
-        """The heading where it stands alone."""
+        """The heading outside a table."""
         return self.alone or self.heading[:1].upper() + self.heading[1:]
 
     @classmethod
     def of_numbers(cls, title: str, name: str, text: Text, unit: str = "", **options: Any) -> Column:
-        """Of a number of the rows."""
+        """A column of the numbers `name` of rows (see `Row.number`), formatted by `text`."""
         return cls(
             f"{title} {unit}".rstrip(),
             lambda row: text(row.number(name)),
@@ -257,7 +262,7 @@ class Column:
 
     @classmethod
     def of_text(cls, title: str, text: Callable[[Row], str], shared: bool = False) -> Column:
-        """Of a text. shared: repetitions have it in common."""
+        """A column of text. shared: whether repetitions have the same text."""
         return cls(title, text, lambda group: text(group.rows[0]) if shared else "", smallest_first=True)
 
 
@@ -292,7 +297,7 @@ _COSTS = (
 
 
 def _scores(metrics: Sequence[Metric]) -> list[Column]:
-    """The columns of the test scores of one task."""
+    """The columns of the test scores for the metrics of one task."""
     metric, others = metrics[0], [metric for metric in metrics[1:] if metric.in_tables]
     titles = (f"Test {metric.title}", "last epoch", "best test epoch")
     shown = [(metric, title, name) for title, name in zip(titles, score_names(metric), strict=False)]
@@ -306,7 +311,7 @@ def _scores(metrics: Sequence[Metric]) -> list[Column]:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns of the table of `rows`: those of the metrics of every task, optional ones where needed."""
+    """The columns of the table of `rows`, with those for the metrics of every task and the optional ones in use."""
     scores = list({column.number: column for row in rows for column in _scores(row.metrics)}.values())
     return [
         column
@@ -321,7 +326,7 @@ def header(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table's text: a line per run, repetitions together, their mean ± deviation after them."""
+    """The text of the table: a line for each run, and after repetitions a line with their mean ± deviation."""
     lines, shown = [], columns(rows)
     for group in repetitions(rows):
         lines += [[column.cell(row) for column in shown] for row in group.rows]
@@ -331,7 +336,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
+    """A table in Markdown, with bars in cells escaped."""
     ruled = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ruled) + "\n"
 
@@ -342,9 +347,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Every number of `rows` in full, a line per run; the scores of all their tasks stand side by side.
+    """All numbers of `rows` with all digits, a line for each run, with columns for the scores of all tasks.
 
-    A cost that only some tables have is a column only where some run has it.
+    Optional costs have a column only if some run has them.
     """
     lines = [row.line() for row in rows]
     absent = {column.number for column in _COSTS if column.optional} - {
@@ -361,7 +366,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Print the table of `rows` (at least one). Columns that say the same of every run stand once, in the title."""
+    """Print the table of `rows` (at least one). A column with equal cells for all runs is moved to the title."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -379,6 +384,6 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     for line in lines:
         table.add_row(*(Text(cell) for number, cell in enumerate(line) if number not in same))
     if console is None:
-        # Nobody reads a pipe at 80 columns; a terminal keeps its own width.
+        # a pipe would have 80 columns; a terminal has its own width
         console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)

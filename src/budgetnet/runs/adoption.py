@@ -1,4 +1,4 @@
-"""The directory of a run: created, or adopted from an earlier run of the same configuration."""
+"""Creation of a run directory, or its adoption from an earlier run of the same configuration."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ Config = Mapping[str, Any]
 
 _LOCK = ".lock"
 _PATIENCE = 5.0
-"""Seconds to wait for the directory: data workers of a process that was killed hold the lock until they end too."""
+"""Seconds to wait for the lock, which the data workers of a killed process hold until they end too."""
 
 
 @contextmanager
 def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
-    """Create or adopt the directory and keep others out; yields what there is to go on from.
+    """Create or adopt the directory and lock it. Yields the file from which the run continues.
 
-    That is its last.ckpt; its done.json, if nothing is left to do; or None. Raises UsageError for a directory of
-    something else, of another configuration, in use, or that cannot be written.
+    That file is done.json if the run is finished, else last.ckpt, else None.
+
+    Raises UsageError for a directory with other files or of another configuration, in use, or that cannot be written,
+    and RunError for damaged files.
     """
-    _check_ours(config, directory)  # before anything is written there
+    _check_ours(config, directory)  # before anything is written
     last, done = directory / "last.ckpt", directory / "done.json"
     with ExitStack() as stack:
         try:
@@ -44,11 +46,11 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
             ) from error
         except OSError as error:
             raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
-        _check_ours(config, directory)  # another process may have begun a run there since
+        _check_ours(config, directory)  # another process may have begun a run in the meantime
         if done.exists():
             yield done
             return
-        epochs = -1  # what was written before the first checkpoint is written again
+        epochs = -1  # rows from before the first checkpoint are written again
         if last.exists():
             epochs = load_checkpoint(last)["budgetnet"]["epochs"]
         else:
@@ -63,19 +65,20 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
 def _check_ours(config: Config, directory: Path) -> None:
     if (directory / "config.yaml").exists():
         check_same(config, directory)
-    elif directory.is_dir() and any(not _passing(path) for path in directory.iterdir()):
+    elif directory.is_dir() and any(not _transient(path) for path in directory.iterdir()):
         raise UsageError(f"run.dir={directory} holds files of something else: choose another directory")
 
 
-def _passing(path: Path) -> bool:
-    """Whether a run that had only just begun may have left this file."""
+def _transient(path: Path) -> bool:
+    """Whether the file may be left from a run that was killed as it began."""
     return path.name == _LOCK or path.suffix == ".tmp"
 
 
 def check_same(config: Config, directory: Path) -> None:
-    """Raises UsageError, naming the keys, if the run in `directory` is of another configuration; RunError if broken.
+    """Check that the run in `directory` has the same configuration.
 
-    Options that cannot affect what is learned may differ (`budgetnet.sections.affects_result`).
+    Options that cannot affect what is learned may differ (`budgetnet.sections.affects_result`). Raises UsageError,
+    naming the options that differ, and RunError if config.yaml is damaged.
     """
     path = directory / "config.yaml"
     try:

@@ -1,4 +1,4 @@
-"""Checkpoint files: written so that at any instant the old one or the new one is there, read as plain values."""
+"""Checkpoint files, which are replaced atomically and read as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ CHECKPOINT_FORMAT = 4
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, plain values only. Raises RunError for a damaged, foreign or older one."""
+    """Load a checkpoint of plain values and tensors on the CPU.
+
+    Raises RunError for a file that is missing, damaged, foreign or of another format.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["budgetnet"]["format"]
@@ -37,11 +40,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class DurableFiles(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name, syncs it and renames it: at any instant the old one or the new."""
+    """Writes a checkpoint under a temporary name, syncs and renames it, so that there is always a complete file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)  # of a checkpoint callback of the user's
+        final.parent.mkdir(parents=True, exist_ok=True)  # a checkpoint callback of the user may name a new folder
         temporary = final.with_name(final.name + ".tmp")
         contents = io.BytesIO()
         torch.save(checkpoint, contents)

@@ -1,4 +1,4 @@
-"""RunDirectory: what one run left on disk, finished or not."""
+"""RunDirectory: reads the files of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Line = TypeVar("Line")
 
 
 class Sizes(NamedTuple):
-    """Widths of the groups, or depths of the stages where blocks are added, by name in network order.
+    """Widths of the groups, or depths of the stages if blocks are added, by name in network order.
 
-    seed: of what training began with. now: of the final network, or so far. full: of the full backbone; empty where it
-    is not known.
+    seed: sizes of the network that training began with. now: current or final sizes. full: sizes of the full backbone,
+    empty if unknown.
     """
 
     seed: Mapping[str, int]
@@ -37,10 +37,10 @@ class Sizes(NamedTuple):
 
 
 class RunDirectory:
-    """The files of one run, each read when it is first asked for.
+    """The files of one run, each of which is read on first access.
 
-    A run that was killed has no summary and is read as far as it got; a last line that was cut off while being
-    written is dropped. Raises UsageError for a path that is not a run directory, and, on reading, for a file that
+    An unfinished run has no summary, and its other files are read as far as they go. An incomplete last line is
+    dropped. Raises UsageError for a path that is not a run directory. Every property raises UsageError for a file that
     is damaged elsewhere than in its last line.
     """
 
@@ -54,7 +54,7 @@ class RunDirectory:
 
     @cached_property
     def config(self) -> Record:
-        """config.yaml: the resolved configuration."""
+        """config.yaml: the resolved configuration. Raises UsageError if the file is damaged."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
@@ -69,9 +69,10 @@ class RunDirectory:
 
     @cached_property
     def task_metrics(self) -> tuple[Metric, ...]:
-        """task.json: the metrics of what the network was trained for; the first selected it.
+        """task.json: the metrics of the task, of which the first selected the network.
 
-        A run of a version that wrote no such file is a classification, or a segmentation that pixel accuracy selected.
+        A run of a version without this file is a classification, or a segmentation that was selected by pixel accuracy.
+        Raises UsageError if the file is damaged.
         """
         from budgetnet.tasks import Classification, Metric  # torchmetrics takes a second to load
         from budgetnet.tasks.classification import TOP1
@@ -90,27 +91,36 @@ class RunDirectory:
 
     @cached_property
     def metrics(self) -> list[Record]:
-        """metrics.csv: a row per epoch, oldest first. Numbers are numbers, an empty cell is None."""
+        """metrics.csv: a row per epoch in order. Numbers are parsed, and an empty cell is None.
+
+        Raises UsageError if the file is damaged.
+        """
         return _read_csv(self.path / "metrics.csv")
 
     @cached_property
     def saturation(self) -> list[Record]:
-        """saturation.csv: a row per epoch of the growing phase: epoch, round, and s (0..1) of every growable group."""
+        """saturation.csv: epoch, round and the saturations (0..1) of all groups that may grow, for each growing epoch.
+
+        Raises UsageError if the file is damaged.
+        """
         return _read_csv(self.path / "saturation.csv")
 
     @cached_property
     def edges(self) -> list[Record]:
-        """edges.csv: a row per epoch of a search for edges: epoch, decided, costs, the probability of every edge."""
+        """edges.csv: epoch, fraction decided, costs and all edge probabilities, for each epoch of a search for edges.
+
+        Raises UsageError if the file is damaged.
+        """
         return _read_csv(self.path / "edges.csv")
 
     @cached_property
     def rounds(self) -> list[Record]:
-        """growth.jsonl: an object per growth round."""
+        """growth.jsonl: an object per round. Raises UsageError if the file is damaged."""
         return _read_json_lines(self.path / "growth.jsonl")
 
     @cached_property
     def filters(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """(round, the first layer's filters (filters, channels, height, width), which were selected) by round."""
+        """For each round (round, filters of the first layer (filters, channels, height, width), which are selected)."""
         found = []
         for record in self.rounds:
             path = self.path / "filters" / f"round_{record['round']:03d}.npz"
@@ -121,9 +131,10 @@ class RunDirectory:
 
     @cached_property
     def examples(self) -> dict[str, np.ndarray]:
-        """examples.npz: a few test images and what was made of them, by name, in the order they are to be drawn.
+        """examples.npz: a few test images and outputs of the network for them, by name in drawing order.
 
-        Pictures (N, C, H, W) of numbers from 0 to 1, class maps (N, H, W) of integers. Empty where the task shows none.
+        Pictures are (N, C, H, W) in 0..1, class maps (N, H, W) of integers. Empty if the task has no examples.
+        Raises UsageError if the file is damaged.
         """
         path = self.path / "examples.npz"
         if not path.exists():
@@ -136,7 +147,7 @@ class RunDirectory:
 
     @cached_property
     def summary(self) -> Record | None:
-        """summary.json; None while the run is unfinished."""
+        """summary.json, or None while the run is unfinished. Raises UsageError if the file is damaged."""
         path = self.path / "summary.json"
         if not path.exists():
             return None
@@ -150,15 +161,15 @@ class RunDirectory:
 
     @property
     def done(self) -> bool:
-        """Whether the run wrote everything: done.json is its last file."""
+        """Whether the run is finished: done.json is the last file that it writes."""
         return (self.path / "done.json").exists()
 
     def column(self, name: str) -> list[Any]:
-        """One column of metrics.csv; None where a row has no such cell."""
+        """One column of metrics.csv, with None in rows without such a cell."""
         return [row.get(name) for row in self.metrics]
 
     def choice(self, name: str) -> str:
-        """The option chosen for `name` ("method", "backbone", "dataset"), by the summary or the configuration."""
+        """The name of the "method", "backbone" or "dataset" of the run, from the summary or the configuration."""
         if self.summary is not None and name in self.summary:
             return str(self.summary[name])
         chosen = self.config.get(name, "")
@@ -166,14 +177,14 @@ class RunDirectory:
 
     @property
     def grew(self) -> bool:
-        """Whether there is a growing phase, which saturation is measured in."""
+        """Whether the run has a growing phase."""
         return bool(self.saturation) or any(row["phase"] == "grow" for row in self.metrics)
 
     def widths(self) -> list[tuple[int, dict[str, int]]]:
-        """(epochs finished, widths from then on): the seed network at 0, then every round that changed widths.
+        """(finished epochs, widths from then on) for the seed network, at 0, and for every round that changed widths.
 
-        Groups stand in network order; those of blocks that are not there yet have width 0. Empty for an unfinished run
-        that has not grown yet.
+        Groups are in network order; those of blocks that do not exist yet have width 0. Empty for an unfinished run
+        before its first round.
         """
         changed = [record for record in self.rounds if record["plan"]]
         if changed:
@@ -189,17 +200,17 @@ class RunDirectory:
         return [(epoch, {name: widths.get(name, 0) for name in path[-1][1]}) for epoch, widths in path]
 
     def depths(self) -> list[tuple[int, dict[str, int]]]:
-        """(epochs finished, blocks in each stage from then on), as `widths`; empty for a run that adds no blocks."""
+        """(finished epochs, number of blocks of each stage from then on), as `widths`; empty if no blocks are added."""
         found = [(record["epoch"], record["depths"]) for record in self.rounds if "depths" in record]
         seed = [(0, {stage: before for stage, (before, _) in depths.items()}) for _, depths in found[:1]]
         return seed + [(epoch, {stage: after for stage, (_, after) in depths.items()}) for epoch, depths in found]
 
     def path_of_sizes(self) -> list[tuple[int, dict[str, int]]]:
-        """`depths` where blocks are added, else `widths`: what tells how the network changed."""
+        """`depths` if blocks are added, else `widths`."""
         return self.depths() or self.widths()
 
     def sizes(self) -> Sizes | None:
-        """Where `path_of_sizes` began and where it ended, beside the full backbone; None where it is empty."""
+        """The first and last sizes of `path_of_sizes` and those of the full backbone, or None if it is empty."""
         path, summary, kind = self.path_of_sizes(), self.summary or {}, "depths" if self.depths() else "widths"
         if not path:
             return None
@@ -211,14 +222,14 @@ class RunDirectory:
 
 
 def is_run_directory(path: Path) -> bool:
-    """Whether a run has written to `path`: it holds config.yaml and metrics.csv."""
+    """Whether `path` is the directory of a run, with config.yaml and metrics.csv."""
     return (path / "config.yaml").is_file() and (path / "metrics.csv").is_file()
 
 
 def find_run_directories(paths: Iterable[str | Path]) -> list[RunDirectory]:
-    """Every run directory at or below `paths`, each once, sorted by path.
+    """All run directories at or below `paths`, without duplicates, sorted by path.
 
-    Raises UsageError for a path that does not exist or holds none.
+    Raises UsageError for a path that does not exist or contains none.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -248,7 +259,7 @@ def _read_csv(path: Path) -> list[Record]:
     text = path.read_text(errors="replace")
     first, _, rest = text.partition("\n")
     header = next(csv.reader([first]), [])
-    # A row without its line end may have lost digits of its last number.
+    # without its line end, the last number of a row may have lost digits
     complete = rest[: rest.rfind("\n") + 1]
     rows = _parse_lines(path, complete, parse, first_line=2)
     return [{name: _number(cell) for name, cell in zip(header, row, strict=True)} for row in rows]
@@ -265,7 +276,10 @@ def _read_json_lines(path: Path) -> list[Record]:
 
 
 def _parse_lines(path: Path, text: str, parse: Callable[[str], Line], first_line: int = 1) -> list[Line]:
-    """Every line parsed; a last line that cannot be is dropped."""
+    """Parse every line, and drop the last one if it cannot be parsed.
+
+    Raises UsageError for any other line that cannot be parsed.
+    """
     lines = [(number, line) for number, line in enumerate(text.splitlines(), first_line) if line.strip()]
     parsed = []
     for number, line in lines:

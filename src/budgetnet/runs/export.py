@@ -1,4 +1,4 @@
-"""Export a trained network for deployment, and prove that the files compute what the network computes."""
+"""Export of a trained network for deployment, with a check that the files compute what the network computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from budgetnet.errors import RunError
 from budgetnet.tasks import Output, each_of
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, relative to the largest logit, that is taken for rounding."""
+"""The largest difference of logits, relative to the largest logit, that counts as rounding."""
 
 OPSET = 17
 """ONNX operator set of model.onnx."""
@@ -28,11 +28,12 @@ _CHECKED_BATCHES = (1, 3)
 def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Path) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
-    net: any network from images to logits, or to a tuple of them; it is copied (CPU, float32, eval mode) and stays as
-    it is. input_shape: (channels, height, width) of one image, normalised as in training. The batch size stays free.
-    Returns, by file name, the largest difference of logits found, relative to the largest logit.
-    Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither
-    file is written or replaced.
+    net: a network from images to logits, or to a tuple of them. A copy (CPU, float32, eval mode) is exported, and the
+    network does not change.
+    input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
+    Returns the largest difference of logits, relative to the largest logit, by file name.
+    Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither file is
+    written or replaced.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
     with torch.no_grad():
         names = _output_names(net(example))
     with warnings.catch_warnings():
-        # The exporter meant to replace this one takes 11 s instead of 0.4 and writes small models as two files.
+        # the exporter that replaces this one takes 11 s instead of 0.4 s and writes small models as two files
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
@@ -79,7 +80,7 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _output_names(output: Output) -> list[str]:
-    """ "logits"; of several outputs "logits_1" and so on."""
+    """The name "logits" or, for several outputs, "logits_1" and so on."""
     return ["logits"] if isinstance(output, Tensor) else [f"logits_{n}" for n in range(1, len(output) + 1)]
 
 
@@ -96,7 +97,10 @@ _FORMATS = {"model.pt2": (_write_pt2, _load_pt2), "model.onnx": (_write_onnx, _l
 def _largest_difference(
     name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int]
 ) -> float:
-    """Largest difference of logits, relative, on random images in several batch sizes; RunError if too large."""
+    """The largest relative difference of logits on random images in several batch sizes.
+
+    Raises RunError if it is too large.
+    """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in _CHECKED_BATCHES:
@@ -106,7 +110,7 @@ def _largest_difference(
         scale = torch.stack([one.abs().max() for one in expected]).max().clamp(min=torch.finfo(torch.float32).tiny)
         differences = [(one - other).abs().max() / scale for one, other in zip(expected, got, strict=True)]
         difference = torch.stack(differences).max().item()
-        if not difference <= TOLERANCE:  # also when it is not a number
+        if not difference <= TOLERANCE:  # also true for nan
             raise RunError(
                 f"{name} does not compute what the network computes: logits differ by {difference:.3g} of the "
                 f"largest on a batch of {batch}, expected at most {TOLERANCE:g}; it was not written, the "

@@ -1,4 +1,4 @@
-"""Locks among processes: a file that one of them holds, and that the system lets go of however that process ends."""
+"""File locks between processes, which the system releases however the process ends that holds one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path, patience: float | None = None, remove: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, which is created; wait at most `patience` seconds for it; `remove` it afterwards.
+    """A context that holds the lock file `path`, which is created if necessary.
 
-    Raises TimeoutError if another process holds it for longer, and OSError if it cannot be created. On a file system
-    without locks nothing is held.
+    patience: the most seconds to wait for the lock; None waits for ever. remove: whether to remove the file afterwards.
+    Raises TimeoutError if another process holds the lock for longer, and OSError if it cannot be created. On a file
+    system without locks nothing is held.
     """
     deadline = None if patience is None else time.monotonic() + patience
     with open(path, "w") as file:

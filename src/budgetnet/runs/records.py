@@ -1,4 +1,4 @@
-"""The text files of a run directory: appended while the run goes on, cut back when it is resumed."""
+"""Writers of the text files in a run directory, which are appended during the run and cut when it is resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def metric_columns(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The columns of metrics.csv for a task's metrics, by name; the first is also measured in training."""
+    """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too."""
     first = metrics[0]
     return (
         *("epoch", "phase", "round", "step", "lr", "train_loss", f"train_{first}", "val_loss"),
@@ -24,18 +24,18 @@ def metric_columns(metrics: Sequence[str]) -> tuple[str, ...]:
 
 
 class Records:
-    """The CSV files and growth.jsonl of one run directory (`RunDirectory` reads them). columns: of metrics.csv."""
+    """Writes the files of one run directory, which `RunDirectory` reads. columns: the columns of metrics.csv."""
 
     def __init__(self, directory: Path, columns: Sequence[str] = ()) -> None:
         self.directory = Path(directory)
         self.columns = columns
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """One row per epoch."""
+        """Append the row of an epoch to metrics.csv."""
         self._append_csv("metrics.csv", {name: row.get(name, "") for name in self.columns})
 
     def row(self, name: str, row: Mapping[str, Any]) -> None:
-        """One row for an epoch in <name>.csv, what a method says of its own; its first cell is the epoch."""
+        """Append a row of the method's own to <name>.csv; its first cell is the epoch."""
         self._append_csv(f"{name}.csv", row)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -47,13 +47,13 @@ class Records:
         write_text(self.directory / f"{name}.csv", text.getvalue())
 
     def growth(self, record: Mapping[str, Any]) -> None:
-        """One line per growth round."""
+        """Append a round to growth.jsonl."""
         _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")
 
     def filters(self, round: int, weights: np.ndarray, selected: np.ndarray) -> None:
-        """filters/round_NNN.npz: the first layer's filters (filters, channels, height, width) before a growth round.
+        """Write filters/round_NNN.npz: the filters of the first layer before a round.
 
-        selected: which of them the method selects, (filters,).
+        weights: (filters, channels, height, width). selected: which of them the method selects, bool (filters,).
         """
         folder = self.directory / "filters"
         folder.mkdir(exist_ok=True)
@@ -63,46 +63,46 @@ class Records:
         os.replace(temporary, folder / f"round_{round:03d}.npz")
 
     def task(self, description: Mapping[str, Any]) -> None:
-        """task.json: what the network is trained for, and its metrics."""
+        """Write task.json: the name and metrics of the task."""
         write_json(self.directory / "task.json", description)
 
     def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """examples.npz: a few images of the test set and what was made of them, in the order they are drawn in."""
+        """Write examples.npz: a few images of the test set and outputs of the network for them, in drawing order."""
         temporary = self.directory / "examples.tmp"
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, self.directory / "examples.npz")
 
     def cut(self, epochs: int) -> None:
-        """Forget what was written after `epochs` epochs, a resumed run writes it again; of a run that begins, -1."""
+        """Remove what was written after `epochs` epochs, which a resumed run writes again; -1 removes everything."""
         for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
             if path.suffix == ".csv" and not "epoch".startswith("".join(lines[:1])[:5]):
-                continue  # not a run's own, whole or cut off
+                continue  # not written by this class, even if its header is cut off
             whole = [line for line in lines if line.endswith("\n")]
             if path.name == "growth.jsonl":
-                kept = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]
+                remaining = [line for line in whole if (epoch := _epoch_of_json(line)) is not None and epoch <= epochs]
             else:
-                kept = whole[:1] + [
+                remaining = whole[:1] + [
                     line
                     for line in whole[1:]
                     if (number := line.split(",", 1)[0]).isdecimal() and int(number) <= epochs
                 ]
-            if kept != lines:
-                write_text(path, "".join(kept))
+            if remaining != lines:
+                write_text(path, "".join(remaining))
 
     def _append_csv(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.directory / name
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        if not path.exists() or path.stat().st_size == 0:  # begun, and killed before a line was written
+        if not path.exists() or path.stat().st_size == 0:  # a run may be killed before it has written a line
             writer.writeheader()
         writer.writerow({key: repr(value) if isinstance(value, float) else value for key, value in row.items()})
         _append(path, text.getvalue())
 
 
 def _epoch_of_json(line: str) -> int | None:
-    """The epoch of a line of growth.jsonl; None for one that is damaged."""
+    """The epoch of a line of growth.jsonl, or None if the line is damaged."""
     try:
         return int(json.loads(line)["epoch"])
     except (ValueError, KeyError, TypeError):
@@ -113,11 +113,11 @@ def _append(path: Path, text: str) -> None:
     with open(path, "a") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())  # a checkpoint that counts on these lines comes next
+        os.fsync(file.fileno())  # the next checkpoint relies on these lines
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: readers see the old text or the new, never half of it."""
+    """Replace a file atomically: readers see either the old text or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w") as file:
         file.write(text)
@@ -127,5 +127,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file as a whole."""
+    """Replace a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

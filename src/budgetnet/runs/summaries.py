@@ -1,4 +1,4 @@
-"""What a run takes from the summary.json of another."""
+"""Widths and edges from the summary.json of another run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from budgetnet.errors import UsageError
 
 
 def widths_of_run(path: str) -> Mapping[str, int]:
-    """The final widths of another run: `path` is its directory or its summary.json."""
+    """The final widths of another run. path: its directory or its summary.json.
+
+    Raises UsageError if there is no finished run.
+    """
     widths: dict[str, int] = _summary_of(path)["widths"]
     return widths
 
 
 def edges_of_run(path: str) -> list[str] | None:
-    """The edges that another run has kept; None if it has not chosen any."""
+    """The edges that another run has selected, or None if it is not a search for edges. path: as in `widths_of_run`.
+
+    Raises UsageError if there is no finished run.
+    """
     edges: list[str] | None = _summary_of(path).get("edges")
     return edges
 
 
 def _summary_of(path: str) -> dict[str, Any]:
-    """Raises UsageError where there is no finished run."""
+    """The summary of a finished run. Raises UsageError if there is none."""
     try:
         file = Path(path)
         file = file / "summary.json" if file.is_dir() else file

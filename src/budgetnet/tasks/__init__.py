@@ -1,4 +1,4 @@
-"""What a network is trained for: one file a task, `task.py` says what a task gives."""
+"""Tasks that a network is trained for, one per file; `task.py` has their interface."""
 
 from budgetnet.tasks.classification import Classification
 from budgetnet.tasks.segmentation import IGNORED, Segmentation

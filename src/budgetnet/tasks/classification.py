@@ -1,4 +1,4 @@
-"""A class for each image."""
+"""Image classification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOP1, TOP5 = Metric("top1", "top-1"), Metric("top5", "top-5", in_tables=False)
 
 
 class Classification(Task):
-    """A class for each image: logits (N, K), targets (N,). label_smoothing: of the training loss alone."""
+    """One class for each image: logits (N, K), targets (N,). label_smoothing applies to the training loss alone."""
 
     name = "classification"
     metrics = (TOP1, TOP5)
@@ -29,22 +29,22 @@ class Classification(Task):
         return functional.cross_entropy(output, targets, reduction="none", label_smoothing=self.label_smoothing)
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
-        """The same in one operation."""
+        """The mean of `training_losses`, in one operation."""
         assert isinstance(output, Tensor)
         return functional.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
 
     def sums(self, output: Output, targets: Tensor) -> Tensor:
-        """(3,): images whose class has the largest logit, whose class is among the five largest, all images.
+        """The numbers of images with a correct top-1 prediction, with a correct top-5 prediction, and in all: (3,).
 
-        Counted here, since torchmetrics' accuracies keep such sums in objects of their own, one for each metric.
+        They are counted without torchmetrics, whose accuracies hold such sums in an object for each metric.
         """
         assert isinstance(output, Tensor)
         largest = output.topk(min(5, output.shape[1])).indices
-        right = largest == targets[:, None]
+        correct = largest == targets[:, None]
         top1 = (output.argmax(1) == targets).sum()
-        return torch.stack([top1, right.sum(), torch.full_like(top1, len(targets))])
+        return torch.stack([top1, correct.sum(), torch.full_like(top1, len(targets))])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """Accuracies in percent, divided in single precision as torchmetrics divides."""
+        """Accuracies in percent. The division is in single precision, as in torchmetrics."""
         top1, top5 = (sums[:2].float() / sums[2].float()).tolist()
         return {"top1": 100 * top1, "top5": 100 * top5}

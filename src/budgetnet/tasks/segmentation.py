@@ -1,4 +1,4 @@
-"""A class for each pixel."""
+"""Semantic segmentation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn import functional
 from budgetnet.tasks.task import Metric, Output, Task
 
 IGNORED = -100
-"""Label of a pixel that has none: it counts neither in the loss nor in a metric. torch's cross-entropy skips it too."""
+"""The label of unlabelled pixels, which count neither in the loss nor in metrics (the default of torch's losses)."""
 
 MIOU, PIXEL_ACCURACY = Metric("miou", "mIoU"), Metric("pixel_accuracy", "pixel accuracy")
 
 
 class Segmentation(Task):
-    """A class for each pixel: logits (N, K, H, W), targets (N, H, W) with IGNORED where there is none.
+    """One class for each pixel: logits (N, K, H, W), targets (N, H, W) with IGNORED at unlabelled pixels.
 
-    An image's loss is the mean cross-entropy of its labelled pixels, so images count alike however many pixels of them
-    are labelled; one without any has loss 0. label_smoothing: of the training loss alone.
+    The loss of an image is the mean cross-entropy of its labelled pixels, so that all images have the same weight. An
+    image without labelled pixels has loss 0. label_smoothing applies to the training loss alone.
     """
 
     name = "segmentation"
@@ -38,7 +38,7 @@ class Segmentation(Task):
         return _losses(output, targets, self.label_smoothing)
 
     def sums(self, output: Output, targets: Tensor) -> Tensor:
-        """(K²,): how many labelled pixels of class i (rows) were taken for class j (columns), row by row."""
+        """The flattened confusion matrix, (K²,): how many pixels of class i (rows) were predicted as class j."""
         from torchmetrics.functional.classification import multiclass_confusion_matrix  # takes a second to import
 
         assert isinstance(output, Tensor)
@@ -48,18 +48,18 @@ class Segmentation(Task):
         return counts.flatten()
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """Mean intersection over union, and the part of all labelled pixels that are right, in percent.
+        """Mean intersection over union, and the accuracy over all labelled pixels, in percent.
 
-        The mean is over the classes that are either labelled or predicted anywhere; without any, both are 0.
+        The mean is over the classes that occur among labels or predictions; without any, both metrics are 0.
         """
         counts = sums.double().view(math.isqrt(len(sums)), -1)
-        right = counts.diagonal()
-        union = counts.sum(0) + counts.sum(1) - right
+        correct = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - correct
         if not bool(union.any()):
             return {"miou": 0.0, "pixel_accuracy": 0.0}
-        there = union > 0
-        parts = {"miou": (right[there] / union[there]).mean(), "pixel_accuracy": right.sum() / counts.sum()}
-        return {name: 100 * part.item() for name, part in parts.items()}
+        occurs = union > 0
+        fractions = {"miou": (correct[occurs] / union[occurs]).mean(), "pixel_accuracy": correct.sum() / counts.sum()}
+        return {name: 100 * fraction.item() for name, fraction in fractions.items()}
 
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         assert isinstance(output, Tensor)
@@ -70,7 +70,10 @@ class Segmentation(Task):
 
 
 def _losses(output: Output, targets: Tensor, label_smoothing: float) -> Tensor:
-    """(N,). A row for each pixel: of whole maps, torch adds up in no fixed order on a GPU."""
+    """The loss of each image, (N,).
+
+    Cross-entropy is computed with a row for each pixel, since on a GPU torch adds over maps in no fixed order.
+    """
     assert isinstance(output, Tensor)
     pixels, labels = output.movedim(1, -1).flatten(0, -2), targets.flatten()
     losses = functional.cross_entropy(

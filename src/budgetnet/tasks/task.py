@@ -1,4 +1,4 @@
-"""What a network is trained for: its loss, the metrics of its outputs, and the shape that they must have."""
+"""The interface of a task: its loss, its metrics, and the shape of the outputs that it takes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 from budgetnet.errors import UsageError
 
 Output = Tensor | tuple[Tensor, ...]
-"""What a network returns: one tensor, or one for each of its heads or exits."""
+"""The output of a network: one tensor, or a tensor for each of its heads or exits."""
 
 
 def each_of(output: Output) -> tuple[Tensor, ...]:
-    """The outputs of a network's heads, however many it has."""
+    """The outputs of all heads of a network, as a tuple."""
     return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that an evaluation gives.
+    """A metric of an evaluation.
 
-    name: as in files (val_<name>). title: as in tables and on axes. unit: "%", "dB" or none. higher_is_better: which
-    way is up. in_tables: whether tables of runs have a column of it also where another one selects the network.
+    name: the name in files (val_<name>). title: the name in tables and on axes. unit: "%", "dB" or "" for none.
+    higher_is_better: whether higher values are better. in_tables: whether tables of runs have a column for the metric
+    even if it does not select the network.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Metric:
 
     @property
     def worst(self) -> float:
-        """What every value is better than."""
+        """An infinite value that is worse than any other."""
         return float("-inf") if self.higher_is_better else float("inf")
 
     def better(self, value: float, than: float) -> bool:
@@ -43,32 +44,34 @@ class Metric:
         return value > than if self.higher_is_better else value < than
 
     def gain(self, value: float) -> float:
-        """The value such that more is better: what a search maximises."""
+        """The value with a sign such that higher is better, as a search maximises it."""
         return value if self.higher_is_better else -value
 
     def text(self, value: float) -> str:
-        """The value with its unit, to two decimals, "91.21 %"; without a unit with four digits, "0.01570"."""
+        """The value as text: with a unit to two decimals, "91.21 %", without one to four digits, "0.01570"."""
         return f"{value:.2f} {self.unit}" if self.unit else f"{value:#.4g}"
 
     @property
     def label(self) -> str:
-        """Title and unit, for an axis: "top-1 (%)"."""
+        """Title and unit for an axis, such as "top-1 (%)"."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 class Task(ABC):
-    """What a network is trained for. Functions of plain tensors, without a trainer.
+    """A task that a network is trained for, as functions of plain tensors that need no trainer.
 
-    name: as the option `task` has it. metrics: what an evaluation gives; the first selects the network, is what a sweep
-    searches for, and stands in tables and figures. target_dims: dimensions of a batch of targets, by which a dataset
-    tells which task its labels are for: 1 for a class or a number for each image, 3 for a class for each pixel.
+    name: the value of the option `task`.
+    metrics: the metrics of an evaluation. The first selects the network, is searched for by a sweep, and is shown in
+    tables and figures.
+    target_dims: the number of dimensions of a batch of targets, which decides the task of a dataset: 1 for a class or a
+    number per image, 3 for a class per pixel.
     """
 
     name: str
     metrics: tuple[Metric, ...]
     target_dims: int = 1
     has_examples: bool = False
-    """Whether `examples` shows something."""
+    """Whether `examples` returns any tensors."""
 
     @property
     def metric(self) -> Metric:
@@ -82,7 +85,7 @@ class Task(ABC):
         """The loss of every example, (N,), as an evaluation reports it."""
 
     def training_losses(self, output: Output, targets: Tensor) -> Tensor:
-        """The loss of every example, (N,), that training lowers: that of `losses`, unless a task smooths it."""
+        """The loss of every example, (N,), that training minimises: by default `losses`, without label smoothing."""
         return self.losses(output, targets)
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
@@ -93,31 +96,37 @@ class Task(ABC):
 
     @abstractmethod
     def sums(self, output: Output, targets: Tensor) -> Tensor:
-        """What the metrics of a batch are made of, (S,): it is added up over batches and processes, in float64."""
+        """The sums from which the metrics of a batch are computed, (S,).
+
+        They are added over batches and processes in float64.
+        """
 
     @abstractmethod
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """The metrics, by name, of the examples whose `sums`, (S,) float64, were added up."""
+        """The metrics, by name, from the total of the sums of all batches, (S,) float64."""
 
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
-        """What a report draws of a few images below them, row by row: pictures (N, C, H, W) in 0..1, or maps of classes
-        (N, H, W), negative or 255 where there is none."""
+        """What a report draws below a few images, a row for each name.
+
+        A row holds pictures (N, C, H, W) in 0..1, or class maps (N, H, W) that are negative or 255 at pixels without a
+        class.
+        """
         return {}
 
-    # -- what a network must look like --------------------------------------------------------------------------------
+    # -- the output of a network --------------------------------------------------------------------------------------
 
     def outputs(self, num_classes: int) -> int:
-        """How many outputs a network is asked for (its argument `num_classes`), on a dataset of so many classes."""
+        """The number of outputs of a network, its argument `num_classes`, for a dataset of `num_classes` classes."""
         return num_classes
 
     def output_shape(self, outputs: int, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
-        """The shape of a network's output for one image of (channels, height, width)."""
+        """The shape of the output for one image of `input_shape` (channels, height, width)."""
         return (outputs,)
 
     def check(self, output: Any, outputs: int, input_shape: tuple[int, int, int]) -> None:
-        """Raises UsageError if `output`, of two images, is not what the losses take.
+        """Check the output of a network with `outputs` outputs for two images of `input_shape`.
 
-        outputs: how many were asked for.
+        Raises UsageError if the task's losses do not take it.
         """
         found = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         expected = (2, *self.output_shape(outputs, input_shape))
@@ -129,5 +138,5 @@ class Task(ABC):
 
 
 def described(task: Task) -> dict[str, Any]:
-    """A task's name and metrics as plain values: task.json of a run directory."""
+    """The name and the metrics of a task as plain values, for task.json in a run directory."""
     return {"name": task.name, "metrics": [asdict(metric) for metric in task.metrics]}

@@ -26,7 +26,7 @@ _REFUSED = {
     "EMAWeightAveraging": "it averages weights of networks whose shapes differ while a network changes",
     "GradientAccumulationScheduler": "steps are counted by the run's own clock: use trainer.micro_batches",
     "ModelPruning": "its masks do not follow a network that changes its shape: use a pruning method",
-    "BackboneFinetuning": "it replaces the optimizer's groups, which a changing network looks after itself",
+    "BackboneFinetuning": "it replaces the optimizer's parameter groups, which methods manage themselves",
 }
 """Callbacks of Lightning that cannot work with a network that changes its shape, and why."""
 
@@ -88,7 +88,7 @@ def _cluster() -> list[ClusterEnvironment]:
 def _why_not(strategy: str) -> str:
     """Why a run cannot use a strategy other than ddp."""
     if "find_unused" in strategy:
-        return "a parameter that has grown would silently not be reduced, and the processes would drift apart"
+        return "gradients of grown parameters would silently not be averaged, and the processes would drift apart"
     if strategy.startswith(("fsdp", "deepspeed", "xla", "model_parallel")):
         return "it cuts parameters into shards, whose shapes cannot change while a network grows"
     return "not one that a growing run has been proven with"

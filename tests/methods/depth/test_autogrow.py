@@ -131,7 +131,9 @@ def test_accuracy_is_the_best_so_far_of_every_epoch(grow: Grow) -> None:
     parts = grow("budget.flops=900%", EVERY, "growth.epochs_per_round=2", "epochs=6")
     accuracies = [float(row["val_top1"]) for row in metrics(parts)]
     method = autogrow(parts)
-    assert method.reached == max(accuracies) and method.turns.reached == max(accuracies[: 2 * method.training.round])
+    assert method.reached == max(accuracies) and method.stage_order.reached == max(
+        accuracies[: 2 * method.training.round]
+    )
 
 
 @pytest.mark.parametrize("state", ["reset", "carry"])
@@ -148,7 +150,7 @@ def test_a_continued_run_has_the_same_bits(state: str, grow: Grow, tmp_path: Pat
     first, second = weights(whole), weights(again)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert (
-        autogrow(again).turns == autogrow(whole).turns
+        autogrow(again).stage_order == autogrow(whole).stage_order
         and again.method.training.ledger.spent == whole.method.training.ledger.spent
     )
 

@@ -11,8 +11,8 @@ from budgetnet.methods.growth import (
     initial_norms,
     path_norms,
     saturation,
+    selected_fractions,
     selection_threshold,
-    shares,
     sparse_sets,
 )
 
@@ -72,7 +72,7 @@ def test_saturation_is_the_share_of_selected_filters_and_joins_tied_layers() -> 
 @pytest.mark.parametrize("quantile", [0.25, 0.5, 0.8])
 def test_relative_saturation_selects_that_part_of_all_filters_the_best_scored_first(quantile: float) -> None:
     scores = {"low": [torch.arange(40.0)], "high": [torch.arange(20.0, 60.0), torch.arange(20.0, 60.0)]}
-    by_mean = shares(best_scored(scores, quantile), "mean")
+    by_mean = selected_fractions(best_scored(scores, quantile), "mean")
     assert (40 * by_mean["low"] + 80 * by_mean["high"]) / 120 == pytest.approx(quantile, abs=0.02)
     assert by_mean["high"] > by_mean["low"]
     threshold = sorted([*range(40), *range(20, 60), *range(20, 60)])[round(120 * (1 - quantile)) - 1]
@@ -83,7 +83,7 @@ def test_nothing_is_relatively_saturated_before_the_first_step() -> None:
     graph = lenet()
     optimizer = LBI([{"params": list(sparse_sets(graph)), "sparse": "filter"}], lr=0.1)
     norms = path_norms(graph, ["conv1", "conv2"], optimizer)
-    assert shares(best_scored(norms, 0.5)) == {"conv1": 0.0, "conv2": 0.0}
+    assert selected_fractions(best_scored(norms, 0.5)) == {"conv1": 0.0, "conv2": 0.0}
 
 
 def test_the_order_of_the_path_is_the_order_in_which_filters_are_selected() -> None:

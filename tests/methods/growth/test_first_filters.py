@@ -74,7 +74,7 @@ def test_no_filter_is_framed_where_none_is_chosen(overrides: tuple[str, ...], tm
     method = build(composed([*SHORT, "backbone=resnet20", *overrides]), tmp_path).method
     widths = method.graph.widths
     keep = {"layer1.0.conv1": [0, 1]} if isinstance(method, Prune) else {}
-    found = method.first_filters(WidthPlan(1, widths, widths, kept=keep))
+    found = method.first_filters(WidthPlan(1, widths, widths, keep=keep))
     assert found is not None
     weights, selected = found
     assert torch.equal(weights, method.net.get_parameter("conv1.weight")) and len(selected) == 16

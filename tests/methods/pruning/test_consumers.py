@@ -10,7 +10,7 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import ChannelGraph, UsageError, backbones
-from budgetnet.methods.pruning.consumers import measured, observe, rows, scale_columns, units, windows
+from budgetnet.methods.pruning.consumers import measurable_groups, observe, rows, scale_columns, units, windows
 from budgetnet.methods.pruning.pfp import pfp
 from budgetnet.methods.pruning.thinet import rescale, thinet
 
@@ -133,6 +133,6 @@ def test_every_convolution_group_of_a_backbone_can_be_measured() -> None:
     for name in ("lenet5", "resnet20", "resnet50"):
         shape = (1, 1, 28, 28) if name == "lenet5" else (1, 3, 32, 32)
         graph = ChannelGraph.trace(backbones.build(name, seed_width=2), torch.empty(shape))
-        assert [group.name for group in measured(graph, torch.ones(shape))] == [
+        assert [group.name for group in measurable_groups(graph, torch.ones(shape))] == [
             group.name for group in graph.groups if group.kind == "convolution"
         ]

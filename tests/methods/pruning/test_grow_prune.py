@@ -19,7 +19,7 @@ from budgetnet.command.experiment import _fit
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
 from budgetnet.methods.plan import WidthPlan
-from budgetnet.methods.pruning import pools
+from budgetnet.methods.pruning import coupled_channels
 from budgetnet.methods.pruning.grow_prune import GrowPrune
 
 GROWN = ("method=grow_prune", "budget.flops=50%", "method.search_epochs=4", "finetune.epochs=2", "epochs=6")
@@ -189,7 +189,7 @@ def test_the_train_cost_is_never_exceeded(fit: Fit) -> None:
 
 def test_only_inner_filters_are_chosen_where_that_is_asked_for(tmp_path: Path) -> None:
     method = built(tmp_path, "backbone=resnet20", "prune.scope=inner", "budget.flops=80%").method
-    inner = {name for pool in pools(method.graph, "inner") for name in pool.groups}
+    inner = {name for each in coupled_channels(method.graph, "inner") for name in each.groups}
     for name, width in full(tmp_path, "resnet20").widths.items():
         assert (method.graph.widths[name] < width) == (name in inner), name
 

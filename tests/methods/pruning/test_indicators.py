@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.costs import CostModel
-from budgetnet.methods.pruning import allocate, pools
+from budgetnet.methods.pruning import allocate, coupled_channels
 from budgetnet.methods.pruning.indicators import (
     Indicators,
     active_of,
@@ -52,12 +52,12 @@ def test_a_temperature_rises_from_1_to_the_highest_by_equal_factors_of_active_ep
 
 
 def test_an_indicator_begins_with_the_probability_it_is_given() -> None:
-    indicators = Indicators(pools(traced("resnet20")), start=0.3, epochs=5, highest=100.0)
+    indicators = Indicators(coupled_channels(traced("resnet20")), start=0.3, epochs=5, highest=100.0)
     torch.testing.assert_close(indicators.masks(), torch.full_like(indicators.scores, 0.3))
 
 
 def test_the_pull_is_the_gradient_of_the_weighted_sum_of_all_masks() -> None:
-    indicators = Indicators(pools(traced("resnet20")), start=0.3, epochs=5, highest=5.0)
+    indicators = Indicators(coupled_channels(traced("resnet20")), start=0.3, epochs=5, highest=5.0)
     torch.nn.init.normal_(indicators.scores)
     indicators.activity.random_(0, 5)
     weights = -0.7 / indicators.temperatures().square()
@@ -67,7 +67,7 @@ def test_the_pull_is_the_gradient_of_the_weighted_sum_of_all_masks() -> None:
 
 
 def test_a_step_of_the_pull_moves_equally_likely_filters_equally_far_however_hard_they_are() -> None:
-    indicators = Indicators(pools(traced("resnet20")), start=0.3, epochs=5, highest=100.0)
+    indicators = Indicators(coupled_channels(traced("resnet20")), start=0.3, epochs=5, highest=100.0)
     indicators.activity.random_(0, 5)
     with torch.no_grad():
         indicators.scores /= indicators.temperatures()
@@ -78,17 +78,17 @@ def test_a_step_of_the_pull_moves_equally_likely_filters_equally_far_however_har
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_active_indicators_and_kept_channels_are_the_same(name: str) -> None:
-    found = pools(GRAPHS[name]())
+    found = coupled_channels(GRAPHS[name]())
     active = some(sum(sizes(found)), 0.5)
     assert torch.equal(active_of(found, kept_by(found, active)), active)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("share", [0.05, 0.6])
-def test_a_sampled_network_is_within_the_budget_and_has_a_channel_of_every_pool(name: str, share: float) -> None:
+def test_a_sampled_network_is_within_the_budget_and_has_a_channel_of_every_set(name: str, share: float) -> None:
     graph = GRAPHS[name]()
-    found, cost = pools(graph), CostModel(graph)
-    least = cost.costs(allocate.widths(found, [pool.blocks for pool in found]))
+    found, cost = coupled_channels(graph), CostModel(graph)
+    least = cost.costs(allocate.widths(found, [each.blocks for each in found]))
     limits = {kind: int(least[kind] + share * (cost.costs()[kind] - least[kind])) for kind in ("flops", "params")}
     count = sum(sizes(found))
     for seed in range(5):
@@ -102,18 +102,18 @@ def test_a_sampled_network_is_within_the_budget_and_has_a_channel_of_every_pool(
 
 
 def test_with_room_for_all_exactly_those_are_active_whose_draw_is_below_their_probability() -> None:
-    found = pools(traced("vgg16"))
+    found = coupled_channels(traced("vgg16"))
     count = sum(sizes(found))
     logits = torch.linspace(-3, 3, count, dtype=torch.float64)
     active = sample(found, logits, draws(count), lambda widths: True)
     expected = draws(count) < logits.sigmoid()
     empty = [not own.any() for own in expected.split(sizes(found))]
     assert torch.equal(active & expected, expected)
-    assert int(active.sum() - expected.sum()) == sum(empty) > 0  # one each of the pools that had none
+    assert int(active.sum() - expected.sum()) == sum(empty) > 0  # one each of the sets that had none
 
 
 def test_without_room_for_all_the_least_likely_of_those_drawn_are_left_out() -> None:
-    found = pools(traced("vgg16"))
+    found = coupled_channels(traced("vgg16"))
     count = sum(sizes(found))
     logits = torch.randn(count, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     most = 18
@@ -125,7 +125,7 @@ def test_without_room_for_all_the_least_likely_of_those_drawn_are_left_out() -> 
 
 
 def test_equally_likely_channels_are_left_out_by_chance() -> None:
-    found = pools(traced("vgg16"))
+    found = coupled_channels(traced("vgg16"))
     count = sum(sizes(found))
     logits = torch.full((count,), 3.0, dtype=torch.float64)
     first, second = (sample(found, logits, draws(count, seed), lambda w: sum(w.values()) <= 26) for seed in (0, 1))
@@ -135,7 +135,7 @@ def test_equally_likely_channels_are_left_out_by_chance() -> None:
 
 def test_the_distance_is_that_of_the_expected_network_from_the_scarcest_budget() -> None:
     graph = traced("resnet20")
-    found, cost = pools(graph), CostModel(graph)
+    found, cost = coupled_channels(graph), CostModel(graph)
     half = cost.costs({name: width // 2 for name, width in graph.widths.items()})
     masks = torch.full((sum(sizes(found)),), 0.5)
     assert distance(found, 2 * masks, cost, {"flops": cost.flops()}) == 0
@@ -148,7 +148,7 @@ def test_the_distance_is_that_of_the_expected_network_from_the_scarcest_budget()
 def test_channels_masked_by_0_are_as_good_as_gone(name: str) -> None:
     graph = GRAPHS[name]()
     net = graph.model.double().eval()
-    found = pools(graph)
+    found = coupled_channels(graph)
     numbers = by_channel(found, torch.arange(sum(sizes(found))))
     active = some(sum(sizes(found)), 0.6)
     for own in active.split(sizes(found)):
@@ -165,7 +165,7 @@ def test_a_mask_scales_what_a_filter_puts_out() -> None:
     """In VGG, to halve a channel is to halve the scale and the shift of the batch norm behind its filter."""
     graph = traced("vgg16")
     net = graph.model.double().eval()
-    found = pools(graph)
+    found = coupled_channels(graph)
     masks = torch.rand(sum(sizes(found)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     numbers = by_channel(found, torch.arange(len(masks)))
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_a_mask_scales_what_a_filter_puts_out() -> None:
 
 def test_every_indicator_gets_a_gradient_from_the_masked_network() -> None:
     graph = traced("resnet20")
-    found = pools(graph)
+    found = coupled_channels(graph)
     indicators = Indicators(found, start=0.5, epochs=2, highest=10.0)
     numbers = by_channel(found, torch.arange(len(indicators.scores)))
     weights = masked(graph.model, columns(graph, numbers, len(indicators.scores)), indicators.masks())

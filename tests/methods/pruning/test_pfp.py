@@ -9,7 +9,7 @@ from torch import nn
 
 from budgetnet import ChannelGraph, backbones
 from budgetnet.costs import CostModel
-from budgetnet.methods.pruning import allocate, kept, pools
+from budgetnet.methods.pruning import allocate, channels_to_keep, coupled_channels
 from budgetnet.methods.pruning import pfp as module
 from budgetnet.methods.pruning.consumers import observe
 from budgetnet.methods.pruning.pfp import pfp
@@ -127,12 +127,12 @@ def test_sensitivities_give_layer_rates_that_meet_a_budget_on_a_residual_network
     scores = pfp(graph, torch.randn(4, 3, 32, 32))
     assert scores.keys() == graph.widths.keys()
     assert all(bool(((score >= 0) & (score <= 1)).all()) for score in scores.values())
-    cost, found = CostModel(graph), pools(graph)
+    cost, found = CostModel(graph), coupled_channels(graph)
     limit = cost.flops() // 2
     counts = allocate.by_error(found, scores, allocate.fits(cost, {"flops": limit}))
-    widths = {name: len(channels) for name, channels in kept(found, scores, counts).items()}
+    widths = {name: len(channels) for name, channels in channels_to_keep(found, scores, counts).items()}
     assert 0.99 * limit <= cost.flops(widths) <= limit
-    assert len({round(len(pool) / count, 1) for pool, count in zip(found, counts)}) > 3  # every layer its own rate
+    assert len({round(len(each) / count, 1) for each, count in zip(found, counts)}) > 3  # every layer its own rate
 
 
 def test_the_same_on_other_memory_layouts() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from budgetnet import ChannelGraph, backbones
-from budgetnet.methods.pruning import criteria, kept, pools
+from budgetnet.methods.pruning import channels_to_keep, coupled_channels, criteria
 
 
 def gradients_of_zeroed(net: nn.Module, graph: ChannelGraph, keep: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -33,8 +33,8 @@ def test_a_filter_zeroed_before_training_never_comes_back_and_one_zeroed_after_i
     torch.manual_seed(0)
     net = backbones.build("resnet20")
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 32, 32))
-    scores, own = criteria.l2(graph), pools(graph)
-    keep = kept(own, scores, [max(1, len(pool) * 7 // 10) for pool in own])
+    scores, own = criteria.l2(graph), coupled_channels(graph)
+    keep = channels_to_keep(own, scores, [max(1, len(each) * 7 // 10) for each in own])
     assert set(gradients_of_zeroed(net, graph, keep).values()) == {0.0}
 
     net.zero_grad()

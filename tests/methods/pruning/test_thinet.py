@@ -9,7 +9,7 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import ChannelGraph, backbones, resize
-from budgetnet.methods.pruning import kept, pools
+from budgetnet.methods.pruning import channels_to_keep, coupled_channels
 from budgetnet.methods.pruning.thinet import removal_order, rescale, thinet
 
 
@@ -170,8 +170,8 @@ def test_rescaling_brings_a_pruned_residual_network_nearer_to_the_full_one() -> 
     net, images = calibrated()
     graph = ChannelGraph.of(net)
     before = net(images).detach()
-    found = pools(graph)
-    plan = kept(found, thinet(graph, images), [len(pool) * 3 // 4 for pool in found])
+    found = coupled_channels(graph)
+    plan = channels_to_keep(found, thinet(graph, images), [len(each) * 3 // 4 for each in found])
     plain = copy.deepcopy(net)
     rescale(graph, plan, images)
     errors = []

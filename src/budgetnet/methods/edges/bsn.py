@@ -105,8 +105,8 @@ class BSN(Method):
         self.search.check(training.batch_size // world, world, training.micro_batches)
         if world > 1 and any(isinstance(module, nn.SyncBatchNorm) for module in self.net.modules()):
             raise UsageError(
-                "trainer.sync_batchnorm=true waits for all processes at every edge, and with method=bsn each leaves "
-                "out others: leave it out"
+                "trainer.sync_batchnorm=true synchronises all processes at every edge, and with method=bsn each of "
+                "them leaves out other edges: leave it out"
             )
         if "latency" in limits and (continued or training.processes.rank):
             return
@@ -120,7 +120,7 @@ class BSN(Method):
         if (most := limits.get("latency")) and most < (time := latency_of(net, self.fallback, shape)):
             raise UsageError(
                 f"budget.latency={amount('latency', most)} is below the {amount('latency', time)} that were measured "
-                "of the shortest path from end to end: raise it"
+                "for the shortest path from end to end: raise it"
             )
 
     def begin(self) -> None:

@@ -102,7 +102,7 @@ class Candidates:
     def _refuse_blocks(self, names: Iterable[str]) -> None:
         for name in names:
             if (blocks := self.graph.group(name).blocks) > 1:
-                raise GraphError(f"firefly does not reach {name!r}, whose channels are in {blocks} blocks; use 'he'")
+                raise GraphError(f"firefly does not support {name!r}, whose channels are in {blocks} blocks; use 'he'")
 
     def _norms(self, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The norms of filters and of outgoing weights, (width,) by group, before the network is widened."""

@@ -61,7 +61,9 @@ class Growth(NewChannels, Rounds, GrowthRule):
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
         require_one_of("growth", "readout", self.readout, READOUTS)
         if not 0 < self.quantile < 1:
-            raise UsageError(f"growth.quantile={self.quantile}: expected a part of the filters, above 0 and below 1")
+            raise UsageError(
+                f"growth.quantile={self.quantile}: expected a fraction of the filters, above 0 and below 1"
+            )
 
 
 @dataclass(frozen=True)

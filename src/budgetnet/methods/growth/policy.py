@@ -172,7 +172,9 @@ class Planner:
         w = self.cost.vector(before)
         room = {limit: max(limit.most - self.cost.price(limit.form, w), 1) for limit in limits}
         index = np.array([self.cost.names.index(name) for name in candidates], dtype=np.int64)
-        s = np.array([max(saturation.get(name, 0.0), 1e-6) for name in candidates])  # 0: when nobody else can grow
+        s = np.array(
+            [max(saturation.get(name, 0.0), 1e-6) for name in candidates]
+        )  # 0 counts if no other group can grow
         multiple = np.array([self.step[name] for name in candidates], dtype=np.int64)
         most = np.array([self.max_widths[name] for name in candidates], dtype=np.int64)
         target = self._next_use(max(self._used(before, limits).values()))

@@ -53,6 +53,7 @@ class Side:
 
     @property
     def count(self) -> int:
+        """The number of candidates."""
         return len(self.parts[0].positions)
 
     def add(self, tensors: dict[str, Tensor], gate: Tensor) -> None:

@@ -40,7 +40,7 @@ from budgetnet.tasks import Output
 class Sampling:
     """conf/method/grow_prune.yaml: how long filters are sampled, and how the indicators begin, move and harden.
 
-    search_epochs: the number of epochs in which filters are sampled.
+    search_epochs: the number of epochs in which filters are sampled, by default all before fine-tuning.
     start: the initial probability of each indicator.
     temperature: the highest temperature β.
     pull: the total weight of the penalty on the distance from the budget.
@@ -56,7 +56,7 @@ class Sampling:
     def __post_init__(self) -> None:
         require_positive("method", search_epochs=self.search_epochs, pull=self.pull)
         if not 0 < self.start < 1:
-            raise UsageError(f"method.start={self.start}: expected a part of the filters between 0 and 1")
+            raise UsageError(f"method.start={self.start}: expected a fraction of the filters between 0 and 1")
         if not self.temperature >= 1:
             raise UsageError(f"method.temperature={self.temperature}: expected 1 or more")
 

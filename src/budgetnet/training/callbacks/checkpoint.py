@@ -54,10 +54,10 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt after a step within an epoch. Raises RunError for a loss that is not finite."""
-        module = trainer.lightning_module
-        assert isinstance(module, Learner)
-        module.collect()
-        module.keep_random_state()
+        learner = trainer.lightning_module
+        assert isinstance(learner, Learner)
+        learner.collect()
+        learner.keep_random_state()
         trainer.save_checkpoint(self.directory / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,14 +50,14 @@ class Progress(pl.callbacks.ProgressBar):
             sys.stderr.write(start + self.line(trainer, pl_module, int(trainer.num_training_batches)) + "\n")
             sys.stderr.flush()
 
-    def line(self, trainer: pl.Trainer, module: Learner, batches: int) -> str:
+    def line(self, trainer: pl.Trainer, learner: Learner, batches: int) -> str:
         """The text of the bar after `batches` steps of the epoch."""
-        total, training, phase = int(trainer.num_training_batches), module.method.training, module.phase
+        total, training, phase = int(trainer.num_training_batches), learner.method.training, learner.phase
         filled = 20 * batches // total
-        flops, limit = module.method.costs()["flops"], training.budget.limits.get("flops")
+        flops, limit = learner.method.costs()["flops"], training.budget.limits.get("flops")
         of = f" of {format_quantity(limit)} ({100 * flops / limit:.0f}%)" if limit else ""
-        metric = module.task.metric
-        value = module.results.get(f"val_{metric.name}")
+        metric = learner.task.metric
+        value = learner.results.get(f"val_{metric.name}")
         name = phase.name if phase.final else f"{phase.name} round {training.round + 1}"
         columns = [
             f"epoch {trainer.current_epoch + 1:3d} {name}",

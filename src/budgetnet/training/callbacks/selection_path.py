@@ -84,8 +84,8 @@ class SelectionPath(pl.Callback):
         write_text(path, "\n".join(lines) + "\n")
 
 
-def _method(module: pl.LightningModule) -> AdeNeL | None:
+def _method(learner: pl.LightningModule) -> AdeNeL | None:
     """The method of a learner if it is AdeNeL, else None."""
-    method = getattr(module, "method", None)
+    method = getattr(learner, "method", None)
     under_lbi = method is not None and isinstance(method.training.optimizer, LBI)
     return cast("AdeNeL", method) if under_lbi else None

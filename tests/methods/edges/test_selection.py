@@ -41,7 +41,9 @@ def test_a_budget_is_kept_and_no_likely_edge_that_fits_is_left_out(
         assert costs.price(kept)[kind] <= limit
         assert kept.any() and torch.equal(graph.alive(kept), kept)
         for edge in ((gamma > 0.5) & ~kept).nonzero().flatten().tolist():
-            weights = [0.0 if here else share for here, share in zip(kept.tolist(), costs.shares({kind: limit}))]
+            weights = [
+                0.0 if here else share for here, share in zip(kept.tolist(), costs.budget_fractions({kind: limit}))
+            ]
             again = graph.path(weights, kept | (gamma > 0.5), through=edge)
             assert again is None or costs.price(kept | again)[kind] > limit
 

@@ -11,7 +11,7 @@ from torch import nn
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.channels import GraphError
 from budgetnet.costs import CostModel
-from budgetnet.methods.pruning import Pool, allocate, criteria, kept, pools
+from budgetnet.methods.pruning import CoupledChannels, allocate, channels_to_keep, coupled_channels, criteria
 
 SHAPES = {"lenet5": (1, 28, 28)}
 
@@ -41,9 +41,11 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_pools_partition_all_filters(name: str) -> None:
+def test_sets_partition_all_filters(name: str) -> None:
     graph = GRAPHS[name]()
-    members = [(group, i) for pool in pools(graph) for group in pool.groups for i in range(pool.start, pool.stop)]
+    members = [
+        (group, i) for each in coupled_channels(graph) for group in each.groups for i in range(each.start, each.stop)
+    ]
     filters = [(g.name, i) for g in graph.groups if g.kind == "convolution" for i in range(g.width)]
     assert len(members) == len(set(members))
     assert set(members) == set(filters)
@@ -52,9 +54,9 @@ def test_pools_partition_all_filters(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_resize_takes_what_is_kept_and_the_network_has_the_widths_that_were_priced(name: str) -> None:
     graph = GRAPHS[name]()
-    cost, found = CostModel(graph), pools(graph)
-    counts = [max(1, len(pool) * 2 // 3 // pool.blocks) * pool.blocks for pool in found]
-    plan = kept(found, random_scores(graph), counts)
+    cost, found = CostModel(graph), coupled_channels(graph)
+    counts = [max(1, len(each) * 2 // 3 // each.blocks) * each.blocks for each in found]
+    plan = channels_to_keep(found, random_scores(graph), counts)
     wanted = {**graph.widths, **allocate.widths(found, counts)}
     costs = cost.costs(wanted)
     resize(graph.model, plan)
@@ -64,21 +66,21 @@ def test_resize_takes_what_is_kept_and_the_network_has_the_widths_that_were_pric
     graph.model(torch.randn(2, *graph.input_shape[1:]))
 
 
-def test_inner_pools_are_the_first_convolutions_of_the_blocks() -> None:
+def test_inner_sets_are_the_first_convolutions_of_the_blocks() -> None:
     graph = traced("resnet20")
-    inner = pools(graph, "inner")
-    assert [pool.groups for pool in inner] == [(f"layer{s}.{b}.conv1",) for s in (1, 2, 3) for b in (0, 1, 2)]
-    assert all((pool.start, pool.stop, pool.blocks) == (0, graph.widths[pool.groups[0]], 1) for pool in inner)
+    inner = coupled_channels(graph, "inner")
+    assert [each.groups for each in inner] == [(f"layer{s}.{b}.conv1",) for s in (1, 2, 3) for b in (0, 1, 2)]
+    assert all((each.start, each.stop, each.blocks) == (0, graph.widths[each.groups[0]], 1) for each in inner)
 
 
 def test_joined_groups_share_the_channels_that_they_all_have() -> None:
     """A ResNet-20 has 16, 32 and 64 channels in its stages; the shortcuts add the first 16 all the way through."""
-    chains = [pool for pool in pools(traced("resnet20")) if len(pool.groups) > 1]
+    chains = [each for each in coupled_channels(traced("resnet20")) if len(each.groups) > 1]
     stages = [tuple(f"layer{s}.{b}.conv2" for b in (0, 1, 2)) for s in (1, 2, 3)]
     assert chains == [
-        Pool(("conv1", *stages[0], *stages[1], *stages[2]), 0, 16),
-        Pool((*stages[1], *stages[2]), 16, 32),
-        Pool(stages[2], 32, 64),
+        CoupledChannels(("conv1", *stages[0], *stages[1], *stages[2]), 0, 16),
+        CoupledChannels((*stages[1], *stages[2]), 16, 32),
+        CoupledChannels(stages[2], 32, 64),
     ]
 
 
@@ -94,8 +96,8 @@ def test_a_shortcut_still_adds_every_channel_to_the_one_of_the_same_origin() -> 
                 module.weight.zero_()
                 module.bias.zero_()
                 module.bias[start:stop] = torch.arange(start, stop) + 1.0
-    found = pools(graph)
-    plan = kept(found, random_scores(graph), [len(pool) // 2 for pool in found])
+    found = coupled_channels(graph)
+    plan = channels_to_keep(found, random_scores(graph), [len(each) // 2 for each in found])
     resize(net, plan)
     arriving: dict[str, torch.Tensor] = {}
     for path in ("layer1.0.conv1", "layer1.2.conv1", "layer2.1.conv1", "layer3.2.conv1", "fc"):
@@ -111,8 +113,8 @@ def test_a_shortcut_still_adds_every_channel_to_the_one_of_the_same_origin() -> 
 def test_removing_silent_channels_keeps_the_function_if_and_only_if_the_joined_stay_aligned(aligned: bool) -> None:
     graph = traced("resnet20")
     net = graph.model.double().eval()
-    found, scores = pools(graph), random_scores(graph)
-    plan = kept(found, scores, [len(pool) // 2 for pool in found])
+    found, scores = coupled_channels(graph), random_scores(graph)
+    plan = channels_to_keep(found, scores, [len(each) // 2 for each in found])
     with torch.no_grad():
         for group in graph.groups:
             silent = [i for i in range(group.width) if i not in plan[group.name]]
@@ -129,18 +131,18 @@ def test_removing_silent_channels_keeps_the_function_if_and_only_if_the_joined_s
 
 def test_a_joined_channel_has_the_mean_score_of_its_groups() -> None:
     scores = {"a": torch.tensor([1.0, 5.0, 2.0]), "b": torch.tensor([2.0, 0.0, 9.0, 7.0])}
-    assert Pool(("a", "b"), 0, 3).scores(scores).tolist() == [1.5, 2.5, 5.5]
-    assert Pool(("a", "b"), 0, 3).best(scores, 2) == [1, 2]
-    assert Pool(("b",), 3, 4).best(scores, 1) == [3]
+    assert CoupledChannels(("a", "b"), 0, 3).scores(scores).tolist() == [1.5, 2.5, 5.5]
+    assert CoupledChannels(("a", "b"), 0, 3).best(scores, 2) == [1, 2]
+    assert CoupledChannels(("b",), 3, 4).best(scores, 1) == [3]
 
 
 def test_of_equal_channels_the_first_stay() -> None:
-    assert Pool(("a",), 0, 5).best({"a": torch.zeros(5)}, 3) == [0, 1, 2]
+    assert CoupledChannels(("a",), 0, 5).best({"a": torch.zeros(5)}, 3) == [0, 1, 2]
 
 
 def test_blocks_lose_equally_many() -> None:
     graph = ChannelGraph.trace(Odd(), torch.empty(1, 3, 8, 8))
-    found = {pool.groups[0]: pool for pool in pools(graph)}
+    found = {each.groups[0]: each for each in coupled_channels(graph)}
     assert (found["mix"].blocks, found["grouped"].blocks, found["left"].blocks) == (3, 3, 1)
     scores = {"mix": torch.arange(12.0)}  # the last block has the highest, and keeps no more than the others
     assert found["mix"].best(scores, 6) == [2, 3, 6, 7, 10, 11]
@@ -181,10 +183,10 @@ def test_channels_that_a_shortcut_adds_to_others_than_their_equals_stay(kind: st
     if kind != "concatenated":
         del net.second
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
-    found = pools(graph)
-    assert {name for pool in found for name in pool.groups} == prunable
+    found = coupled_channels(graph)
+    assert {name for each in found for name in each.groups} == prunable
     before = copy.deepcopy(graph.widths)
-    resize(net, kept(found, random_scores(graph), [len(pool) // 2 for pool in found]))
+    resize(net, channels_to_keep(found, random_scores(graph), [len(each) // 2 for each in found]))
     assert {name for name, width in graph.widths.items() if width != before[name]} == prunable
     net(torch.randn(1, 3, 8, 8))
 
@@ -202,14 +204,14 @@ def test_joined_groups_in_blocks_of_one_width_lose_equally_many_in_each() -> Non
             return self.classifier((out + backbones.match_channels(x, out)).mean((2, 3)))
 
     graph = ChannelGraph.trace(Blocks(), torch.empty(1, 3, 4, 4))
-    (pool,) = pools(graph)
-    assert pool == Pool(("first", "block"), 0, 8, blocks=2)
-    plan = kept([pool], {name: torch.arange(8.0) for name in pool.groups}, [4])
+    (each,) = coupled_channels(graph)
+    assert each == CoupledChannels(("first", "block"), 0, 8, blocks=2)
+    plan = channels_to_keep([each], {name: torch.arange(8.0) for name in each.groups}, [4])
     assert plan == {"first": [2, 3, 6, 7], "block": [2, 3, 6, 7]}
     resize(graph.model, plan)
 
 
-def test_a_list_that_the_pools_would_not_give_is_refused() -> None:
+def test_a_list_that_the_sets_would_not_give_is_refused() -> None:
     graph = ChannelGraph.trace(Odd(), torch.empty(1, 3, 8, 8))
     with pytest.raises(GraphError, match="equally many in each of its 3 blocks"):
         resize(graph.model, {"mix": [0, 1, 2, 3, 4, 5]})

@@ -1,0 +1,127 @@
+"""The channel graph, made of what the runs have found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor, nn
+
+from budgetnet.channels.calls import Cost, Place
+from budgetnet.channels.graph import ChannelGraph, GraphError, Layout, Segment, Term, WidthGroup
+from budgetnet.channels.groups import Structure
+from budgetnet.channels.other_widths import Layouts
+from budgetnet.channels.running import Run
+
+
+def assemble(
+    model: nn.Module, input_shape: tuple[int, ...], run: Run, structure: Structure, layouts: Layouts
+) -> ChannelGraph:
+    """The graph of `model`. Raises GraphError if no width can change."""
+
+    def settled(vector: Tensor, parts: int = 1) -> Layout:
+        return layouts.get((id(vector), parts)) or (Segment(None, len(vector), parts),)
+
+    axes = {
+        name: {dim: settled(vector, run.parts.get(name, 1) if dim == 1 else 1) for dim, vector in dims.items()}
+        for name, dims in run.axes.items()
+    }
+    for name, dims in axes.items():
+        if len(dims) > 2:  # of a weight that is computed with: those that change
+            axes[name] = {dim: own for dim, own in dims.items() if any(s.group is not None for s in own)}
+    graph = ChannelGraph(
+        model=model,
+        input_shape=input_shape,
+        axes=axes,
+        attributes={key: settled(vector) for key, vector in run.attributes.items()},
+        terms=[_term(structure, cost, settled) for cost in run.costs],
+        joins=[(settled(source), settled(target)) for source, target in run.joins],
+        norm_after=_norm_after(run),
+        mixing=_mixing(run, structure),
+        reads=dict(run.reads),
+        fills=_fills(model, axes),
+        frozen=run.frozen,
+        fixed=_why_fixed(run),
+    )
+    partly = _partly(axes)
+    for group in structure.groups:
+        kind = "other" if group.name in partly else group.kind
+        graph.members[group.name] = WidthGroup(
+            group.name, group.width, kind, tuple(group.producers), tuple(group.consumers), group.blocks
+        )
+    if not graph.members:
+        why = f": {'; '.join(graph.fixed[:3])}" if graph.fixed else ""
+        raise GraphError(f"{type(model).__name__} has no width that can change{why}")
+    return graph
+
+
+def _term(structure: Structure, cost: Cost, settled: Callable[[Tensor], Layout]) -> Term:
+    factors = list(cost.factors)
+    if len(factors) > 2:
+        factors = [factor for factor in factors if (structure.along(factor)[0] >= 0).any()]
+    if len(factors) > 2:
+        raise GraphError(f"{cost.module}: a cost that is a product of {len(factors)} widths is not followed")
+    coefficient, rest = divmod(cost.amount * cost.divisor, math.prod(len(factor) for factor in factors))
+    assert rest == 0, cost
+    left, right = (*(settled(factor) for factor in factors), None, None)[:2]
+    return Term(cost.module, cost.matrix, coefficient, left or (Segment(None, 1),), right, cost.divisor)
+
+
+def _norm_after(run: Run) -> dict[str, str]:
+    """Of each layer that one norm reads, and nothing else does, that norm."""
+    found: dict[str, str] = {}
+    for layer, norm, between in run.norms:
+        if getattr(between, "_uses", 0) == 1:
+            found.setdefault(layer, norm)
+    return found
+
+
+def _mixing(run: Run, structure: Structure) -> frozenset[str]:
+    found: set[int] = set()
+    for labels in run.labels.mixed:
+        groups = structure.group_of[np.maximum(labels, 0)]
+        found |= set(np.unique(groups[groups >= 0]).tolist())
+    return frozenset(structure.groups[number].name for number in found)
+
+
+def _why_fixed(run: Run) -> tuple[str, ...]:
+    """A line for each operation of the user's code, however many modules run it."""
+    found: dict[tuple[str, str, int, str], list[Place]] = {}
+    for place, why, labels in run.fixed:
+        if bool((labels > 0).any()):
+            found.setdefault((place.operation, place.file, place.line, why), []).append(place)
+    lines = []
+    for (_, _, _, why), places in found.items():
+        more = len({place.module for place in places}) - 1
+        lines.append(f"{places[0]}{f' and {more} more like it' if more else ''} {why}")
+    return tuple(lines)
+
+
+def _partly(axes: dict[str, dict[int, Layout]]) -> set[str]:
+    """Groups of which some axis has some channels more often than others."""
+    found = set()
+    for layout in {layout for dims in axes.values() for layout in dims.values()}:
+        counts: dict[tuple[str | None, int], dict[int, int]] = {}
+        for s in layout:
+            for block in s.chosen:
+                own = counts.setdefault((s.group, s.of), {})
+                own[block] = own.get(block, 0) + s.factor
+        found |= {str(g) for (g, of), own in counts.items() if len(own) != of or len(set(own.values())) != 1}
+    return found
+
+
+def _fills(model: nn.Module, axes: dict[str, dict[int, Layout]]) -> dict[str, float]:
+    """What new entries of a tensor outside torch's layers become: the value that all its entries have now."""
+    found = {}
+    for name in axes:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        tensor = getattr(module, leaf)
+        layer = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.PReLU)
+        if layer or tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
+            continue
+        value = tensor.detach().flatten()[0]
+        if bool((tensor.detach() == value).all()):
+            found[name] = float(value)
+    return found

@@ -1,0 +1,241 @@
+"""What one run cannot tell, a second one at other widths does.
+
+Every group is made wider on a copy without storage, each by another amount. What then has another shape than it should
+is not free to change (a view to a fixed size, a slice at a fixed channel): it stays as it is, and the graph says why.
+Only what is the same pattern at both widths becomes a width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetnet.channels.calls import Call, Place
+from budgetnet.channels.graph import GraphError, Layout, Segment
+from budgetnet.channels.groups import Structure
+from budgetnet.channels.labels import Planes
+from budgetnet.channels.running import Rule, Run
+from budgetnet.channels.shadow import Shadow
+
+Layouts = dict[tuple[int, int], Layout]
+"""What lies along a vector of labels of the first run, by its id, and the parts in which a grouped layer reads it."""
+
+WRITTEN_DOWN = "holds a number of channels that is written down"
+_NOWHERE = Place("forward", "", "", 0, True)
+
+
+class Stop(Exception):
+    """A run at other widths cannot go on."""
+
+
+class Second(Run):
+    """A run at other widths that compares every operation with the first run's, and stops where it differs.
+
+    suspects: the operation, why, and labels of the first run whose channels are not free to change.
+    """
+
+    def __init__(self, first: Run, grown: Callable[[Planes, tuple[int, ...]], tuple[int, ...] | None]) -> None:
+        super().__init__(first.model, first.rules, first.frozen)
+        self.first, self.grown = first, grown
+        self.suspects: list[tuple[Place, str, list[Tensor]]] = []
+
+    def fails_as_before(self) -> bool:
+        return len(self.events) == self.first.failed_at
+
+    def follow(self, rule: Rule, call: Call) -> Any:
+        number = len(self.events)
+        if number == self.first.failed_at:
+            return super().follow(rule, call)  # it fails here at any width
+        if number >= len(self.first.events) or self.first.events[number].name != call.name:
+            self.suspect(call.name, number, "is another one at other widths")
+            raise Stop
+        try:
+            return super().follow(rule, call)
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            self.suspect(call.name, number, WRITTEN_DOWN)
+            raise Stop from error
+
+    def note(self, call: Call, out: Any) -> None:
+        super().note(call, out)
+        number = len(self.events) - 1
+        if number >= len(self.first.events):
+            return
+        for (shape, _), (old, planes) in zip(self.events[number].outputs, self.first.events[number].outputs):
+            if self.grown(planes, old) not in (None, tuple(shape)):
+                self.suspect(call.name, number, WRITTEN_DOWN)
+                raise Stop
+
+    def suspect(self, operation: str, number: int, why: str) -> None:
+        """What the operation reads and gives in the first run, here and wherever this line of code is run."""
+        here, labels = self.first.events[min(number, len(self.first.events) - 1)], list[Tensor]()
+        for event in self.first.events:
+            if event.line == here.line and event.name == here.name:
+                labels += event.labels()
+        self.suspects.append((self.place(operation), why, labels))
+
+
+def settle(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Structure, Layouts]:
+    """The groups that are the same pattern at two widths, and what lies along every vector of labels.
+
+    again: runs the shadow's passes once more. What turns out not to be free is fixed in `run`.
+    """
+    shadow.restore()
+    while True:
+        structure = Structure(run)
+        unfit = structure.find_blocks()
+        if unfit:
+            _fix(run, structure, unfit, _NOWHERE, "has channels in an order that no width follows")
+            continue
+        if not structure.groups:
+            return structure, {}
+        comparison = _Comparison(run, structure)
+        try:
+            fixed, layouts = comparison.made(shadow, again)
+        finally:
+            shadow.restore()
+        if not fixed:
+            return structure, layouts
+
+
+def _fix(run: Run, structure: Structure, numbers: set[int], place: Place, why: str) -> None:
+    for number in numbers:
+        order = torch.from_numpy(structure.groups[number].order)
+        run.fixed.append((place, why, order))
+        run.labels.freeze(order)
+
+
+class _Comparison:
+    """The first run beside one in which every group is wider."""
+
+    def __init__(self, run: Run, structure: Structure) -> None:
+        self.run, self.structure = run, structure
+        self.wider = {
+            g.name: (g.width // g.blocks + (1 + i % 3 if g.width > g.blocks else 2 + i % 2)) * g.blocks
+            for i, g in enumerate(structure.groups)
+        }
+        self._expected: dict[Any, tuple[int, ...] | None] = {}
+
+    def made(self, shadow: Shadow, again: Callable[[Run], None]) -> tuple[set[int], Layouts]:
+        """Groups that turned out not to be free, which are fixed now, or the layouts."""
+        run = self.run
+        shapes = {}
+        for name, dims in run.axes.items():
+            shapes[name] = list(shadow.tensors[name].shape)
+            for dim, vector in dims.items():
+                shapes[name][dim] = self._count(vector) // (run.parts.get(name, 1) if dim == 1 else 1)
+        shadow.resize(shapes, {key: self._count(vector) for key, vector in run.attributes.items()})
+        second = Second(run, self._grown)
+        try:
+            again(second)
+        except (Stop, GraphError) as error:
+            if not second.suspects:
+                second.suspect("forward", len(second.events) - 1, f"fails at other widths ({error})")
+        if not second.suspects:
+            return self._layouts(second)
+        found = set()
+        for place, why, labels in second.suspects:
+            found |= self._fix(labels, place, why)
+        place, why, _ = second.suspects[0]
+        for event in reversed(run.events[: len(second.events) + 1]):  # what has no free channels: what came before
+            found = found or self._fix(event.labels(), place, why)
+        if not found:
+            raise GraphError(f"{type(run.model).__name__} is another network at other widths: {place} {why}")
+        return found, {}
+
+    def _count(self, vector: Tensor) -> int:
+        """How long an axis is with the wider groups."""
+        groups, _ = self.structure.along(vector)
+        total = 0
+        for number, count in zip(*np.unique(groups, return_counts=True), strict=True):
+            group = self.structure.groups[number]
+            total += int(count) if number < 0 else int(count) * self.wider[group.name] // group.width
+        return total
+
+    def _grown(self, planes: Planes, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape that a tensor of the first run should have now; None where that cannot be said."""
+        key = (*((p.labels.data_ptr(), p.labels.shape, p.labels.stride(), p.dims) for p in planes), shape)
+        if key not in self._expected:
+            expected: list[int] | None = list(shape)
+            for plane in planes:
+                if len(plane.dims) > 1 or bool((plane.labels < 0).any()):
+                    expected = None
+                    break
+                (dim,) = plane.dims
+                expected[dim] = self._count(plane.labels)  # type: ignore[index]
+            self._expected[key] = None if expected is None else tuple(expected)
+        return self._expected[key]
+
+    def _fix(self, labels: Sequence[Tensor], place: Place, why: str) -> set[int]:
+        """Fix the groups of these labels; those that no layer makes alone first, as what padding leaves."""
+        numbers: set[int] = set()
+        for vector in labels:
+            groups, _ = self.structure.along(vector)
+            numbers |= set(np.unique(groups[groups >= 0]).tolist())
+        dependent = {number for number in numbers if not self.structure.groups[number].producers}
+        _fix(self.run, self.structure, dependent or numbers, place, why)
+        return dependent or numbers
+
+    def _layouts(self, second: Run) -> tuple[set[int], Layouts]:
+        """Layouts, read off the second run, that are the first run's too."""
+        other = Structure(second)
+        while stale := [
+            g for g in other.groups if self.wider.get(g.name) != g.width
+        ]:  # they are fixed in the first run
+            for group in stale:
+                second.labels.freeze(torch.from_numpy(group.order))
+            other = Structure(second)
+        blocks = {g.name: g.blocks for g in self.structure.groups}
+        layouts: Layouts = {}
+        known: dict[Any, Layout | None] = {}
+        bad: set[int] = set()
+        for one, two, parts in _pairs(self.run, second):
+            key = (one.numpy().tobytes(), two.numpy().tobytes(), parts)
+            if key not in known:
+                known[key] = self._matched(one, other.layout(two, blocks, parts))
+            layout = known[key]
+            if layout is None:
+                bad |= self._fix([one], _NOWHERE, "has channels in another order at other widths")
+            else:
+                layouts[id(one), parts] = layout
+        return bad, layouts
+
+    def _matched(self, one: Tensor, layout: Layout | None) -> Layout | None:
+        """The layout, if it is that of a vector of the first run."""
+        numbers: Mapping[str, int] = {g.name: i for i, g in enumerate(self.structure.groups)}
+        widths = {g.name: g.width for g in self.structure.groups}
+        owners, channels = self.structure.along(one)
+        at = 0
+        for segment in layout or ():
+            whole = Segment(segment.group, segment.factor, 1, segment.chosen, segment.of)
+            size = whole.size(widths)
+            owner = owners[at : at + size]
+            expected = -1 if segment.group is None else numbers[segment.group]
+            if len(owner) != size or not (owner == expected).all():
+                return None
+            if segment.group is not None and not (channels[at : at + size] == whole.channels(widths).numpy()).all():
+                return None
+            at += size
+        return layout if at == len(owners) else None
+
+
+def _pairs(run: Run, second: Run) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Vectors of labels that stand for the same thing in both runs, and in how many parts they are read."""
+    for name, dims in run.axes.items():
+        for dim, vector in dims.items():
+            if name in second.axes and dim in second.axes[name]:
+                yield vector, second.axes[name][dim], run.parts.get(name, 1) if dim == 1 else 1
+    for key, vector in run.attributes.items():
+        if key in second.attributes:
+            yield vector, second.attributes[key], 1
+    for (source, target), (other_source, other_target) in zip(run.joins, second.joins):
+        yield source, other_source, 1
+        yield target, other_target, 1
+    for piece, other_piece in zip(run.labels.pieces, second.labels.pieces):
+        yield torch.from_numpy(piece), torch.from_numpy(other_piece), 1
+    for cost, other in zip(run.costs, second.costs):
+        for factor, other_factor in zip(cost.factors, other.factors):
+            yield factor, other_factor, 1

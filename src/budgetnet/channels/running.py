@@ -1,0 +1,357 @@
+"""Run a model on the meta device and carry channel labels beside every tensor.
+
+`Run` sees every function that the model calls (a TorchFunctionMode) and hands it to its rule in operations.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from budgetnet.channels.calls import (
+    NOT_THE_USERS,
+    Call,
+    Cost,
+    Event,
+    Place,
+    collect,
+    leaves,
+    name_of,
+    one_device,
+)  # fmt: skip
+from budgetnet.channels.labels import Carried, Labels, Plane, vector_plane
+from budgetnet.channels.prices import PRICED, Price, metered, price
+
+Rule = Callable[["Run", Call], Any]
+
+
+class Run(TorchFunctionMode):
+    """Everything that one trace finds; used for several passes of one model (eval, training), which are joined.
+
+    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels. reads: the dimension of
+    a weight along which it reads, where that is not 1. producers, consumers: (module, labels) in order of execution.
+    """
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule | None], frozen: frozenset[str]) -> None:
+        super().__init__()
+        self.model, self.rules, self.frozen = model, rules, frozen
+        self.labels = Labels()
+        self.names: dict[int, str] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.axes: dict[str, dict[int, Tensor]] = {}
+        self.parts: dict[str, int] = {}
+        self.attributes: dict[tuple[str, str], Tensor] = {}
+        self.reads: dict[str, int] = {}
+        self.producers: list[tuple[str, str, Tensor]] = []
+        self.consumers: list[tuple[str, Tensor]] = []
+        self.costs: list[Cost] = []
+        self.joins: list[tuple[Tensor, Tensor]] = []
+        self.norms: list[tuple[str, str, Tensor]] = []  # (layer, norm behind it, what lies between)
+        self.events: list[Event] = []
+        self.refused: list[tuple[Place, str]] = []
+        self.fixed: list[tuple[Place, str, Tensor]] = []  # what an operation keeps as it is, and why
+        self.found_frozen: set[str] = set()
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.counting = True
+        self.paused = False
+        self.failed_at = -1
+        self.images = 1
+        self.learn()
+
+    def learn(self) -> None:
+        """Know the tensors of the model by name; anew after one was replaced."""
+        self.names = {id(t): name for name, t in [*self.model.named_parameters(), *self.model.named_buffers()]}
+        self.modules = dict(self.model.named_modules())
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = name_of(func)
+        rule = self.rules.get(name, None if name.startswith("get ") else unknown)
+        if rule is None:
+            return func(*args, **kwargs)
+        tensors: list[Tensor] = []
+        collect(args, tensors)
+        if kwargs:
+            collect(kwargs.values(), tensors)
+        if len(tensors) > 1:
+            args, kwargs = one_device(tensors, args, kwargs)
+        call = Call(name, func, args, kwargs, tensors)
+        if self.paused:
+            return self._paid(call)
+        for tensor in tensors:
+            tensor._uses = getattr(tensor, "_uses", 0) + 1  # type: ignore[attr-defined]
+        return self.follow(rule, call)
+
+    def follow(self, rule: Rule, call: Call) -> Any:
+        """Run one operation by its rule, and note what it gave."""
+        if call.name in self.frozen and (place := self.place(call.name)).own:
+            self.found_frozen.add(call.name)
+            out = self.opaque(call, place, "is frozen")
+        else:
+            out = rule(self, call)
+        self.note(call, out)
+        return out
+
+    def note(self, call: Call, out: Any) -> None:
+        planes = tuple(known.planes for t in call.tensors if (known := getattr(t, "_carried", None)) is not None)
+        given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
+        self.events.append(Event(call.name, self.line(), planes, given))
+
+    def _pay(self, cost: Price) -> None:
+        module = self.stack[-1][0] if self.stack else ""
+        for matrix, amount in ((True, cost.macs), (False, cost.other)):
+            if amount and self.counting:
+                each, rest = divmod(amount, self.images)
+                self.costs.append(Cost(module, matrix, amount if rest else each, ()))
+
+    def fails_as_before(self) -> bool:
+        """Whether a pass that has failed may be left where it failed."""
+        self.failed_at = len(self.events)
+        return True
+
+    def opaque(self, call: Call, place: Place, why: str) -> Any:
+        """Run what is not looked into: what it reads stays as it is, and it costs what it costs."""
+        for tensor in call.tensors:
+            self.keep(tensor, place, why)
+        out = self._paid(call)
+        for tensor in leaves(out):
+            self.carry(tensor, ())
+        return out
+
+    def _paid(self, call: Call) -> Any:
+        """Run an operation as it is, and count what it costs."""
+        if call.name in PRICED:
+            out = call.run()
+            cost = price(call.name, call.argument, out)
+        else:
+            out, cost = metered(call.function, call.args, call.kwargs)
+        self._pay(cost)
+        return out
+
+    @staticmethod
+    def line() -> tuple[str, int]:
+        """File and number of the line of the user's code that is being run."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+            frame = frame.f_back
+        return frame.f_code.co_filename, frame.f_lineno
+
+    def place(self, operation: str) -> Place:
+        """Where the operation that is being run stands."""
+        file, line = self.line()
+        module, own = "", True
+        if self.stack:
+            own = not type(self.stack[-1][1]).__module__.startswith("torch.nn.")
+            module = self.stack[-1][0]
+        return Place(operation, module, file, line, own)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Know which module is being run, and do not look into frozen ones."""
+        paths, replaced = {id(module): path for path, module in self.modules.items()}, []
+        for path in self.frozen & self.modules.keys():
+            module = self.modules[path]
+            replaced.append(module)
+            module.__dict__["forward"] = self._frozen_forward(path, module, module.forward)
+
+        def enter(module: nn.Module, *_: object) -> None:
+            self.stack.append((paths.get(id(module), ""), module))
+
+        def leave(*_: object) -> None:
+            self.stack.pop()
+
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.stack.clear()
+            for module in replaced:
+                module.__dict__.pop("forward", None)
+
+    def _frozen_forward(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.paused:
+                return forward(*args, **kwargs)
+            self.found_frozen.add(path)
+            inputs: list[Tensor] = []
+            collect((args, kwargs), inputs)
+            place = Place("forward", path, "", 0, True)
+            for tensor in inputs:
+                self.keep(tensor, place, "is frozen")
+            self.paused = True
+            try:
+                out = forward(*args, **kwargs)
+            except Exception:  # what looks at its data: on zeros
+                out = _on_zeros(module, args, kwargs)
+            finally:
+                self.paused = False
+            for tensor in leaves(out):
+                self.carry(tensor, ())
+            self.note(Call(path, forward, args, kwargs, inputs), out)
+            return out
+
+        return run
+
+    # -- what tensors carry -----------------------------------------------------------------------------------------
+
+    def known(self, tensor: Tensor) -> Carried:
+        """What is known of a tensor; parameters get labels when they are first used outside a layer."""
+        found: Carried | None = getattr(tensor, "_carried", None)
+        if found is not None:
+            return found
+        name = self.names.get(id(tensor))
+        if name is None or not tensor.is_floating_point() or tensor.numel() < 2:
+            return Carried(image=False)
+        planes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1 or dim in self.axes.get(name, {}):
+                planes.append(vector_plane(self.axis(name, dim, self.labels.fresh(size)), dim, tensor.dim()))
+        carried = Carried(tuple(planes), image=False)
+        tensor._carried = carried  # type: ignore[attr-defined]
+        return carried
+
+    def carry(self, tensor: Tensor, planes: Sequence[Plane], blank: bool = False, image: bool = True) -> Tensor:
+        tensor._carried = Carried(tuple(planes), blank, image)  # type: ignore[attr-defined]
+        return tensor
+
+    def keep(self, tensor: Tensor, place: Place, why: str) -> None:
+        """The channels of a tensor stay as they are."""
+        for plane in self.known(tensor).planes:
+            self.keep_labels(plane.labels, place, why)
+
+    def keep_labels(self, labels: Tensor, place: Place | str, why: str) -> None:
+        place = self.place(place) if isinstance(place, str) else place
+        self.fixed.append((place, why, labels.reshape(-1).clone()))
+        self.labels.freeze(labels)
+
+    def vector(self, tensor: Tensor, dim: int, operation: str, strict: bool = True) -> Tensor:
+        """(size,) labels along a dimension. strict: labels that vary along others only are kept as they are."""
+        dim %= tensor.dim()
+        found: Tensor | None = None
+        for plane in self.known(tensor).planes:
+            if dim in plane.dims:
+                rows = plane.labels.movedim(dim, 0).reshape(plane.labels.shape[dim], -1)
+                if rows.shape[1] > 1:
+                    self.labels.unite(rows[:, :1], rows)
+                if found is None:
+                    found = rows[:, 0]
+                else:
+                    self.labels.unite(found, rows[:, 0])
+            elif strict:
+                self.keep_labels(plane.labels, operation, "works across its channels")
+        return torch.zeros(tensor.shape[dim], dtype=torch.int64) if found is None else found
+
+    def axis(self, name: str, dim: int, vector: Tensor) -> Tensor:
+        """These labels lie along a dimension of a parameter or buffer; those that already do are joined to them."""
+        known = self.axes.setdefault(name, {}).setdefault(dim, vector)
+        if known is not vector:
+            self.labels.unite(known, vector)
+        return known
+
+    def tensor_axis(self, tensor: Tensor | None, dim: int, vector: Tensor) -> None:
+        """The same for any tensor that an operation was given, such as the bias of a convolution."""
+        if tensor is None:
+            return
+        name = self.names.get(id(tensor))
+        if name is not None:
+            self.axis(name, dim, vector)
+            return
+        planes = [plane for plane in self.known(tensor).planes if dim in plane.dims]
+        for plane in planes:
+            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+            self.labels.unite(plane.labels, vector.reshape(shape))
+        if not planes and not self.known(tensor).blank and tensor.shape[dim] > 1:
+            self.labels.freeze(vector)
+
+    def produce(self, tensor: Tensor, dim: int, kind: str) -> Tensor:
+        """(size,) labels of what a weight makes: new ones at its first use."""
+        name = self.names.get(id(tensor))
+        if name is None:
+            vector = None
+            for plane in self.known(tensor).planes:
+                if dim in plane.dims:
+                    vector = plane.labels.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+                    self.labels.unite(vector[:, :1], vector)
+                    vector = vector[:, 0]
+            return self.labels.fresh(tensor.shape[dim]) if vector is None else vector
+        known = self.axes.get(name, {}).get(dim)
+        return self.labels.fresh(tensor.shape[dim]) if known is None else known
+
+    def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
+        """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""
+        length = math.prod(len(factor) for factor in factors)
+        for matrix, amount in ((True, cost.macs), (False, cost.other)):
+            if amount * divisor % length:
+                for factor in factors:
+                    self.keep_labels(factor, "forward", "costs what is in no proportion to its channels")
+            if amount and self.counting:
+                kept = () if amount * divisor % length else factors
+                self.costs.append(Cost(module, matrix, amount, kept, divisor if kept else 1))
+
+    def made(self, tensor: Tensor, weight: Tensor) -> None:
+        """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
+        path, _, leaf = self.names.get(id(weight), "").rpartition(".")
+        if leaf == "weight":
+            tensor._layer = path  # type: ignore[attr-defined]
+
+    def normed(self, tensor: Tensor, norm: str) -> None:
+        """A norm reads this tensor."""
+        layer = getattr(tensor, "_layer", None)
+        if layer is not None:
+            self.norms.append((layer, norm, tensor))
+
+    def current(self) -> str:
+        """Path of the module that is being run."""
+        return self.stack[-1][0] if self.stack else ""
+
+
+def _on_zeros(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module gives for zeros on the CPU, with weights of zeros, as tensors without values."""
+
+    def zeros(value: Any) -> Any:
+        return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) and value.is_meta else value
+
+    module.__dict__.pop("forward", None)
+    tensors = [*module.parameters(), *module.buffers()]
+    memo = {id(t): nn.Parameter(zeros(t), False) if isinstance(t, nn.Parameter) else zeros(t) for t in tensors}
+    twin = copy.deepcopy(module, memo)
+    with torch._C.DisableTorchFunction():
+        out = twin(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+    return tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, out)
+
+
+def unknown(run: Run, call: Call) -> Any:
+    """No rule: an error that will name it, unless it has nothing to do with channels."""
+    planes = any(run.known(t).planes and _free(run, t) for t in call.tensors)
+    place = run.place(call.name)
+    if planes and leaves(out := call.run()):
+        run.refused.append((place, "is not followed"))
+        for tensor in call.tensors:
+            run.keep(tensor, place, "is not followed")
+        for tensor in leaves(out):
+            run.carry(tensor, ())
+        return out
+    if planes:
+        return out
+    return run.opaque(call, place, "is not followed") if call.tensors else call.run()
+
+
+def _free(run: Run, tensor: Tensor) -> bool:
+    """Whether some of its channels may still change."""
+    return any(bool((run.labels.roots(plane.labels) > 0).any()) for plane in run.known(tensor).planes)

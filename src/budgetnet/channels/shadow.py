@@ -1,0 +1,86 @@
+"""A copy of a model without storage, which runs at any widths."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Shadow:
+    """A copy on the meta device; integer buffers, which may be indices, keep their values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        memo: dict[int, Any] = {}
+        for module in model.modules():
+            for store in (module._parameters, module._buffers, module.__dict__):
+                for value in store.values():
+                    if isinstance(value, nn.Parameter):
+                        memo[id(value)] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+                    elif isinstance(value, Tensor):
+                        plain = value.detach()
+                        memo[id(value)] = plain.clone() if _index(plain) else torch.empty_like(plain, device="meta")
+            if (graph := module.__dict__.get("_channel_graph")) is not None:
+                memo[id(graph)] = None
+        self.model: nn.Module = copy.deepcopy(model, memo)
+        self.tensors: dict[str, Tensor] = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        self.dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        self._attributes: dict[tuple[str, str], Any] = {}
+
+    def resize(self, shapes: Mapping[str, list[int]], attributes: Mapping[tuple[str, str], int]) -> None:
+        """Give tensors other shapes and modules other numbers, from what they were at first."""
+        for name, tensor in self.tensors.items():
+            tensor.__dict__.pop("_carried", None)  # what it carries is known anew in each run
+            shape = shapes.get(name, list(tensor.shape))
+            self._put(name, tensor if shape == list(tensor.shape) else tensor.new_empty(shape))
+        for (path, name), size in attributes.items():
+            module = self.model.get_submodule(path)
+            self._attributes.setdefault((path, name), getattr(module, name))
+            set_attribute(module, name, size)
+
+    def restore(self) -> None:
+        self.resize({}, {})
+        for (path, name), value in self._attributes.items():
+            setattr(self.model.get_submodule(path), name, value)
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        if leaf in module._parameters:
+            module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
+        else:
+            module._buffers[leaf] = tensor
+
+
+def set_attribute(module: nn.Module, name: str, size: int) -> None:
+    """Let a layer know one of its widths; a layer norm keeps it in a tuple."""
+    value = getattr(module, name)
+    setattr(module, name, (size, *value[1:]) if isinstance(value, tuple) else size)
+
+
+def _index(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dim() > 0
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random states are the same in every run, and stay as they were; attention takes no shortcut."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)  # the CPU's alone
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.backends.mha.set_fastpath_enabled(fast)
