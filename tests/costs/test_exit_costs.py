@@ -63,7 +63,14 @@ def without_storage(module: Any, classes: int, size: int, **options: Any) -> Exi
     return network
 
 
-@pytest.mark.parametrize(("module", "options", "data", "macs", "flops", "published", "params"), PUBLISHED)
+SHORT = (0, 3, 5)
+"""Rows of every run of the tests: MSDNet for CIFAR and for ImageNet, and RANet. The others are of the same code."""
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "data", "macs", "flops", "published", "params"),
+    [pytest.param(*row, marks=[pytest.mark.soak] * (number not in SHORT)) for number, row in enumerate(PUBLISHED)],
+)
 def test_exits_have_their_published_costs(
     module: Any,
     options: dict[str, Any],
@@ -102,14 +109,16 @@ def counted(module: nn.Module, images: Tensor) -> int:
 
 SMALL: dict[str, partial[ExitNetwork]] = {
     "msdnet": partial(msdnet.build, 10, 3, (16, 16), exits=3, growth=4, channels=4),
-    "min": partial(msdnet.build, 10, 3, (16, 16), exits=4, growth=4, channels=4, prune="min", bottleneck=False),
+    "min": partial(msdnet.build, 10, 3, (16, 16), exits=3, growth=4, channels=4, prune="min", bottleneck=False),
     "ranet": partial(ranet.build, 10, 3, (16, 16), channels=4, growth=4, step=1, first_blocks=1, more_blocks=1,
                      scales=(1, 2, 2), growth_factors=(2, 2, 1), bottleneck_factors=(2, 2, 1)),
     "imagenet": partial(msdnet.build, 10, 3, (64, 64), exits=2, base=2, step=2, growth=4, channels=4),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", ["msdnet", "ranet", *(pytest.param(name, marks=pytest.mark.soak) for name in ("min", "imagenet"))]
+)
 def test_flops_are_what_fvcore_counts_of_what_is_evaluated(name: str) -> None:
     network, size = SMALL[name](), 64 if name == "imagenet" else 16
     costs, images = ExitCosts(network, (3, size, size)), torch.zeros(1, 3, size, size)

@@ -21,7 +21,7 @@ from budgetnet.runs.checkpoints import load_checkpoint
 
 NETWORK = (
     "backbone=msdnet", "backbone.exits=3", "backbone.channels=4", "backbone.growth=4", "dataset=digits",
-    "dataset.limit_train=96", "dataset.batch_size=32", "dataset.validation=100", "dataset.limit_test=100",
+    "dataset.limit_train=48", "dataset.batch_size=16", "dataset.validation=60", "dataset.limit_test=50",
     "optim.lr=0.05", "epochs=2", "threads=1", "logger=csv", "trainer.progress=false", "export=false",
 )  # fmt: skip
 SHORT = (*NETWORK, "budget.mean_flops=50%")
@@ -75,11 +75,11 @@ def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_
     ((images, targets),) = parts.data.test_dataloader()
     limits = torch.tensor([*summary["exits"]["thresholds"], -torch.inf], dtype=torch.float64)
     logits, left = early_exit(net, images, limits)
-    assert abs(int((logits.argmax(1) == targets).sum()) - summary["test_top1"]) <= 1
+    assert abs(int((logits.argmax(1) == targets).sum()) - summary["test_top1"] / 2) <= 1
     gone = torch.bincount(left, minlength=3)
     assert (gone - torch.tensor(summary["exits"]["test_leaving"])).abs().sum() <= 2
     flops = torch.tensor(summary["exits"]["flops"], dtype=torch.float64)
-    assert float(gone.double() @ flops) / 100 == pytest.approx(summary["exits"]["test_mean_flops"], rel=0.02)
+    assert float(gone.double() @ flops) / 50 == pytest.approx(summary["exits"]["test_mean_flops"], rel=0.04)
 
 
 @pytest.mark.parametrize("method", ["exits", "l2w"])
