@@ -15,6 +15,7 @@ setup: .venv/ready
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps pytorchcv  # it names torchvision
 	touch $@
 
 test: .venv/ready

@@ -255,6 +255,6 @@ def test_a_module_that_looks_at_its_data_is_followed_around_once_it_is_frozen() 
             return x if float(x.sum()) > 0 else -x
 
     net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), Looks(), nn.Conv2d(4, 2, 1))
-    with pytest.raises(GraphError, match="in module '2' .* depends on the data"):
+    with pytest.raises(GraphError, match=r"in module '2' .* depends on the data"):
         traced(net, 3, 4, 4)
     assert ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("2",)).widths == {"0": 5}

@@ -31,7 +31,7 @@ def construct(
     is meant. given: arguments that are given already. make: called in the place of `target`, with the same names.
     Raises UsageError for one that takes no number of classes.
     """
-    name = getattr(target, "__name__", str(target))
+    name = getattr(getattr(target, "func", target), "__name__", str(target))
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for kind, own in (("num_classes_name", num_classes_name), ("in_channels_name", in_channels_name)):

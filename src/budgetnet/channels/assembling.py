@@ -30,11 +30,15 @@ def assemble(
     for name, dims in axes.items():
         if len(dims) > 2:  # of a weight that is computed with: those that change
             axes[name] = {dim: own for dim, own in dims.items() if any(s.group is not None for s in own)}
+    blocks = {group.name: group.blocks for group in structure.groups}
     graph = ChannelGraph(
         model=model,
         input_shape=input_shape,
         axes=axes,
-        attributes={key: settled(vector) for key, vector in run.attributes.items()},
+        attributes={
+            **{key: settled(vector) for key, vector in run.attributes.items()},
+            **{key: structure.layout(vector, blocks) or settled(vector) for key, vector in run.numbers.items()},
+        },
         terms=[_term(structure, cost, settled) for cost in run.costs],
         joins=[(settled(source), settled(target)) for source, target in run.joins],
         norm_after=_norm_after(run),

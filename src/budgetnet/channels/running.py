@@ -38,7 +38,8 @@ Rule = Callable[["Run", Call], Any]
 class Run(TorchFunctionMode):
     """Everything that one trace finds; used for several passes of one model (eval, training), which are joined.
 
-    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels. reads: the dimension of
+    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels; numbers: the same, of
+    modules that are none of torch's layers. reads: the dimension of
     a weight along which it reads, where that is not 1. producers, consumers: (module, labels) in order of execution.
     """
 
@@ -51,6 +52,7 @@ class Run(TorchFunctionMode):
         self.axes: dict[str, dict[int, Tensor]] = {}
         self.parts: dict[str, int] = {}
         self.attributes: dict[tuple[str, str], Tensor] = {}
+        self.numbers: dict[tuple[str, str], Tensor] = {}
         self.reads: dict[str, int] = {}
         self.producers: list[tuple[str, str, Tensor]] = []
         self.consumers: list[tuple[str, Tensor]] = []
@@ -109,7 +111,7 @@ class Run(TorchFunctionMode):
     def note(self, call: Call, out: Any) -> None:
         planes = tuple(known.planes for t in call.tensors if (known := getattr(t, "_carried", None)) is not None)
         given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
-        self.events.append(Event(call.name, self.line(), planes, given))
+        self.events.append(Event(call.name, self.line(), self.current(), planes, given))
 
     def _pay(self, cost: Price) -> None:
         module = self.stack[-1][0] if self.stack else ""
