@@ -146,6 +146,13 @@ class Searching(pl.Callback):
         )  # fmt: skip
 
 
+class Parameters(pl.Callback):
+    """Of any method: a line per epoch for the parameters, those of the method's own modules among them."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Witness().note(trainer, "epoch", weights=sha(*pl_module.parameters()))
+
+
 class Reductions(pl.Callback):
     """Counts, in $RANKS_FOLDER/reductions, how often gradients were averaged over the processes in each epoch."""
 

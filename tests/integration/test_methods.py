@@ -148,4 +148,5 @@ def test_a_method_that_is_killed_goes_on_to_the_same_bits(
 
 def test_the_table_holds_every_method() -> None:
     files = (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml")
-    assert {file.stem for file in files} - {"train", "own"} == set(METHODS)
+    with_exits = {"exits", "l2w"}  # test_exit_methods.py
+    assert {file.stem for file in files} - {"train", "own"} - with_exits == set(METHODS)

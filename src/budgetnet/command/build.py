@@ -25,6 +25,7 @@ from budgetnet.processes.group import Processes
 from budgetnet.runs.records import Records, metric_columns
 from budgetnet.tasks import Task
 from budgetnet.tasks.distilled import distilled
+from budgetnet.tasks.multi_exit import task_of
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 from budgetnet.training.callbacks.epoch_test import EpochTest
 from budgetnet.training.callbacks.growth import Growth
@@ -77,6 +78,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         reference = net
         if options.backbone.get("multiplier") is not None and not method.needs_budget:
             reference = make_network({**options.backbone, "multiplier": None}, data, task)
+        task = task_of(net, task)
     trainer = _trainer(options, directory, task, method, signals or Signals())
     data.check(trainer.world_size)
     processes = Processes(trainer)

@@ -225,6 +225,8 @@ def _finish(
         export_model(parts.learner.net, parts.data.input_shape, directory)
     if parts.learner.task.has_examples:
         Records(directory).examples(_examples(parts))
+    for name, rows in parts.method.tables().items():
+        Records(directory).table(name, rows)
     write_json(directory / "summary.json", summary)
     if report is not None:
         report(directory)

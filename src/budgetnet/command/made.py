@@ -20,6 +20,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 from budgetnet.tasks import Classification, Segmentation, Task
+from budgetnet.tasks.multi_exit import task_of
 
 Config = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -96,7 +97,7 @@ def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm:
             graph.verify()
     except GraphError as error:
         raise UsageError(f"backbone={name}: {error}") from error
-    _check_output(name, net, task, outputs, data.input_shape)
+    _check_output(name, net, task_of(net, task), outputs, data.input_shape)
     return net
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
+from budgetnet.costs.exits import ExitCosts
 from budgetnet.costs.model import CostModel
 from budgetnet.costs.sequential import SequentialOperations
 
@@ -69,6 +71,37 @@ class EdgePricing(Pricing):
         return self.edges.price(mask)
 
 
+class ExitPricing(Pricing):
+    """Prices a network with exits, and an image that leaves it at one of them."""
+
+    def __init__(self, net: ExitNetwork) -> None:
+        super().__init__(net)
+        self.network = net
+        self._exits: tuple[ChannelGraph, ExitCosts] | None = None
+
+    @property
+    def exits(self) -> ExitCosts:
+        """Costs of the exits of the network as it is now."""
+        graph = ChannelGraph.of(self.net)
+        if self._exits is None or self._exits[0] is not graph:
+            _, channels, height, width = graph.input_shape
+            self._exits = graph, ExitCosts(self.network, (channels, height, width))
+        return self._exits[1]
+
+    def costs(self, choice: Any = None) -> dict[str, int]:
+        """Costs by kind. choice: the number of an exit, from 0; None: the whole network, to its last exit.
+
+        What an exit costs is the true cost of a lazy evaluation (`ExitCosts.lazy`): the image has passed the exits
+        before it, and nothing is computed before an exit reads it.
+        """
+        if choice is None:
+            return super().costs()
+        lazy = self.exits.lazy
+        return {kind: lazy[kind][choice] for kind in ("params", "macs", "flops")}
+
+
 def pricing_of(net: nn.Module, machines: int | None = None) -> Pricing:
     """The pricing of this kind of network."""
+    if isinstance(net, ExitNetwork):
+        return ExitPricing(net)
     return EdgePricing(net, machines or 1) if isinstance(net, Fabric) else Pricing(net)

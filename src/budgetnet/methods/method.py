@@ -194,6 +194,16 @@ class Method:
         """The output of the network that would result if training ended now."""
         return self.forward(images)
 
+    def judge(self, output: Output, targets: Tensor) -> None:
+        """Look at a batch of an evaluation, for metrics that are no sums over images. By default there are none."""
+
+    def judged(self, split: str) -> dict[str, float]:
+        """Metrics of all batches that were judged, in place of those of the task that have the same name.
+
+        It is called on every process at the end of an evaluation. split: "val" or "test".
+        """
+        return {}
+
     def loss(self, output: Output, targets: Tensor) -> Tensor:
         """The scalar that training minimises, by default the mean loss of the task."""
         return self.training.task.loss(output, targets)
@@ -281,6 +291,10 @@ class Method:
 
     def facts(self) -> dict[str, Any]:
         """Entries that the method adds to summary.json."""
+        return {}
+
+    def tables(self) -> dict[str, list[dict[str, float]]]:
+        """Rows about the final network, by file: {"budgeted": [...]} becomes budgeted.csv once it has been tested."""
         return {}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -43,6 +43,14 @@ class Records:
         """Append a row of the method's own to <name>.csv; its first cell is the epoch."""
         self._append_csv(f"{name}.csv", row)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All of <name>.csv, what a method says of its final network."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.directory / f"{name}.csv", text.getvalue())
+
     def growth(self, record: Mapping[str, Any]) -> None:
         """Append a round to growth.jsonl."""
         _append(self.directory / "growth.jsonl", json.dumps(record) + "\n")

@@ -262,6 +262,7 @@ class Learner(pl.LightningModule):
         count = torch.tensor(float(len(targets)), dtype=torch.float64, device=losses.device)
         own = torch.stack([losses.double().sum(), count])
         self._evaluated.append(torch.cat([own, self.task.sums(output, targets).double()]))
+        self.method.judge(output, targets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -293,7 +294,8 @@ class Learner(pl.LightningModule):
             self.collect()  # raises first, and names the step, if a training loss is not finite either
             self._not_finite(f"{name} loss", self.trainer.global_step)
         self.results[f"{name}_loss"] = loss
-        self.results.update({f"{name}_{metric}": value for metric, value in self.task.compute(total[2:]).items()})
+        values = {**self.task.compute(total[2:]), **self.method.judged(name)}
+        self.results.update({f"{name}_{metric}": value for metric, value in values.items()})
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
