@@ -223,7 +223,7 @@ class Listener(pl.loggers.Logger):
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     monkeypatch.setattr(build, "make_loggers", lambda *_: [listener])
-    monkeypatch.setattr(experiment, "log_images", lambda *_: None)
+    monkeypatch.setattr(experiment, "log_summary", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
     experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
     epochs = [heard for heard in listener.heard if "val_top1" in heard]

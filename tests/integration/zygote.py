@@ -24,7 +24,7 @@ from unittest import mock
 REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
-    "onnxruntime", "networkx", "torch.export", "torch.onnx", "budgetnet.channels.builder", "budgetnet.channels.depth",
+    "onnxruntime", "networkx", "torch.export", "torch.onnx", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
     "budgetnet.channels.verify", "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
     "budgetnet.command.experiment", "budgetnet.command.sweeps", "budgetnet.costs.latency", "budgetnet.backbones.cnf",

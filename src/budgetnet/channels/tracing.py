@@ -29,12 +29,13 @@ def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
     _refuse_shared_parameters(model)
-    passes = Passes(model, tuple(example_input.shape))
-    run = Run(passes.shadow.model, RULES, frozenset(frozen))
-    passes.eval_and_training(run)
-    _refuse(model, run)
-    structure, layouts = settle(run, passes.shadow, passes.again)
-    graph = assemble(kind, model, tuple(example_input.shape), run, structure, layouts)
+    with torch.device("cpu"):  # labels are numbers, also where the caller makes tensors without any
+        passes = Passes(model, tuple(example_input.shape))
+        run = Run(passes.shadow.model, RULES, frozenset(frozen))
+        passes.eval_and_training(run)
+        _refuse(model, run)
+        structure, layouts = settle(run, passes.shadow, passes.again)
+        graph = assemble(kind, model, tuple(example_input.shape), run, structure, layouts)
     model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
     return graph
 
