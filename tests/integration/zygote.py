@@ -24,14 +24,15 @@ from unittest import mock
 REPOSITORY = Path(__file__).parents[2]
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
-    "onnxruntime", "networkx", "torch.export", "torch.onnx", "budgetnet.channels.depth",
+    "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
+    "torch.onnx._internal.torchscript_exporter.symbolic_opset17", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
     "budgetnet.channels.verify", "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
     "budgetnet.command.experiment", "budgetnet.command.sweeps", "budgetnet.costs.latency", "budgetnet.backbones.cnf",
     "budgetnet.data.readers", "budgetnet.methods.depth.autogrow", "budgetnet.methods.edges.bsn",
     "budgetnet.methods.growth.adenel", "budgetnet.methods.growth.replay", "budgetnet.methods.pruning.grow_prune",
     "budgetnet.methods.pruning.prune", "budgetnet.methods.train", "budgetnet.reports.comparison",
-    "budgetnet.reports.report", "budgetnet.runs.export",
+    "budgetnet.reports.ending", "budgetnet.reports.report", "budgetnet.runs.export",
 )  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LOCK = threading.RLock()
