@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, GraphError, resize
 from budgetnet.channels.graph import layout_size, positions_of
-from budgetnet.channels.initialise import leaks
+from budgetnet.channels.initialise import leaks, reading
 from budgetnet.channels.surgery import Surgery
 from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
@@ -234,8 +234,12 @@ class Candidates:
 
     def _columns(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that read these channels."""
-        reading = [t for t, dims in self.graph.axes.items() if any(s.group == name for s in dims.get(1, ()))]
-        return [self._slice(tensor, 1, name, channels) for tensor in reading]
+        dims = {
+            tensor: self.graph.reads.get(tensor, 1)
+            for tensor, layout in reading(self.graph).items()
+            if any(s.group == name for s in layout)
+        }
+        return [self._slice(tensor, dim, name, channels) for tensor, dim in dims.items()]
 
     def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[ChannelSlice]:
         """The weights that the gates of these channels multiply: outgoing weights, or norm scales of leaking groups."""
