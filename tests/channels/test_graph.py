@@ -229,6 +229,10 @@ def test_a_network_of_which_more_than_half_stays_says_so() -> None:
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8), frozen=("1",))
     assert graph.widths == {"2": 2} and graph.free_share < 0.1
     assert graph.warning is not None and "% of the FLOPs are of layers whose widths stay as they are" in graph.warning
+    net = nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = traced(net, 3, 4, 4)
+    assert [group.kind for group in graph.groups] == ["other"]
+    assert graph.warning is not None and "nothing can be grown or pruned" in graph.warning
 
 
 def test_a_frozen_module_is_priced_by_what_it_is_called_with() -> None:

@@ -206,6 +206,8 @@ class Graph:
     @property
     def warning(self) -> str | None:
         """A line for the start of a run where more than half of the FLOPs are of layers that cannot change."""
+        if all(group.kind == "other" for group in self.groups):
+            return "no layer's filters alone make up a width that can change: nothing can be grown or pruned"
         if self.free_share >= 0.5:
             return None
         why = f": {'; '.join(self.fixed[:3])}" if self.fixed else ""

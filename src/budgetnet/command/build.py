@@ -39,13 +39,18 @@ from budgetnet.training.trainer import make_trainer, quiet
 
 @dataclass(frozen=True)
 class Components:
-    """The components of a run. full: entries of summary.json about the full backbone, such as its widths and costs."""
+    """The components of a run.
+
+    full: entries of summary.json about the full backbone, such as its widths and costs.
+    warning: a line about the full backbone for the start of the run, if most of it cannot change.
+    """
 
     data: DataModule
     learner: Learner
     trainer: pl.Trainer
     processes: Processes
     full: dict[str, Any]
+    warning: str | None
 
     @property
     def method(self) -> Method:
@@ -114,7 +119,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     method.check(continued=(directory / "last.ckpt").exists())
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
     facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
-    return Components(data, learner, trainer, processes, facts)
+    return Components(data, learner, trainer, processes, facts, full.warning)
 
 
 def make_method(options: Configuration) -> Method:

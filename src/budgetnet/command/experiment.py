@@ -119,6 +119,8 @@ def _train(
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
             Records(directory).task(described(learner.task))
+            if parts.warning is not None:
+                print(f"warning: {parts.warning}", file=sys.stderr, flush=True)
         _fit(parts, checkpoint)
         summary = _evaluate(parts, directory)
         seconds = round(time.perf_counter() - start, 2)
