@@ -142,7 +142,7 @@ class Searching(pl.Callback):
         moved = not torch.equal(logits, torch.full_like(logits, method.options.initial))
         Witness().note(
             trainer, "epoch", weights=sha(*pl_module.parameters()), logits=sha(logits), moved=moved,
-            kept=sha(method.kept), spent=method.training.ledger.spent,
+            kept=sha(method.mask), spent=method.training.ledger.spent,
         )  # fmt: skip
 
 

@@ -80,9 +80,9 @@ def one_more_fits(summary: dict[str, Any]) -> bool:
 def one_more_edge_fits(summary: dict[str, Any]) -> bool:
     net = cnf.build(10, 1, (28, 28), columns=2, channels=4)
     ChannelGraph.trace(net, torch.empty(1, 1, 28, 28))
-    costs, kept = EdgeCosts(net), net.layout.choice(summary["edges"])
+    costs, kept = EdgeCosts(net), net.layout.mask(summary["edges"])
     assert costs.price(kept)["flops"] == summary["flops"]
-    wider = (kept | net.layout.choice([name]) for name, _, _, gamma, _ in summary["fabric"]["edges"] if gamma > 0.5)
+    wider = (kept | net.layout.mask([name]) for name, _, _, gamma, _ in summary["fabric"]["edges"] if gamma > 0.5)
     alive = [net.layout.alive(choice) for choice in wider if not torch.equal(choice, kept)]
     limit = summary["budget"]["flops"]["limit"]
     return any(costs.price(choice)["flops"] <= limit for choice in alive if not torch.equal(choice, kept))

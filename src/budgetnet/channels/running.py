@@ -223,7 +223,7 @@ class Run(TorchFunctionMode):
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1 or dim in self.axes.get(name, {}):
-                planes.append(vector_plane(self.axis(name, dim, self.labels.fresh(size)), dim, tensor.dim()))
+                planes.append(vector_plane(self.axis(name, dim, self.labels.new(size)), dim, tensor.dim()))
         carried = Carried(tuple(planes), image=False)
         tensor._carried = carried  # type: ignore[attr-defined]
         return carried
@@ -291,9 +291,9 @@ class Run(TorchFunctionMode):
                     vector = plane.labels.movedim(dim, 0).reshape(tensor.shape[dim], -1)
                     self.labels.unite(vector[:, :1], vector)
                     vector = vector[:, 0]
-            return self.labels.fresh(tensor.shape[dim]) if vector is None else vector
+            return self.labels.new(tensor.shape[dim]) if vector is None else vector
         known = self.axes.get(name, {}).get(dim)
-        return self.labels.fresh(tensor.shape[dim]) if known is None else known
+        return self.labels.new(tensor.shape[dim]) if known is None else known
 
     def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
         """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""

@@ -16,7 +16,7 @@ from budgetnet.channels.graph import Graph, GraphError, WidthGroup
 from budgetnet.channels.initialise import fill_silently, leaks
 from budgetnet.channels.resize import operate, source_of
 from budgetnet.channels.running import Run
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.width_change import WidthChange
 
 TOLERANCE = 1e-10
 STEPS = (1, 8)
@@ -75,8 +75,8 @@ class _Proof:
             for group in self.graph.groups:
                 block = torch.arange(group.width).reshape(group.blocks, -1)
                 source = torch.cat([block, block.new_full((group.blocks, more), -1)], dim=1).flatten()
-                surgery = Surgery(self.graph, self.graph.widths, {group.name: source}, seed=0)
-                found |= {group.name} & leaks(surgery)[1]
+                change = WidthChange(self.graph, self.graph.widths, {group.name: source}, seed=0)
+                found |= {group.name} & leaks(change)[1]
         return found
 
     def fails(self, groups: Sequence[WidthGroup], function: bool) -> str:
@@ -107,8 +107,8 @@ class _Proof:
         """Give these groups so many channels a block more than they had."""
         graph, widths = self.graph, self.graph.widths
         sources = {g.name: source_of(graph, g.name, g.width + more * g.blocks) for g in groups}
-        surgery = Surgery(graph, widths, sources, seed=0)
-        operate(surgery, lambda: fill_silently(surgery))
+        change = WidthChange(graph, widths, sources, seed=0)
+        operate(change, lambda: fill_silently(change))
 
     def _restore(self, groups: Sequence[WidthGroup]) -> None:
         self._resize(groups, 0)

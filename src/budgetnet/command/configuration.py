@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from budgetnet.command.compose import CONF
-from budgetnet.command.methods import method_class, method_sections, refuse_unkept
+from budgetnet.command.methods import method_class, method_sections, refuse_unmet
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
@@ -165,7 +165,7 @@ def _budget(config: Mapping[str, Any], method: type) -> Budget:
     budget = Budget(**config["budget"])
     if getattr(method, "needs_budget", False):
         budget.require()
-    refuse_unkept(budget, config["method"]["name"], method)
+    refuse_unmet(budget, config["method"]["name"], method)
     return budget
 
 

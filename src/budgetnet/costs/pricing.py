@@ -43,9 +43,9 @@ class Pricing:
         """Price the network again after its shape has changed."""
         self._flops = self.model.flops()
 
-    def costs(self, choice: Any = None) -> dict[str, int]:
-        """The costs of the network by kind. choice: widths by group, or None for the current ones."""
-        widths: Mapping[str, int] | None = choice
+    def costs(self, selection: Any = None) -> dict[str, int]:
+        """The costs of the network by kind. selection: widths by group, or None for the current ones."""
+        widths: Mapping[str, int] | None = selection
         return self.model.costs(widths)
 
 
@@ -61,12 +61,12 @@ class EdgePricing(Pricing):
         """The costs of the edges that the network has when this is first read; masks refer to these edges."""
         return EdgeCosts(self.fabric, self.machines)
 
-    def costs(self, choice: Any = None) -> dict[str, int]:
-        """The costs by kind, including sequential operations. choice: an edge mask, bool (edges,), or None."""
-        if choice is None:
+    def costs(self, selection: Any = None) -> dict[str, int]:
+        """The costs by kind, including sequential operations. selection: an edge mask, bool (edges,), or None."""
+        if selection is None:
             steps = SequentialOperations(self.fabric.layout, self.machines).full()
             return {**super().costs(), "sequential_ops": steps}
-        mask: Tensor = choice
+        mask: Tensor = selection
         assert mask.dtype == torch.bool
         return self.edges.price(mask)
 
@@ -88,16 +88,16 @@ class ExitPricing(Pricing):
             self._exits = graph, ExitCosts(self.network, (channels, height, width))
         return self._exits[1]
 
-    def costs(self, choice: Any = None) -> dict[str, int]:
-        """Costs by kind. choice: the number of an exit, from 0; None: the whole network, to its last exit.
+    def costs(self, selection: Any = None) -> dict[str, int]:
+        """Costs by kind. selection: the number of an exit, from 0; None: the whole network, to its last exit.
 
         What an exit costs is the true cost of a lazy evaluation (`ExitCosts.lazy`): the image has passed the exits
         before it, and nothing is computed before an exit reads it.
         """
-        if choice is None:
+        if selection is None:
             return super().costs()
         lazy = self.exits.lazy
-        return {kind: lazy[kind][choice] for kind in ("params", "macs", "flops")}
+        return {kind: lazy[kind][selection] for kind in ("params", "macs", "flops")}
 
 
 def pricing_of(net: nn.Module, machines: int | None = None) -> Pricing:

@@ -126,7 +126,7 @@ class Training:
 class Method:
     """A way to find a network within a budget. Every hook except `start` is optional; `start` sets `self.training`.
 
-    keeps: the kinds of budget that the method can meet.
+    budgets: the kinds of budget that the method can meet.
     needs_budget: whether a budget must be stated.
     create_graph: whether a step differentiates through gradients.
     unused_parameters: whether a step may leave some parameters without a gradient, for which
@@ -135,7 +135,7 @@ class Method:
     the network.
     """
 
-    keeps: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
+    budgets: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
     needs_budget: ClassVar[bool] = True
     create_graph: ClassVar[bool] = False
     unused_parameters: ClassVar[bool] = False

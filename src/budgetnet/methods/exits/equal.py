@@ -57,7 +57,7 @@ class Exits(Method):
     within it is chosen, and the accuracy that it has there selects the network; without, that of the last exit does.
     """
 
-    keeps = ("mean_flops",)
+    budgets = ("mean_flops",)
     needs_budget = False
 
     def __init__(self, optim: Optimization) -> None:

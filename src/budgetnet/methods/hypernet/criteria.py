@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.surgery import tensor_generator
+from budgetnet.channels.width_change import tensor_generator
 from budgetnet.methods.hypernet.hypernetwork import Hypernetwork
 
 Scores = dict[str, Tensor]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.surgery import tensor_generator
+from budgetnet.channels.width_change import tensor_generator
 from budgetnet.methods.hypernet.latents import Latents
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d

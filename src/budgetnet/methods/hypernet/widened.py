@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.channels.untrained import resize_untrained
 from budgetnet.errors import UsageError
 from budgetnet.methods.hypernet.criteria import Scores
 from budgetnet.methods.hypernet.selection import Counts
@@ -33,7 +33,7 @@ class Widened(Method):
     Percentages of a budget are of the full backbone, before it is widened.
     """
 
-    keeps: ClassVar[tuple[str, ...]] = ("flops", "params")
+    budgets: ClassVar[tuple[str, ...]] = ("flops", "params")
     floors: Counts
     """The fewest channels of every group."""
 
@@ -41,7 +41,7 @@ class Widened(Method):
         """The full backbone becomes the network that is narrowed later."""
         self.training = training
         if multiplier != 1:
-            reshape_fresh(self.net, widened(self.graph, multiplier), training.seed)
+            resize_untrained(self.net, widened(self.graph, multiplier), training.seed)
             training.pricing.update()
 
     def must_narrow(self, floors: Counts) -> None:

@@ -17,7 +17,7 @@ SHAPES = ("proportional", "equal")
 UNBOUNDED = 2**16
 
 
-def reshape_fresh(model: nn.Module, widths: Mapping[str, int], seed: int = 0) -> Graph:
+def resize_untrained(model: nn.Module, widths: Mapping[str, int], seed: int = 0) -> Graph:
     """Turn an untrained, traced model into an untrained one of these widths, in place.
 
     Weights that stay are scaled by the root of old over new fan-in, so that every layer has the variance it would have
