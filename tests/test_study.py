@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from budgetnet import ChannelGraph, CostModel
-from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.channels.untrained import resize_untrained
 from budgetnet.data.arrays import ImageArrays
 from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from experiments.study_capacity import __main__ as study
@@ -57,7 +57,7 @@ def test_the_rule_makes_the_committed_rounds_of_the_committed_readings(name: str
         net = copy.deepcopy(NETS[name])
         cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 3, 16, 16)))
         full = {line["layer"]: cost.graph.widths[line["layer"]] for line in lines}
-        reshape_fresh(net, {line["layer"]: int(line["before"]) for line in lines})
+        resize_untrained(net, {line["layer"]: int(line["before"]) for line in lines})
         policy = "balanced" if row == "balanced" else "cost_aware"
         planner = Planner(cost, GrowthRule(policy=policy), {layer: 8 * width for layer, width in full.items()})
         s = {line["layer"]: float(line["saturation"]) for line in lines}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph, resize
-from budgetnet.channels.fresh import max_widths, seed_widths
+from budgetnet.channels.untrained import max_widths, seed_widths
 from budgetnet.costs import CostModel
 from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from budgetnet.reports.tables import markdown_table

@@ -57,7 +57,7 @@ def networks(path: Path = LIST) -> list[Network]:
 
 
 def _pytorchcv() -> Callable[..., nn.Module]:
-    """pytorchcv's get_model. Networks for video, which are none of these, need torchvision: it is left out if missing."""
+    """pytorchcv's get_model. Networks for video need torchvision: they are left out without it."""
     names = ("torchvision", "torchvision.ops")
     missing = importlib.util.find_spec("torchvision") is None
     if missing:

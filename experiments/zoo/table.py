@@ -21,7 +21,7 @@ def table(path: Path) -> str:
             sum(float(row["free"] or 0) >= 0.5 for row in traced),
             sum(row["params"] == row["params_true"] and row["flops"] == row["flops_fvcore"] for row in traced),
             sum("keep the function" in row["proof"] for row in traced),
-            sum(row["torch_pruning"] == "runs" for row in own),
+            sum(row["torch_pruning"] == "runs" for row in own) if any(row["torch_pruning"] for row in own) else "",
         )
         text.append(f"| {family} | {' | '.join(map(str, numbers))} |")
     return "\n".join(text)

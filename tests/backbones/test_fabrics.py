@@ -136,13 +136,13 @@ def test_what_is_alive_lies_on_a_path_and_a_broken_network_has_nothing() -> None
     )
 
     def alive(names: str) -> set[str]:
-        return set(graph.names(graph.alive(graph.choice(names.split()))))
+        return set(graph.names(graph.alive(graph.mask(names.split()))))
 
     assert alive("ab ac bc bd cd") == {"ab", "ac", "bc", "bd", "cd"}
     assert alive("ab ac bd") == {"ab", "bd"}  # nobody reads c
     assert alive("bc cd ac") == {"ac", "cd"}  # nothing comes to b
     assert alive("ab bc") == set()
-    assert [node.name for node in graph.kept(graph.choice(["ab", "bd"])).nodes] == ["a", "b", "d"]
+    assert [node.name for node in graph.subgraph(graph.mask(["ab", "bd"])).nodes] == ["a", "b", "d"]
     with pytest.raises(ValueError, match="forwards"):
         EdgeGraph(graph.nodes, (Edge("ba", "b", "a"),))
 
@@ -156,7 +156,7 @@ def test_a_network_without_a_path_gives_every_image_the_same() -> None:
 
 def test_an_edge_that_is_off_for_all_is_not_computed() -> None:
     net, off = small("cnf").train(), "c1s1_from_c0s1"
-    choice = ~net.layout.choice([off])[None]
+    choice = ~net.layout.mask([off])[None]
     assert torch.equal(net.layout.alive(choice), choice)
     net.masked(torch.randn(3, 3, 8, 8), choice).sum().backward()
     assert all((parameter.grad is None) == (off in name) for name, parameter in net.named_parameters())

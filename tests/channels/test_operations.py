@@ -122,6 +122,21 @@ FOLLOWED |= {
 }
 FOLLOWED["functional"].kernel = nn.Parameter(torch.randn(5, 5, 1, 1))
 
+
+class KnowsItsWidth(nn.Module):
+    """A module that keeps the number of its channels, and views and slices by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.channels = nn.Conv2d(5, 10, 1), 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y.view(y.shape[0], 2, self.channels, 5, 5).sum(1)
+
+
+FOLLOWED["number of its own"] = Between(lambda m, x: m.c(x), c=KnowsItsWidth())
+
 MIXED = {
     "mean over channels": Between(lambda m, x: x * x.mean(1, keepdim=True)),
     "sum of everything": Between(lambda m, x: x * x.sum()),

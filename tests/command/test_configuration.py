@@ -18,7 +18,7 @@ from budgetnet.command.methods import (
     known_methods,
     method_class,
     method_sections,
-    refuse_unkept,
+    refuse_unmet,
     refuse_unread,
     typed,
 )
@@ -53,7 +53,7 @@ class Search:
 
 
 class Grows:
-    keeps = ("flops", "latency")
+    budgets = ("flops", "latency")
     needs_budget = True
 
     def __init__(self, optim: Rate, growth: Rule) -> None: ...
@@ -113,11 +113,11 @@ def test_what_cannot_be_parsed_is_refused_by_name(overrides: list[str], message:
 
 def test_a_budget_of_a_kind_that_is_kept_is_taken() -> None:
     assert parse(composed([*DIGITS, "budget.latency=2ms"]), Grows).budget == Budget(flops="50%", latency=2000)
-    refuse_unkept(Budget(flops=1, params=1, train_cost=1), "trains", Trains)
+    refuse_unmet(Budget(flops=1, params=1, train_cost=1), "trains", Trains)
     with pytest.raises(
         UsageError, match=r"budget.latency is not kept by method=trains: use method=bsn, or state budget.flops or"
     ):
-        refuse_unkept(Budget(latency=1), "trains", Trains)
+        refuse_unmet(Budget(latency=1), "trains", Trains)
 
 
 def test_lightning_is_given_options_that_its_trainer_takes_and_no_others() -> None:

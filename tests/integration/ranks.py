@@ -142,8 +142,15 @@ class Searching(pl.Callback):
         moved = not torch.equal(logits, torch.full_like(logits, method.options.initial))
         Witness().note(
             trainer, "epoch", weights=sha(*pl_module.parameters()), logits=sha(logits), moved=moved,
-            kept=sha(method.kept), spent=method.training.ledger.spent,
+            kept=sha(method.mask), spent=method.training.ledger.spent,
         )  # fmt: skip
+
+
+class Parameters(pl.Callback):
+    """Of any method: a line per epoch for the parameters, those of the method's own modules among them."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Witness().note(trainer, "epoch", weights=sha(*pl_module.parameters()))
 
 
 class Reductions(pl.Callback):

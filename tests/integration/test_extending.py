@@ -17,7 +17,7 @@ SHORT = (
     "dataset.limit_train=256", "dataset.batch_size=32", "dataset.limit_test=100", "epochs=5", "finetune.epochs=2",
     "threads=1", "logger=csv", "export=false", "trainer.progress=false",
 )  # fmt: skip
-GROWN = ("growth.epochs_per_round=1", "growth.seed_width=2", "growth.max_rounds=2")
+GROWN = ("growth.epochs_per_round=1", "growth.max_rounds=2")
 
 
 def examples() -> dict[str, tuple[str, list[str]]]:

@@ -185,7 +185,7 @@ def test_two_processes_grow_and_learn_in_bf16(tmp_path: Path) -> None:
 
 
 LOST = "lost the connection to the others"
-KEPT = "the last checkpoint is kept, the same command continues"
+BUDGETS = "the last checkpoint is kept, the same command continues"
 
 
 def test_what_one_rank_raises_is_said_once_and_ends_all(runs: dict[str, Any]) -> None:
@@ -203,7 +203,7 @@ def test_what_one_rank_raises_before_they_have_joined_is_said_once_and_ends_all(
     assert ended.code == 1 and ended.seconds < SECONDS
     first, second = ended.said
     assert first.startswith("error: rank 1: ") and first.endswith("a bug in a callback)")
-    assert second == f"error: the process of rank 1 ended with exit code 2; {KEPT}"
+    assert second == f"error: the process of rank 1 ended with exit code 2; {BUDGETS}"
     assert "Traceback" not in ended.errors
 
 
@@ -224,7 +224,7 @@ def test_the_first_process_killed_ends_the_other(runs: dict[str, Any]) -> None:
 @pytest.mark.soak
 def test_another_process_killed_is_said_and_ends_the_first(further: dict[str, Any]) -> None:
     ended: Ended = further["SIGKILL:1:4:9"]
-    assert (ended.code, ended.said) == (1, [f"error: the process of rank 1 was killed by SIGKILL; {KEPT}"])
+    assert (ended.code, ended.said) == (1, [f"error: the process of rank 1 was killed by SIGKILL; {BUDGETS}"])
     assert ended.seconds < SECONDS
 
 
@@ -251,7 +251,7 @@ def test_a_process_killed_under_torchrun_ends_the_others(runs: dict[str, Any]) -
     ended: Ended = runs["torchrun SIGKILL:1:1:8"]
     assert ended.code != 0 and ended.seconds < SECONDS
     (line,) = ended.said
-    assert line.startswith(f"error: rank 0 {LOST} (") and line.endswith(KEPT)
+    assert line.startswith(f"error: rank 0 {LOST} (") and line.endswith(BUDGETS)
     assert runs["torchrun SIGKILL:1:1:8 kept"] == (1, 5)  # the 20th step
 
 

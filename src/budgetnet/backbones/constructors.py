@@ -31,8 +31,11 @@ def construct(
     is meant. given: arguments that are given already. make: called in the place of `target`, with the same names.
     Raises UsageError for one that takes no number of classes.
     """
-    name = getattr(target, "__name__", str(target))
-    parameters = inspect.signature(target).parameters
+    name = getattr(getattr(target, "func", target), "__name__", str(target))
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # of some built-in types
+        return (make or target)(num_classes=num_classes, in_channels=in_channels)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for kind, own in (("num_classes_name", num_classes_name), ("in_channels_name", in_channels_name)):
         if own is not None and own not in parameters and not open_ended:

@@ -127,23 +127,23 @@ class EdgeGraph:
         mask[list(found[1])] = True
         return mask
 
-    def choice(self, names: Iterable[str]) -> Tensor:
+    def mask(self, names: Iterable[str]) -> Tensor:
         """The mask of the edges with these names, bool (edges,). Raises KeyError for a name that no edge has."""
         place = {edge.name: number for number, edge in enumerate(self.edges)}
         mask = torch.zeros(len(self.edges), dtype=torch.bool)
         mask[[place[name] for name in names]] = True
         return mask
 
-    def names(self, choice: Tensor) -> tuple[str, ...]:
+    def names(self, mask: Tensor) -> tuple[str, ...]:
         """The names of the edges in a mask, bool (edges,)."""
-        return tuple(edge.name for edge, on in zip(self.edges, choice.tolist(), strict=True) if on)
+        return tuple(edge.name for edge, on in zip(self.edges, mask.tolist(), strict=True) if on)
 
-    def kept(self, choice: Tensor) -> EdgeGraph:
+    def subgraph(self, mask: Tensor) -> EdgeGraph:
         """The graph of the edges in a mask, bool (edges,), with their nodes and the first and last node.
 
         It never raises ValueError, since it keeps the order of a valid graph.
         """
-        edges = tuple(edge for edge, on in zip(self.edges, choice.tolist(), strict=True) if on)
+        edges = tuple(edge for edge, on in zip(self.edges, mask.tolist(), strict=True) if on)
         touched = {self.first, self.last, *(e.source for e in edges), *(e.target for e in edges)}
         return EdgeGraph(tuple(node for node in self.nodes if node.name in touched), edges)
 
@@ -247,6 +247,6 @@ class Fabric(nn.Module):
 
         Raises KeyError for a name that no edge has.
         """
-        self.layout = self.layout.kept(self.layout.choice(names))
+        self.layout = self.layout.subgraph(self.layout.mask(names))
         for name in self.edges.keys() - set(names):
             del self.edges[name]

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from budgetnet.channels.calls import Cost, Place
-from budgetnet.channels.graph import ChannelGraph, GraphError, Layout, Segment, Term, WidthGroup
+from budgetnet.channels.graph import Graph, GraphError, Layout, Segment, Term, WidthGroup
 from budgetnet.channels.groups import Structure
 from budgetnet.channels.other_widths import Layouts
 from budgetnet.channels.running import Run
 
+Kind = TypeVar("Kind", bound=Graph)
+
 
 def assemble(
-    model: nn.Module, input_shape: tuple[int, ...], run: Run, structure: Structure, layouts: Layouts
-) -> ChannelGraph:
-    """The graph of `model`. Raises GraphError if no width can change."""
+    make: type[Kind],
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    run: Run,
+    structure: Structure,
+    layouts: Layouts,
+) -> Kind:
+    """The graph of `model`, of the class `make`. Raises GraphError if no width can change."""
 
     def settled(vector: Tensor, parts: int = 1) -> Layout:
         return layouts.get((id(vector), parts)) or (Segment(None, len(vector), parts),)
@@ -30,11 +38,15 @@ def assemble(
     for name, dims in axes.items():
         if len(dims) > 2:  # of a weight that is computed with: those that change
             axes[name] = {dim: own for dim, own in dims.items() if any(s.group is not None for s in own)}
-    graph = ChannelGraph(
+    blocks = {group.name: group.blocks for group in structure.groups}
+    graph = make(
         model=model,
         input_shape=input_shape,
         axes=axes,
-        attributes={key: settled(vector) for key, vector in run.attributes.items()},
+        attributes={
+            **{key: settled(vector) for key, vector in run.attributes.items()},
+            **{key: structure.layout(vector, blocks) or settled(vector) for key, vector in run.numbers.items()},
+        },
         terms=[_term(structure, cost, settled) for cost in run.costs],
         joins=[(settled(source), settled(target)) for source, target in run.joins],
         norm_after=_norm_after(run),

@@ -48,10 +48,11 @@ class Cost(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One operation: its name, the line of the user's code, and what it gave."""
+    """One operation: its name, the line of the user's code and the module that runs it, and what it gave."""
 
     name: str
     line: tuple[str, int]
+    module: str
     inputs: tuple[Planes, ...]
     outputs: tuple[tuple[tuple[int, ...], Planes], ...]
 

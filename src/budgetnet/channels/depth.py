@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.graph import ChannelGraph, GraphError
-from budgetnet.channels.surgery import tensor_generator
+from budgetnet.channels.channel_graph import ChannelGraph
+from budgetnet.channels.graph import GraphError
+from budgetnet.channels.width_change import tensor_generator
 from budgetnet.errors import nearest
 
 DEPTH_INITIALISATIONS = ("he", "zero_out")

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.graph import ChannelGraph, GraphError
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.graph import Graph, GraphError
+from budgetnet.channels.width_change import WidthChange
 
 _NUDGE = 1e-3  # shift of a silent new channel, so that a ReLU behind it passes gradient
 _ITERATIONS = 8
 
 
-def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Zero incoming weights; outgoing weights that maximise the gradient norm of the incoming ones.
 
     The gradient of the incoming weights at zero is linear in the outgoing weights V, A·V, so the best orthonormal V
@@ -28,18 +28,18 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
     norm divides by the deviation of what it gets, so that a filter at zero would take a step 1/√ε times too long, to
     full strength at once.
     """
-    model = surgery.graph.model
-    grown = [name for name, source in surgery.sources.items() if bool((source < 0).any())]
-    columns = {name: _columns(surgery, name) for name in grown}
-    drawn = {name: _close(surgery, name) for name in grown}
+    model = change.graph.model
+    grown = [name for name, source in change.sources.items() if bool((source < 0).any())]
+    columns = {name: _columns(change, name) for name in grown}
+    drawn = {name: _close(change, name) for name in grown}
     for name in grown:
-        generator = surgery.generator(f"gradmax/{name}")
+        generator = change.generator(f"gradmax/{name}")
         start = [torch.randn(part.shape, generator=generator).to(part) for part in _read(columns[name])]
         _write(columns[name], _orthonormal(start))
     training = {module: module.training for module in model.modules()}
     model.eval()
     incoming = {
-        name: [model.get_parameter(f"{p}.weight") for p in surgery.graph.group(name).producers] for name in grown
+        name: [model.get_parameter(f"{p}.weight") for p in change.graph.group(name).producers] for name in grown
     }
     try:
         producers = [weight for name in grown for weight in incoming[name]]
@@ -50,7 +50,7 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
             taken = iter(first)
             square = torch.zeros((), dtype=value.dtype, device=value.device)
             for name in grown:
-                new = (surgery.sources[name] < 0).nonzero().flatten()
+                new = (change.sources[name] < 0).nonzero().flatten()
                 for gradient in (next(taken) for _ in incoming[name]):
                     if gradient is not None:
                         square = square + gradient.index_select(0, new.to(gradient.device)).square().sum()
@@ -60,7 +60,7 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
                 _write(columns[name], _orthonormal(_select(columns[name], gradients)))
         slopes = iter(torch.autograd.grad(loss(model(batch[0]), batch[1]), producers, materialize_grads=True))
         for name in grown:
-            _aim(surgery, name, [-next(slopes) for _ in incoming[name]], drawn[name])
+            _aim(change, name, [-next(slopes) for _ in incoming[name]], drawn[name])
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -69,14 +69,14 @@ def gradmax(surgery: Surgery, batch: tuple[Tensor, Tensor], loss: Callable[[Tens
             _rescale(columns[name])
 
 
-def check_reach(surgery: Surgery) -> None:
+def check_reach(change: WidthChange) -> None:
     """Raises GraphError where a growing group is made or read by something else than plain layers."""
-    graph = surgery.graph
-    for name in surgery.sources:
+    graph = change.graph
+    for name in change.sources:
         if graph.group(name).kind == "other":
             raise GraphError(f"init='gradmax' needs layers whose filters are the channels of {name!r}; use 'he'")
     for tensor, dims in graph.axes.items():
-        reads = [s for s in dims.get(graph.reads.get(tensor, 1), ()) if s.group in surgery.sources]
+        reads = [s for s in dims.get(graph.reads.get(tensor, 1), ()) if s.group in change.sources]
         if any(s.parts > 1 for s in reads):
             raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
         if reads and (tensor in graph.reads or tensor not in dict(graph.model.named_parameters())):
@@ -87,26 +87,26 @@ _Columns = list[tuple[nn.Parameter, Tensor, int]]
 """(consumer weight, (n, k) positions on its input axis of each of the n new channels, n)"""
 
 
-def _columns(surgery: Surgery, name: str) -> _Columns:
+def _columns(change: WidthChange, name: str) -> _Columns:
     found: _Columns = []
-    for tensor, dims in surgery.graph.axes.items():
+    for tensor, dims in change.graph.axes.items():
         if any(segment.group == name for segment in dims.get(1, ())):
-            labels = surgery.labels(dims[1], name)
+            labels = change.labels(dims[1], name)
             count = int(labels.max()) + 1
             position = torch.stack([(labels == j).nonzero().flatten() for j in range(count)])
-            parameter = surgery.graph.model.get_parameter(tensor)
+            parameter = change.graph.model.get_parameter(tensor)
             found.append((parameter, position.to(parameter.device), count))
     return found
 
 
 @torch.no_grad()
-def _aim(surgery: Surgery, name: str, directions: Sequence[Tensor], drawn: Sequence[Tensor]) -> None:
+def _aim(change: WidthChange, name: str, directions: Sequence[Tensor], drawn: Sequence[Tensor]) -> None:
     """Behind whose filters a batch norm stands: let these point there, at the length of He's draws, and close the norm.
 
     directions: like the weight of each producer. drawn: He's draws of the new filters, which a filter keeps that no
     direction is better for.
     """
-    graph, new = surgery.graph, (surgery.sources[name] < 0).nonzero().flatten()
+    graph, new = change.graph, (change.sources[name] < 0).nonzero().flatten()
     for producer, direction, draw in zip(graph.group(name).producers, directions, drawn, strict=True):
         scale = norm_scale(graph, producer)
         if scale is None or name in graph.mixing:
@@ -119,19 +119,19 @@ def _aim(surgery: Surgery, name: str, directions: Sequence[Tensor], drawn: Seque
         scale[here] = 0
 
 
-def norm_scale(graph: ChannelGraph, producer: str) -> Tensor | None:
+def norm_scale(graph: Graph, producer: str) -> Tensor | None:
     """The scale of the norm behind a producer, if there is one."""
     norm = graph.norm_after.get(producer)
     return None if norm is None else graph.model.get_submodule(norm)._parameters.get("weight")
 
 
-def _close(surgery: Surgery, name: str) -> list[Tensor]:
+def _close(change: WidthChange, name: str) -> list[Tensor]:
     """Zero the incoming weights of new channels, and nudge the shift behind them; returns what was drawn for them."""
-    model, drawn = surgery.graph.model, []
-    new = (surgery.sources[name] < 0).nonzero().flatten()
+    model, drawn = change.graph.model, []
+    new = (change.sources[name] < 0).nonzero().flatten()
     with torch.no_grad():
-        for producer in surgery.graph.group(name).producers:
-            shift = getattr(model.get_submodule(surgery.graph.norm_after.get(producer, producer)), "bias", None)
+        for producer in change.graph.group(name).producers:
+            shift = getattr(model.get_submodule(change.graph.norm_after.get(producer, producer)), "bias", None)
             weight = model.get_parameter(f"{producer}.weight")
             drawn.append(weight[new.to(weight.device)].clone())
             if shift is None:  # nothing to nudge: leave a trace of the He weights instead

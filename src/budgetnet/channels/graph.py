@@ -7,7 +7,7 @@ finds the groups of any traceable module; `resize` (resize.py) is the only code 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -130,7 +130,7 @@ class Anchor(NamedTuple):
 
 
 @dataclass
-class ChannelGraph:
+class Graph:
     """The width groups of a model, and every tensor axis that belongs to one. Made by `ChannelGraph.trace`.
 
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
@@ -155,23 +155,10 @@ class ChannelGraph:
     members: dict[str, WidthGroup] = field(default_factory=dict, repr=False)
     _found_anchors: dict[str, Anchor] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def trace(cls, model: nn.Module, example_input: torch.Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
-        """Trace `model` into width groups, without running it on data or touching its state.
-
-        example_input: (batch, channels, height, width) or (batch, features); only its shape is used.
-        frozen: module paths, or names of single operations, that are taken as they are: the widths around them never
-        change. Raises GraphError for operations that are not followed, naming each and how to freeze it, and for a
-        model of which no width can change.
-        """
-        from budgetnet.channels.tracing import trace
-
-        return trace(model, example_input, frozen)
-
     @staticmethod
-    def of(model: nn.Module) -> ChannelGraph:
+    def of(model: nn.Module) -> Graph:
         """The graph that `trace` made for this model, or for the model it is a deep copy of."""
-        graph: ChannelGraph | None = model.__dict__.get("_channel_graph")
+        graph: Graph | None = model.__dict__.get("_channel_graph")
         if graph is None:
             raise GraphError(
                 f"{type(model).__name__} has no channel graph yet; call ChannelGraph.trace(model, example_input) first"
@@ -181,31 +168,28 @@ class ChannelGraph:
     @property
     def widths(self) -> dict[str, int]:
         """Channels of every group now, in order of execution."""
-        found: dict[str, int] = {}
-        for name, anchor in self._anchors().items():
-            path, _, leaf = anchor.tensor.rpartition(".")
-            size = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
-            rest = layout_size(anchor.rest, found) if anchor.rest else 0
-            found[name] = (size - rest) * anchor.denominator // anchor.units
-        return {name: found[name] for name in self.members}
+        return {name: self._width(name) for name in self.members}
+
+    def _width(self, name: str) -> int:
+        anchor = self._anchors()[name]
+        path, _, leaf = anchor.tensor.rpartition(".")
+        size: int = getattr(self.model.get_submodule(path), leaf).shape[anchor.dim]
+        if anchor.rest:
+            size -= layout_size(
+                anchor.rest, {s.group: self._width(s.group) for s in anchor.rest if s.group is not None}
+            )
+        return size * anchor.denominator // anchor.units
 
     @property
     def groups(self) -> tuple[WidthGroup, ...]:
         """The width groups in order of execution, with their widths now."""
-        widths = self.widths
-        return tuple(replace(group, width=widths[name]) for name, group in self.members.items())
+        return tuple(replace(group, width=self._width(name)) for name, group in self.members.items())
 
     def group(self, name: str) -> WidthGroup:
         """The group of this name. Raises GraphError with the nearest names."""
         if name not in self.members:
             raise GraphError(f"no width group is called {name!r}{nearest(name, self.members)}")
-        return replace(self.members[name], width=self.widths[name])
-
-    def verify(self) -> dict[str, str]:
-        """Prove the graph on a float64 copy of the model: see verify.py. Raises GraphError where it is wrong."""
-        from budgetnet.channels.verify import verify
-
-        return verify(self)
+        return replace(self.members[name], width=self._width(name))
 
     @property
     def free_share(self) -> float:
@@ -222,6 +206,8 @@ class ChannelGraph:
     @property
     def warning(self) -> str | None:
         """A line for the start of a run where more than half of the FLOPs are of layers that cannot change."""
+        if all(group.kind == "other" for group in self.groups):
+            return "no layer's filters alone make up a width that can change: nothing can be grown or pruned"
         if self.free_share >= 0.5:
             return None
         why = f": {'; '.join(self.fixed[:3])}" if self.fixed else ""

@@ -47,7 +47,7 @@ class Labels:
         self.coupled: list[np.ndarray] = []  # labels whose numbers must stay in proportion
         self.pieces: list[np.ndarray] = []  # runs of labels that begin and end with blocks of their groups
 
-    def fresh(self, count: int) -> Tensor:
+    def new(self, count: int) -> Tensor:
         """(count,) new labels."""
         first = self.count
         self.count += count

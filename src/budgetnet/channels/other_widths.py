@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetnet.channels.calls import Call, Place
+from budgetnet.channels.calls import Call, Event, Place
 from budgetnet.channels.graph import GraphError, Layout, Segment
 from budgetnet.channels.groups import Structure
 from budgetnet.channels.labels import Planes
@@ -42,6 +42,7 @@ class Second(Run):
         super().__init__(first.model, first.rules, first.frozen)
         self.first, self.grown = first, grown
         self.suspects: list[tuple[Place, str, list[Tensor]]] = []
+        self.alike: list[Event] = []
 
     def fails_as_before(self) -> bool:
         return len(self.events) == self.first.failed_at
@@ -72,9 +73,9 @@ class Second(Run):
     def suspect(self, operation: str, number: int, why: str) -> None:
         """What the operation reads and gives in the first run, here and wherever this line of code is run."""
         here, labels = self.first.events[min(number, len(self.first.events) - 1)], list[Tensor]()
-        for event in self.first.events:
-            if event.line == here.line and event.name == here.name:
-                labels += event.labels()
+        self.alike = [e for e in self.first.events if e.line == here.line and e.name == here.name]
+        for event in self.alike:
+            labels += event.labels()
         self.suspects.append((self.place(operation), why, labels))
 
 
@@ -84,6 +85,7 @@ def settle(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Stru
     again: runs the shadow's passes once more. What turns out not to be free is fixed in `run`.
     """
     shadow.restore()
+    tried: set[tuple[str, int]] = set()
     while True:
         structure = Structure(run)
         unfit = structure.find_blocks()
@@ -92,7 +94,7 @@ def settle(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Stru
             continue
         if not structure.groups:
             return structure, {}
-        comparison = _Comparison(run, structure)
+        comparison = _Comparison(run, structure, tried)
         try:
             fixed, layouts = comparison.made(shadow, again)
         finally:
@@ -111,8 +113,8 @@ def _fix(run: Run, structure: Structure, numbers: set[int], place: Place, why: s
 class _Comparison:
     """The first run beside one in which every group is wider."""
 
-    def __init__(self, run: Run, structure: Structure) -> None:
-        self.run, self.structure = run, structure
+    def __init__(self, run: Run, structure: Structure, tried: set[tuple[str, int]]) -> None:
+        self.run, self.structure, self.tried = run, structure, tried
         self.wider = {
             g.name: (g.width // g.blocks + (1 + i % 3 if g.width > g.blocks else 2 + i % 2)) * g.blocks
             for i, g in enumerate(structure.groups)
@@ -127,7 +129,8 @@ class _Comparison:
             shapes[name] = list(shadow.tensors[name].shape)
             for dim, vector in dims.items():
                 shapes[name][dim] = self._count(vector) // (run.parts.get(name, 1) if dim == 1 else 1)
-        shadow.resize(shapes, {key: self._count(vector) for key, vector in run.attributes.items()})
+        known = {**run.numbers, **run.attributes}
+        shadow.resize(shapes, {key: self._count(vector) for key, vector in known.items()})
         second = Second(run, self._grown)
         try:
             again(second)
@@ -136,6 +139,16 @@ class _Comparison:
                 second.suspect("forward", len(second.events) - 1, f"fails at other widths ({error})")
         if not second.suspects:
             return self._layouts(second)
+        if second.alike and second.alike[0].line not in self.tried:
+            self.tried.add(second.alike[0].line)
+            numbers = _numbers(run, second.alike)
+            if numbers.keys() - run.numbers.keys():
+                run.numbers.update(numbers)
+                return {-1}, {}
+        elif second.alike:  # no number of the module's own was the reason
+            for module in {event.module for event in second.alike}:
+                for key in [key for key in run.numbers if key[0] == module]:
+                    del run.numbers[key]
         found = set()
         for place, why, labels in second.suspects:
             found |= self._fix(labels, place, why)
@@ -220,6 +233,27 @@ class _Comparison:
                 return None
             at += size
         return layout if at == len(owners) else None
+
+
+def _numbers(run: Run, events: Sequence[Event]) -> dict[tuple[str, str], Tensor]:
+    """Numbers that the modules of these operations keep and that are the length of one of their axes of channels.
+
+    A module of the user's own may know its widths, self.out_channels in a view or a slice: it is told the new ones.
+    """
+    found: dict[tuple[str, str], Tensor] = {}
+    for event in events:
+        module = run.modules[event.module]
+        own = {k: v for k, v in vars(module).items() if type(v) is int and v > 1}
+        if type(module).__module__.startswith("torch.nn."):
+            continue
+        planes = [plane for _, given in event.outputs for plane in given]
+        for plane in (*planes, *(plane for given in event.inputs for plane in given)):
+            for dim in plane.dims:
+                vector = plane.labels.movedim(dim, 0).reshape(plane.labels.shape[dim], -1)[:, 0]
+                for name, value in own.items():
+                    if value == len(vector) and bool((run.labels.roots(vector) > 0).any()):
+                        found.setdefault((event.module, name), vector)
+    return found
 
 
 def _pairs(run: Run, second: Run) -> Iterator[tuple[Tensor, Tensor, int]]:

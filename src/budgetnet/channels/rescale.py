@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from budgetnet.channels.graph import ChannelGraph
+from budgetnet.channels.graph import Graph
 
 FRESH_NORM = math.sqrt(2)
 """L2 norm of a filter as `resize` draws it with init="he", in the mean."""
@@ -26,7 +26,7 @@ def rescale_filters(
     weights times c, and LBI's Z with the weights. A filter of zeros stays. Returns the modules whose weights changed.
     Raises GraphError for an untraced model.
     """
-    graph = ChannelGraph.of(model)
+    graph = Graph.of(model)
     changed = []
     for path, norm_path in graph.norm_after.items():
         layer, reads = model.get_submodule(path), model.get_submodule(norm_path)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.gradmax import check_reach
-from budgetnet.channels.graph import ChannelGraph, GraphError, layout_size
+from budgetnet.channels.graph import Graph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
 from budgetnet.channels.shadow import set_attribute
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.width_change import WidthChange
 from budgetnet.errors import nearest
 
 Plan = Mapping[str, "int | Sequence[int]"]
@@ -29,7 +29,7 @@ def resize(
     seed: int | None = None,
     batch: tuple[Tensor, Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-) -> ChannelGraph:
+) -> Graph:
     """Widen or narrow the groups named in `plan`, in place; returns the model's graph.
 
     New channels are appended at the end of their group, so old slices stay bit-identical; narrowing to a number keeps
@@ -50,7 +50,7 @@ def resize(
         raise GraphError(f"unknown initialisation init={init!r}{nearest(init, INITIALISATIONS)}")
     if init == "gradmax" and batch is None:
         raise GraphError("init='gradmax' chooses the new channels by a gradient: pass batch=(inputs, targets)")
-    graph = ChannelGraph.of(model)
+    graph = Graph.of(model)
     sources = {name: source_of(graph, name, width) for name, width in plan.items()}
     widths = graph.widths
     sources = {
@@ -61,29 +61,29 @@ def resize(
     if not sources:
         warnings.warn(f"resize: the plan {dict(plan)} changes nothing", stacklevel=2)
         return graph
-    surgery = Surgery(graph, widths, sources, seed)
+    change = WidthChange(graph, widths, sources, seed)
     if init == "net2wider":
-        surgery.duplicate()
+        change.duplicate()
     if init == "gradmax":
-        check_reach(surgery)
-    operate(surgery, lambda: initialise(surgery, init, batch, loss), optimizer)
+        check_reach(change)
+    operate(change, lambda: initialise(change, init, batch, loss), optimizer)
     return graph
 
 
-def operate(surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None) -> None:
+def operate(change: WidthChange, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None) -> None:
     """Put resized tensors in the place of the old ones and `fill` what is new; all is as it was if anything fails."""
-    graph = surgery.graph
+    graph = change.graph
     if optimizer is not None:
-        _check_state(optimizer, surgery)
+        _check_state(optimizer, change)
     before = [(module, module._parameters.copy(), module._buffers.copy()) for module in graph.model.modules()]
     attributes = [(path, name, getattr(graph.model.get_submodule(path), name)) for path, name in graph.attributes]
     slots = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
     state = {} if optimizer is None else dict(optimizer.state)
     try:
-        replaced = _replace_tensors(surgery)
+        replaced = _replace_tensors(change)
         _set_attributes(graph)
         if optimizer is not None:
-            _migrate(optimizer, replaced, surgery)
+            _migrate(optimizer, replaced, change)
         fill()
     except BaseException as error:
         for module, parameters, buffers in before:
@@ -98,11 +98,11 @@ def operate(surgery: Surgery, fill: Callable[[], None], optimizer: torch.optim.O
             optimizer.state.update(state)
         if isinstance(error, RuntimeError | NotImplementedError):
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise GraphError(f"resize to {surgery.new_widths} failed, and nothing has changed: {line}") from error
+            raise GraphError(f"resize to {change.new_widths} failed, and nothing has changed: {line}") from error
         raise
 
 
-def source_of(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Tensor:
+def source_of(graph: Graph, name: str, width: int | Sequence[int]) -> Tensor:
     """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
     group = graph.group(name)
     try:
@@ -131,14 +131,14 @@ def source_of(graph: ChannelGraph, name: str, width: int | Sequence[int]) -> Ten
     return blocks[:, : count // group.blocks].flatten()
 
 
-def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]:
+def _replace_tensors(change: WidthChange) -> dict[Tensor, tuple[str, nn.Parameter]]:
     """Swap in resized tensors; returns old parameter -> (name, new parameter)."""
     replaced: dict[Tensor, tuple[str, nn.Parameter]] = {}
-    for name in surgery.tensors():
+    for name in change.tensors():
         path, _, leaf = name.rpartition(".")
-        module = surgery.graph.model.get_submodule(path)
+        module = change.graph.model.get_submodule(path)
         old = getattr(module, leaf)
-        new = surgery.migrate(name, old.detach())
+        new = change.migrate(name, old.detach())
         if leaf in module._parameters:
             parameter = replaced[old][1] if old in replaced else nn.Parameter(new, requires_grad=old.requires_grad)
             module._parameters[leaf] = parameter
@@ -148,20 +148,20 @@ def _replace_tensors(surgery: Surgery) -> dict[Tensor, tuple[str, nn.Parameter]]
     return replaced
 
 
-def _set_attributes(graph: ChannelGraph) -> None:
+def _set_attributes(graph: Graph) -> None:
     widths = graph.widths
     for (path, name), layout in graph.attributes.items():
         set_attribute(graph.model.get_submodule(path), name, layout_size(layout, widths))
 
 
-def _check_state(optimizer: torch.optim.Optimizer, surgery: Surgery) -> None:
+def _check_state(optimizer: torch.optim.Optimizer, change: WidthChange) -> None:
     """Raises GraphError for a state of a resized parameter that cannot be resized along with it."""
     kind = type(optimizer).__name__
     if hasattr(optimizer, "_params"):  # LBFGS: one state of all parameters, flattened
         raise GraphError(f"optimizer {kind} keeps a state of all parameters together, which cannot be resized: use SGD")
-    for name in surgery.tensors():
+    for name in change.tensors():
         path, _, leaf = name.rpartition(".")
-        parameter = surgery.graph.model.get_submodule(path)._parameters.get(leaf)
+        parameter = change.graph.model.get_submodule(path)._parameters.get(leaf)
         if parameter is None:
             continue
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -179,18 +179,18 @@ def _check_state(optimizer: torch.optim.Optimizer, surgery: Surgery) -> None:
 def _migrate(
     optimizer: torch.optim.Optimizer,
     replaced: Mapping[Tensor, tuple[str, nn.Parameter]],
-    surgery: Surgery,
+    change: WidthChange,
 ) -> None:
     for group in optimizer.param_groups:
         group["params"] = [replaced[p][1] if p in replaced else p for p in group["params"]]
     for old, (name, new) in replaced.items():
         state = optimizer.state.pop(old, None)
         if state is not None:
-            optimizer.state[new] = {key: _moved(surgery, name, old, value) for key, value in state.items()}
+            optimizer.state[new] = {key: _moved(change, name, old, value) for key, value in state.items()}
 
 
-def _moved(surgery: Surgery, name: str, old: Tensor, value: Any) -> Any:
+def _moved(change: WidthChange, name: str, old: Tensor, value: Any) -> Any:
     """A state of a parameter, or a list of them, at the parameter's new size."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_moved(surgery, name, old, part) for part in value)
-    return surgery.migrate(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value
+        return type(value)(_moved(change, name, old, part) for part in value)
+    return change.migrate(name, value) if isinstance(value, Tensor) and value.shape == old.shape else value

@@ -38,7 +38,8 @@ Rule = Callable[["Run", Call], Any]
 class Run(TorchFunctionMode):
     """Everything that one trace finds; used for several passes of one model (eval, training), which are joined.
 
-    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels. reads: the dimension of
+    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels; numbers: the same, of
+    modules that are none of torch's layers. reads: the dimension of
     a weight along which it reads, where that is not 1. producers, consumers: (module, labels) in order of execution.
     """
 
@@ -51,6 +52,7 @@ class Run(TorchFunctionMode):
         self.axes: dict[str, dict[int, Tensor]] = {}
         self.parts: dict[str, int] = {}
         self.attributes: dict[tuple[str, str], Tensor] = {}
+        self.numbers: dict[tuple[str, str], Tensor] = {}
         self.reads: dict[str, int] = {}
         self.producers: list[tuple[str, str, Tensor]] = []
         self.consumers: list[tuple[str, Tensor]] = []
@@ -109,7 +111,7 @@ class Run(TorchFunctionMode):
     def note(self, call: Call, out: Any) -> None:
         planes = tuple(known.planes for t in call.tensors if (known := getattr(t, "_carried", None)) is not None)
         given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
-        self.events.append(Event(call.name, self.line(), planes, given))
+        self.events.append(Event(call.name, self.line(), self.current(), planes, given))
 
     def _pay(self, cost: Price) -> None:
         module = self.stack[-1][0] if self.stack else ""
@@ -221,7 +223,7 @@ class Run(TorchFunctionMode):
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1 or dim in self.axes.get(name, {}):
-                planes.append(vector_plane(self.axis(name, dim, self.labels.fresh(size)), dim, tensor.dim()))
+                planes.append(vector_plane(self.axis(name, dim, self.labels.new(size)), dim, tensor.dim()))
         carried = Carried(tuple(planes), image=False)
         tensor._carried = carried  # type: ignore[attr-defined]
         return carried
@@ -289,9 +291,9 @@ class Run(TorchFunctionMode):
                     vector = plane.labels.movedim(dim, 0).reshape(tensor.shape[dim], -1)
                     self.labels.unite(vector[:, :1], vector)
                     vector = vector[:, 0]
-            return self.labels.fresh(tensor.shape[dim]) if vector is None else vector
+            return self.labels.new(tensor.shape[dim]) if vector is None else vector
         known = self.axes.get(name, {}).get(dim)
-        return self.labels.fresh(tensor.shape[dim]) if known is None else known
+        return self.labels.new(tensor.shape[dim]) if known is None else known
 
     def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
         """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.assembling import assemble
+from budgetnet.channels.assembling import Kind, assemble
 from budgetnet.channels.calls import NOT_THE_USERS, Place, leaves
-from budgetnet.channels.graph import ChannelGraph, GraphError
+from budgetnet.channels.graph import GraphError
 from budgetnet.channels.operations import RULES
 from budgetnet.channels.other_widths import Stop, settle
 from budgetnet.channels.running import Run
@@ -24,17 +24,18 @@ IMAGES = 2
 """Images of a trace: with one, a batch norm has nothing to take statistics of."""
 
 
-def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str] = ()) -> ChannelGraph:
-    """See ChannelGraph.trace."""
+def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind: type[Kind]) -> Kind:
+    """A graph of this kind: see ChannelGraph.trace."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
     _refuse_shared_parameters(model)
-    passes = Passes(model, tuple(example_input.shape))
-    run = Run(passes.shadow.model, RULES, frozenset(frozen))
-    passes.eval_and_training(run)
-    _refuse(model, run)
-    structure, layouts = settle(run, passes.shadow, passes.again)
-    graph = assemble(model, tuple(example_input.shape), run, structure, layouts)
+    with torch.device("cpu"):  # labels are numbers, also where the caller makes tensors without any
+        passes = Passes(model, tuple(example_input.shape))
+        run = Run(passes.shadow.model, RULES, frozenset(frozen))
+        passes.eval_and_training(run)
+        _refuse(model, run)
+        structure, layouts = settle(run, passes.shadow, passes.again)
+        graph = assemble(kind, model, tuple(example_input.shape), run, structure, layouts)
     model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
     return graph
 

@@ -12,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from budgetnet.channels.calls import Place
-from budgetnet.channels.graph import ChannelGraph, GraphError, WidthGroup
+from budgetnet.channels.graph import Graph, GraphError, WidthGroup
 from budgetnet.channels.initialise import fill_silently, leaks
 from budgetnet.channels.resize import operate, source_of
 from budgetnet.channels.running import Run
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.width_change import WidthChange
 
 TOLERANCE = 1e-10
 STEPS = (1, 8)
@@ -24,7 +24,7 @@ STEPS = (1, 8)
 
 
 @torch.no_grad()
-def verify(graph: ChannelGraph) -> dict[str, str]:
+def verify(graph: Graph) -> dict[str, str]:
     """Grow all groups together by 1 and by 8 channels a block, and narrow them back, on a float64 copy in eval mode.
 
     With zero-out initialisation the outputs must stay within 1e-10, and after narrowing back every tensor must be
@@ -54,9 +54,9 @@ def verify(graph: ChannelGraph) -> dict[str, str]:
 class _Proof:
     """A copy of the model that is grown and narrowed again and again."""
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.model = _twin(graph.model).to("cpu", torch.float64).eval()
-        self.graph = ChannelGraph.of(self.model)
+        self.graph = Graph.of(self.model)
         _perturb(self.model)
         shape = (2, *graph.input_shape[1:])
         self.inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -75,8 +75,8 @@ class _Proof:
             for group in self.graph.groups:
                 block = torch.arange(group.width).reshape(group.blocks, -1)
                 source = torch.cat([block, block.new_full((group.blocks, more), -1)], dim=1).flatten()
-                surgery = Surgery(self.graph, self.graph.widths, {group.name: source}, seed=0)
-                found |= {group.name} & leaks(surgery)[1]
+                change = WidthChange(self.graph, self.graph.widths, {group.name: source}, seed=0)
+                found |= {group.name} & leaks(change)[1]
         return found
 
     def fails(self, groups: Sequence[WidthGroup], function: bool) -> str:
@@ -107,8 +107,8 @@ class _Proof:
         """Give these groups so many channels a block more than they had."""
         graph, widths = self.graph, self.graph.widths
         sources = {g.name: source_of(graph, g.name, g.width + more * g.blocks) for g in groups}
-        surgery = Surgery(graph, widths, sources, seed=0)
-        operate(surgery, lambda: fill_silently(surgery))
+        change = WidthChange(graph, widths, sources, seed=0)
+        operate(change, lambda: fill_silently(change))
 
     def _restore(self, groups: Sequence[WidthGroup]) -> None:
         self._resize(groups, 0)

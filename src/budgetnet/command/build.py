@@ -24,6 +24,8 @@ from budgetnet.methods.method import Method, Training
 from budgetnet.processes.group import Processes
 from budgetnet.runs.records import Records, metric_columns
 from budgetnet.tasks import Task
+from budgetnet.tasks.distilled import distilled
+from budgetnet.tasks.multi_exit import task_of
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 from budgetnet.training.callbacks.epoch_test import EpochTest
 from budgetnet.training.callbacks.growth import Growth
@@ -37,13 +39,18 @@ from budgetnet.training.trainer import make_trainer, quiet
 
 @dataclass(frozen=True)
 class Components:
-    """The components of a run. full: entries of summary.json about the full backbone, such as its widths and costs."""
+    """The components of a run.
+
+    full: entries of summary.json about the full backbone, such as its widths and costs.
+    warning: a line about the full backbone for the start of the run, if most of it cannot change.
+    """
 
     data: DataModule
     learner: Learner
     trainer: pl.Trainer
     processes: Processes
     full: dict[str, Any]
+    warning: str | None
 
     @property
     def method(self) -> Method:
@@ -69,11 +76,14 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         data.prepare_data()
     with blamed_on("task"):
         task = make_task(options.task, data, getattr(method.optim, "label_smoothing", 0.0))
+        if options.distill.teacher is not None:
+            task = distilled(task, options.distill.teacher, data.num_classes, data.input_shape)
     with blamed_on("backbone"):
         net = make_network(options.backbone, data, task, options.trainer.sync_batchnorm)
         reference = net
         if options.backbone.get("multiplier") is not None and not method.needs_budget:
             reference = make_network({**options.backbone, "multiplier": None}, data, task)
+        task = task_of(net, task)
     trainer = _trainer(options, directory, task, method, signals or Signals())
     data.check(trainer.world_size)
     processes = Processes(trainer)
@@ -109,7 +119,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     method.check(continued=(directory / "last.ckpt").exists())
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
     facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
-    return Components(data, learner, trainer, processes, facts)
+    return Components(data, learner, trainer, processes, facts, full.warning)
 
 
 def make_method(options: Configuration) -> Method:
@@ -129,7 +139,9 @@ def _trainer(options: Configuration, directory: Path, task: Task, method: Method
             f"trainer.compile={options.trainer.compile}: method={options.method['name']} differentiates through its "
             "gradients, which a compiled network does not allow: leave it out"
         )
-    records = Records(directory, metric_columns([metric.name for metric in task.metrics]))
+    records = Records(
+        directory, metric_columns([metric.name for metric in task.metrics], taught=task.teacher_flops > 0)
+    )
     checkpoint = Checkpoint(directory, options.checkpoint.every_n_steps)
     callbacks: list[pl.Callback] = [EpochTest()] if options.trainer.test_every_epoch else []
     callbacks += [Recorder(records, partial(make_loggers, options.logger, options.plain, directory))]

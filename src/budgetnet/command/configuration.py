@@ -10,12 +10,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from budgetnet.command.compose import CONF
-from budgetnet.command.methods import method_class, method_sections, refuse_unkept
+from budgetnet.command.methods import method_class, method_sections, refuse_unmet
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
 from budgetnet.options import as_mapping, names_of, read, reads
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
+from budgetnet.tasks.distilled import Distillation
 
 LARGEST = 1e30
 """The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
@@ -31,7 +32,13 @@ _REPLACED = {
 }
 """Options of Lightning's trainer that are not supported, and their replacements."""
 
-_OWN: Mapping[str, type] = {"run": Place, "logger": Logging, "checkpoint": Checkpoints, "trainer": TrainerOptions}
+_OWN: Mapping[str, type] = {
+    "run": Place,
+    "logger": Logging,
+    "checkpoint": Checkpoints,
+    "trainer": TrainerOptions,
+    "distill": Distillation,
+}
 _BUILT = {"method": ("_target_", "name"), "backbone": ("_target_",), "dataset": ("_target_", "name")}
 """Sections from which an object is built, and the text options that each must have."""
 
@@ -53,6 +60,7 @@ class Configuration:
     logger: Logging
     checkpoint: Checkpoints
     trainer: TrainerOptions
+    distill: Distillation
     callbacks: Mapping[str, Mapping[str, Any]]
     budget: Budget
     dataset: DatasetOptions
@@ -157,7 +165,7 @@ def _budget(config: Mapping[str, Any], method: type) -> Budget:
     budget = Budget(**config["budget"])
     if getattr(method, "needs_budget", False):
         budget.require()
-    refuse_unkept(budget, config["method"]["name"], method)
+    refuse_unmet(budget, config["method"]["name"], method)
     return budget
 
 

@@ -119,6 +119,8 @@ def _train(
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
             Records(directory).task(described(learner.task))
+            if parts.warning is not None:
+                print(f"warning: {parts.warning}", file=sys.stderr, flush=True)
         _fit(parts, checkpoint)
         summary = _evaluate(parts, directory)
         seconds = round(time.perf_counter() - start, 2)
@@ -225,6 +227,8 @@ def _finish(
         export_model(parts.learner.net, parts.data.input_shape, directory)
     if parts.learner.task.has_examples:
         Records(directory).examples(_examples(parts))
+    for name, rows in parts.method.tables().items():
+        Records(directory).table(name, rows)
     write_json(directory / "summary.json", summary)
     if report is not None:
         report(directory)

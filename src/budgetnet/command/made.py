@@ -14,11 +14,13 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from budgetnet.backbones.constructors import construct
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 from budgetnet.tasks import Classification, Segmentation, Task
+from budgetnet.tasks.multi_exit import task_of
 
 Config = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -95,7 +97,7 @@ def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm:
             graph.verify()
     except GraphError as error:
         raise UsageError(f"backbone={name}: {error}") from error
-    _check_output(name, net, task, outputs, data.input_shape)
+    _check_output(name, net, task_of(net, task), outputs, data.input_shape)
     return net
 
 
@@ -119,10 +121,11 @@ def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, sha
 def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task | None = None) -> torch.nn.Module:
     """Build the network of conf/backbone for images of `shape` (channels, height, width).
 
-    Its `_target_` is called with num_classes=outputs, in_channels and, if it takes them, image_size=[height, width] and
-    task, the name of the task. task: by default classification.
-    Raises UsageError for a network that does not segment images although the task needs that, and for an object that is
-    no module.
+    Its `_target_` is called with the number of outputs and of input channels, under the names that it has for them
+    (num_classes, n_classes, in_channels, in_chans, ..., or what the options num_classes_name and in_channels_name say),
+    and, if it takes them, with image_size=[height, width] and task, the name of the task (by default classification).
+    Raises UsageError for a network that does not segment images although the task needs that, for one that takes no
+    number of outputs, and for an object that is no module.
     """
     task = task or Classification()
     channels, *image_size = shape
@@ -135,7 +138,10 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
             f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
             "such as cnf, or a network of your own that takes task"
         )
-    return make("backbone", section, torch.nn.Module, num_classes=outputs, in_channels=channels, **arguments)
+    own = {name: section[name] for name in ("num_classes_name", "in_channels_name") if section.get(name) is not None}
+    options = {name: value for name, value in section.items() if name not in own}
+    target = instantiate({**options, **arguments, "_partial_": True})
+    return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **own, given=options))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from budgetnet.options import names_of, reads
 if TYPE_CHECKING:
     from budgetnet.methods.method import Method
 
-KEPT = ("flops", "params", "train_cost")
+BUDGETS = ("flops", "params", "train_cost")
 """The kinds of budget that a method keeps unless its class has an attribute `keeps`."""
 
 RENAMED: Mapping[str, str] = {
@@ -25,7 +25,7 @@ RENAMED: Mapping[str, str] = {
 }
 """New names of renamed options, which docs/changes.md lists too."""
 
-_OWN = ("budget", "trainer")
+_OWN = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that no method reads."""
 
 
@@ -97,16 +97,16 @@ def refuse_unread(
             raise UsageError(f"{override}: {_named(chosen)} does not read {option}; read by {_named(others)}")
 
 
-def refuse_unkept(budget: Budget, name: str, method: type) -> None:
+def refuse_unmet(budget: Budget, name: str, method: type) -> None:
     """Raises UsageError for a stated kind of budget that a method cannot meet, naming the methods that can."""
-    kept = getattr(method, "keeps", KEPT)
+    met = getattr(method, "budgets", BUDGETS)
     for kind in KINDS:
-        if getattr(budget, kind) is None or kind in kept:
+        if getattr(budget, kind) is None or kind in met:
             continue
-        others = [each for each, its in known_methods().items() if kind in getattr(its, "keeps", KEPT)]
+        others = [each for each, its in known_methods().items() if kind in getattr(its, "budgets", BUDGETS)]
         use = f"use {_named(others)}, or state " if others else "state "
         raise UsageError(
-            f"budget.{kind} is not kept by method={name}: {use}{' or '.join(f'budget.{each}' for each in kept)}"
+            f"budget.{kind} is not met by method={name}: {use}{' or '.join(f'budget.{each}' for each in met)}"
         )
 
 

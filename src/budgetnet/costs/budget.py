@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from budgetnet.errors import UsageError
 
-KINDS = ("flops", "params", "train_cost", "latency", "sequential_ops")
+KINDS = ("flops", "params", "train_cost", "latency", "sequential_ops", "mean_flops")
 MOST_MACHINES = 1024
 
 _SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
@@ -60,6 +60,7 @@ class Budget:
     train_cost: FLOPs of the forward pass, summed over all training images.
     latency: measured time for one image: text with a unit ("2.5ms"), or a whole number of microseconds.
     sequential_ops: steps of a network of edges on `machines` parallel machines (None means 1).
+    mean_flops: mean FLOPs of one image over images that leave a network at different exits.
 
     Each is None (no limit), a number, or text for `parse_quantity`, and is rounded down to a whole number. A percentage
     stays text until `resolve` replaces it by a number. Raises UsageError, naming the option, for values that
@@ -74,6 +75,7 @@ class Budget:
     train_cost: Quantity | None = None
     latency: Quantity | None = None
     sequential_ops: Quantity | None = None
+    mean_flops: Quantity | None = None
     machines: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,13 +99,15 @@ class Budget:
     def resolve(self, full: Mapping[str, int | float]) -> Budget:
         """The budget in whole numbers, with percentages of `full`, the costs of the full backbone by kind.
 
-        The train cost in `full` is that of the baseline. A percentage above 100 is allowed. Raises UsageError for a
-        percentage of a kind that `full` does not contain, or of less than 1.
+        The train cost in `full` is that of the baseline; mean_flops is a percentage of the full FLOPs. A percentage
+        above 100 is allowed. Raises UsageError for a percentage of a kind that `full` does not contain, or of less
+        than 1.
         """
         resolved: dict[str, Quantity] = {}
         for kind, value in self._stated.items():
             option = f"budget.{kind}"
-            resolved[kind] = _whole(_exact(value, full.get(kind), option), value, option)
+            reference = full.get("flops" if kind == "mean_flops" else kind)
+            resolved[kind] = _whole(_exact(value, reference, option), value, option)
         return Budget(**resolved, machines=self.machines)
 
     def require(self) -> None:

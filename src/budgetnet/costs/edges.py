@@ -39,22 +39,22 @@ class EdgeCosts:
         """The kinds of cost that are known."""
         return (*ADDITIVE, "sequential_ops", *(() if self.latency is None else ("latency",)))
 
-    def of(self, choice: Tensor, kinds: Collection[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def of(self, masks: Tensor, kinds: Collection[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The costs, int64 (masks,) by kind, of each mask, bool (masks, edges), if all of its edges are computed.
 
         "sequential_ops" counts only edges on a path from input to output. "latency" is a sum of one measurement of each
         edge, drawn with `generator`, or of their medians without a generator.
         """
-        costs = {kind: self.fixed[kind] + choice.long() @ self.edges[kind] for kind in ADDITIVE if kind in kinds}
+        costs = {kind: self.fixed[kind] + masks.long() @ self.edges[kind] for kind in ADDITIVE if kind in kinds}
         if "sequential_ops" in kinds:
-            costs["sequential_ops"] = torch.tensor(self.sequential(self.layout.alive(choice)))
+            costs["sequential_ops"] = torch.tensor(self.sequential(self.layout.alive(masks)))
         if "latency" in kinds:
-            costs["latency"] = self._latency(choice, generator)
+            costs["latency"] = self._latency(masks, generator)
         return costs
 
-    def price(self, choice: Tensor) -> dict[str, int]:
+    def price(self, mask: Tensor) -> dict[str, int]:
         """The costs, by kind, of the network of one mask, bool (edges,), without edges that lie on no complete path."""
-        return {kind: int(cost[0]) for kind, cost in self.of(self.layout.alive(choice[None]), self.kinds).items()}
+        return {kind: int(cost[0]) for kind, cost in self.of(self.layout.alive(mask[None]), self.kinds).items()}
 
     def full(self) -> dict[str, int]:
         """The costs, by kind, of the network with all edges."""
@@ -80,12 +80,12 @@ class EdgeCosts:
         assert path is not None
         return path
 
-    def _latency(self, choice: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _latency(self, masks: Tensor, generator: torch.Generator | None) -> Tensor:
         assert self.latency is not None
         samples = len(self.latency)
         columns = torch.arange(self.latency.shape[1])
         rows = []
-        for mask in choice:
+        for mask in masks:
             if generator is None:
                 times = _medians(self.latency)
             else:

@@ -52,10 +52,10 @@ def latency_of(net: Fabric, alive: Tensor, image_shape: Sequence[int]) -> int:
 
     image_shape: (channels, height, width).
     """
-    training, image, choice = net.training, _one(net, image_shape), alive[None]
+    training, image, masks = net.training, _one(net, image_shape), alive[None]
     net.eval()
     try:
-        return sorted(timed(lambda: net.masked(image, choice), image.device))[SAMPLES // 2]
+        return sorted(timed(lambda: net.masked(image, masks), image.device))[SAMPLES // 2]
     finally:
         net.train(training)
 

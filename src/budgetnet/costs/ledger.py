@@ -17,7 +17,8 @@ class TrainCostLedger:
     full_flops: FLOPs of the full backbone for one image.
     Raises UsageError if one of them is not positive.
 
-    The seconds spent on compilation and on growth are recorded separately and are not part of the train cost.
+    The seconds spent on compilation and on growth, and the FLOPs of a teacher's forward passes, are recorded separately
+    and are not part of the train cost.
     """
 
     def __init__(self, images_per_epoch: int, baseline_epochs: int, full_flops: int) -> None:
@@ -25,6 +26,7 @@ class TrainCostLedger:
         self.baseline_epochs = _positive("baseline_epochs", baseline_epochs)
         self.full_flops = _positive("full_flops", full_flops)
         self.spent = 0
+        self.teacher = 0
         self.compile_seconds = 0.0
         self.growth_seconds = 0.0
 
@@ -62,6 +64,7 @@ class TrainCostLedger:
         """The recorded costs as plain numbers."""
         return {
             "spent": self.spent,
+            "teacher": self.teacher,
             "compile_seconds": self.compile_seconds,
             "growth_seconds": self.growth_seconds,
         }
@@ -69,6 +72,7 @@ class TrainCostLedger:
     def load_state_dict(self, state: Mapping[str, int | float]) -> None:
         """Restore `state_dict()`."""
         self.spent = int(state["spent"])
+        self.teacher = int(state.get("teacher", 0))
         self.compile_seconds = float(state["compile_seconds"])
         self.growth_seconds = float(state["growth_seconds"])
 

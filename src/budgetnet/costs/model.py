@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from budgetnet.channels.graph import ChannelGraph, Layout
+from budgetnet.channels.channel_graph import ChannelGraph
+from budgetnet.channels.graph import Layout
 from budgetnet.errors import UsageError, nearest
 
 

@@ -126,7 +126,7 @@ class Training:
 class Method:
     """A way to find a network within a budget. Every hook except `start` is optional; `start` sets `self.training`.
 
-    keeps: the kinds of budget that the method can meet.
+    budgets: the kinds of budget that the method can meet.
     needs_budget: whether a budget must be stated.
     create_graph: whether a step differentiates through gradients.
     unused_parameters: whether a step may leave some parameters without a gradient, for which
@@ -135,7 +135,7 @@ class Method:
     the network.
     """
 
-    keeps: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
+    budgets: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
     needs_budget: ClassVar[bool] = True
     create_graph: ClassVar[bool] = False
     unused_parameters: ClassVar[bool] = False
@@ -193,6 +193,16 @@ class Method:
     def evaluate(self, images: Tensor) -> Output:
         """The output of the network that would result if training ended now."""
         return self.forward(images)
+
+    def judge(self, output: Output, targets: Tensor) -> None:
+        """Look at a batch of an evaluation, for metrics that are no sums over images. By default there are none."""
+
+    def judged(self, split: str) -> dict[str, float]:
+        """Metrics of all batches that were judged, in place of those of the task that have the same name.
+
+        It is called on every process at the end of an evaluation. split: "val" or "test".
+        """
+        return {}
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
         """The scalar that training minimises, by default the mean loss of the task."""
@@ -281,6 +291,10 @@ class Method:
 
     def facts(self) -> dict[str, Any]:
         """Entries that the method adds to summary.json."""
+        return {}
+
+    def tables(self) -> dict[str, list[dict[str, float]]]:
+        """Rows about the final network, by file: {"budgeted": [...]} becomes budgeted.csv once it has been tested."""
         return {}
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

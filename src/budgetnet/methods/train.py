@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.channels.untrained import resize_untrained
 from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.edges.selection import keep_edges
@@ -63,7 +63,7 @@ class Train(Method):
         if graph.widths.keys() - widths.keys():
             raise UsageError(f"method.widths_from={source}: its width groups are not those of this backbone")
         own = {name: width for name, width in widths.items() if name in graph.widths}
-        reshape_fresh(self.net, own, self.training.seed)
+        resize_untrained(self.net, own, self.training.seed)
 
     def _costs(self, widths: Mapping[str, int]) -> dict[str, int]:
         """The costs, by kind, of the network at these widths, with the train cost of all epochs."""
@@ -96,7 +96,7 @@ class Width(Train):
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        reshape_fresh(self.net, scaled_widths(graph, low), training.seed)
+        resize_untrained(self.net, scaled_widths(graph, low), training.seed)
         return super().start(training)
 
 

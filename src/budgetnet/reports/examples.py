@@ -37,7 +37,7 @@ def examples(run: RunDirectory) -> Figure:
         cell = min(1.6, (SIZE[0] - 0.9) / images)
         legend = 0.0 if not len(classes) else 0.3 + 0.2 * -(-min(len(classes), _MOST_NAMED) // _LEGEND_LINE)
         figure = new_figure(height=0.5 + len(arrays) * cell * height / width + legend)
-        title = f"Test images: {run.choice('backbone')} on {run.choice('dataset')}"
+        title = f"Test images: {run.option('backbone')} on {run.option('dataset')}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         panels = figure.subplots(len(arrays), images, squeeze=False)
         for row, (name, array) in zip(panels, arrays.items(), strict=True):

@@ -176,7 +176,7 @@ def final_sizes(run: RunDirectory) -> Figure:
 
 
 def _title(run: RunDirectory, text: str, more: str = "") -> str:
-    names = [name for name in (run.choice("backbone"), run.choice("dataset")) if name]
+    names = [name for name in (run.option("backbone"), run.option("dataset")) if name]
     return f"{text}{': ' * bool(names)}{' on '.join(names)}{more}\n"  # the second line leaves room for round numbers
 
 

@@ -31,7 +31,7 @@ def first_layer_filters(run: RunDirectory) -> Figure:
         cell = (SIZE[0] - 0.8) / columns
         figure = new_figure(height=max(1.2, 0.7 + cell * (sum(lines) + 0.35 * len(lines))))
         axes = figure.add_subplot(
-            title=f"Filters of the first layer: {run.choice('backbone')} on {run.choice('dataset')}"
+            title=f"Filters of the first layer: {run.option('backbone')} on {run.option('dataset')}"
         )
         top = 0.0
         for (number, weights, selected), height in zip(rounds, lines, strict=True):

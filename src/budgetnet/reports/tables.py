@@ -149,7 +149,7 @@ def final_row(run: RunDirectory) -> Row:
         validated = [epoch for epoch in run.metrics if epoch.get(selecting) is not None]
         best = max(validated, key=lambda epoch: metrics[0].gain(epoch[selecting]), default={})
         scores = {f"val_{metric.name}": best.get(f"val_{metric.name}") for metric in metrics}
-    known |= {name: run.choice(name) for name in ("method", "backbone", "dataset")}
+    known |= {name: run.option(name) for name in ("method", "backbone", "dataset")}
     known |= {name: listed((run.summary or {}).get(name)) for name in ("hardware", "versions")}
     known |= {"finished": run.summary is not None, "settings": settings(run.config), "directory": str(run.path)}
     return Row(**known, metrics=metrics, scores=scores)

@@ -168,7 +168,7 @@ class RunDirectory:
         """One column of metrics.csv, with None in rows without such a cell."""
         return [row.get(name) for row in self.metrics]
 
-    def choice(self, name: str) -> str:
+    def option(self, name: str) -> str:
         """The name of the "method", "backbone" or "dataset" of the run, from the summary or the configuration."""
         if self.summary is not None and name in self.summary:
             return str(self.summary[name])

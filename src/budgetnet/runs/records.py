@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 
 
-def metric_columns(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too."""
+def metric_columns(metrics: Sequence[str], taught: bool = False) -> tuple[str, ...]:
+    """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too.
+
+    taught: whether there is a teacher, whose forward cost is a column of its own.
+    """
     first = metrics[0]
     return (
         *("epoch", "phase", "round", "step", "lr", "train_loss", f"train_{first}", "val_loss"),
         *(f"val_{name}" for name in metrics),
-        *(f"test_{first}", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent", "seconds"),
+        *(f"test_{first}", "params", "flops", "macs", "train_cost_flops", "train_cost_baseline_percent"),
+        *(("teacher_cost_flops",) if taught else ()),
+        "seconds",
     )
 
 
@@ -37,6 +42,14 @@ class Records:
     def row(self, name: str, row: Mapping[str, Any]) -> None:
         """Append a row of the method's own to <name>.csv; its first cell is the epoch."""
         self._append_csv(f"{name}.csv", row)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All of <name>.csv, what a method says of its final network."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.directory / f"{name}.csv", text.getvalue())
 
     def growth(self, record: Mapping[str, Any]) -> None:
         """Append a round to growth.jsonl."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from budgetnet.channels.fresh import UNBOUNDED
+from budgetnet.channels.untrained import UNBOUNDED
 from budgetnet.errors import UsageError
 
 

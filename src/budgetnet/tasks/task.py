@@ -72,6 +72,8 @@ class Task(ABC):
     target_dims: int = 1
     has_examples: bool = False
     """Whether `examples` returns any tensors."""
+    teacher_flops: int = 0
+    """FLOPs of `taught` for one image."""
 
     @property
     def metric(self) -> Metric:
@@ -79,6 +81,10 @@ class Task(ABC):
         return self.metrics[0]
 
     # -- training ---------------------------------------------------------------------------------------------------
+
+    def taught(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The targets of a training batch, with whatever a teacher makes of its images; by default as they are."""
+        return targets
 
     @abstractmethod
     def losses(self, output: Output, targets: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ class Learner(pl.LightningModule):
         Raises RunError for a loss that is not finite, and for a network that cannot be compiled.
         """
         images, targets = batch
+        targets = self.task.taught(images, targets)
         training = self.method.training
         training.epoch, training.batch = self.current_epoch, batch_idx
         first, *others = self._optimizers()
@@ -152,6 +153,7 @@ class Learner(pl.LightningModule):
         self.batches_done = batch_idx + 1
         for count, flops in self.method.computed(len(targets) * self.trainer.world_size):
             training.ledger.add(count, flops)
+        training.ledger.teacher += len(targets) * self.trainer.world_size * self.task.teacher_flops
         if self.batches_done % _COLLECT_EVERY == 0:
             self.collect()
 
@@ -260,6 +262,7 @@ class Learner(pl.LightningModule):
         count = torch.tensor(float(len(targets)), dtype=torch.float64, device=losses.device)
         own = torch.stack([losses.double().sum(), count])
         self._evaluated.append(torch.cat([own, self.task.sums(output, targets).double()]))
+        self.method.judge(output, targets)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -291,7 +294,8 @@ class Learner(pl.LightningModule):
             self.collect()  # raises first, and names the step, if a training loss is not finite either
             self._not_finite(f"{name} loss", self.trainer.global_step)
         self.results[f"{name}_loss"] = loss
-        self.results.update({f"{name}_{metric}": value for metric, value in self.task.compute(total[2:]).items()})
+        values = {**self.task.compute(total[2:]), **self.method.judged(name)}
+        self.results.update({f"{name}_{metric}": value for metric, value in values.items()})
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

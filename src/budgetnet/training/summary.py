@@ -38,6 +38,7 @@ def describe(
         "train_cost_flops": ledger.spent,
         "train_cost_baseline_percent": ledger.percent_of_baseline(),
         "train_cost_final_percent": ledger.percent_of_final(costs["flops"]),
+        **({"teacher_cost_flops": ledger.teacher} if training.task.teacher_flops else {}),
         "widths": training.graph.widths,
         **full,
         **method.facts(),

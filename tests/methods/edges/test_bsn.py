@@ -39,7 +39,7 @@ def test_phases_follow_each_other_and_the_network_that_is_left_is_the_one_that_w
     limit = method.training.budget.limits["flops"]
     costs = method.training.pricing.model.costs()
     assert costs["flops"] <= limit < method.full["flops"]
-    kept = method.search.layout.names(method.kept)
+    kept = method.search.layout.names(method.mask)
     assert kept == tuple(edge.name for edge in method.supernet.layout.edges) == tuple(method.supernet.edges)
     assert {kind: method.costs()[kind] for kind in costs} == costs
     round = json.loads(Path(parts.trainer.default_root_dir, "growth.jsonl").read_text())
@@ -67,7 +67,7 @@ def test_the_ledger_holds_what_was_computed_of_every_choice(fit: Fit, samples: i
     shared = f"method.samples={'null' if samples is None else samples}"
     parts = fit(*SEARCH, "budget.flops=40%", "method.choice=random", "method.initial=0.0", shared)
     method = parts.method
-    assert isinstance(method, BSN) and torch.equal(method.search.logits, torch.zeros(len(method.kept)))
+    assert isinstance(method, BSN) and torch.equal(method.search.logits, torch.zeros(len(method.mask)))
     layout, costs = method.search.layout, method.search.costs
     spent = 80 * method.full["flops"] + 80 * method.training.pricing.model.flops()
     for epoch in (1, 2):
@@ -96,7 +96,7 @@ def test_random_edges_use_the_budget_by_draws_of_the_seed_alone(fit: Fit) -> Non
     }.items():  # fmt: skip
         method = fit(*SEARCH, "budget.flops=40%", "method.choice=random", *options).method
         assert isinstance(method, BSN)
-        kept[name] = method.kept
+        kept[name] = method.mask
         assert method.training.pricing.model.flops() <= method.training.budget.limits["flops"]
     assert torch.equal(kept["a"], kept["b"]) and not torch.equal(kept["a"], kept["c"])
 
@@ -177,7 +177,7 @@ def test_a_limit_on_latency_holds_for_the_network_itself_and_a_continued_run_mea
     monkeypatch.setattr(f"{module}.latency_of", lambda net, alive, shape: 200 * (1 + int(alive.sum())))
     parts = fit(*SEARCH, "budget.flops=null", "budget.latency=2.5ms")
     bsn = parts.method
-    assert isinstance(bsn, BSN) and bsn.costs()["latency"] == bsn.latency == 200 * (1 + int(bsn.kept.sum())) <= 2500
+    assert isinstance(bsn, BSN) and bsn.costs()["latency"] == bsn.latency == 200 * (1 + int(bsn.mask.sum())) <= 2500
     assert bsn.full["latency"] == 2700 and parts.learner.phase.name == "finetune"
 
     def refuse(*_: object) -> None:

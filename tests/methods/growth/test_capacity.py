@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from budgetnet import LBI, ChannelGraph, backbones
 from budgetnet.methods.growth import (
@@ -29,6 +30,8 @@ def test_filters_and_hidden_linear_layers_are_sparse_and_the_classifier_is_not()
         "conv1.weight": "filter", "conv2.weight": "filter", "fc1.weight": "entry", "fc2.weight": "entry",
     }  # fmt: skip
     assert set(sparse_sets(graph, grow_linear=True).values()) == {"filter"}
+    sound = ChannelGraph.trace(nn.Sequential(nn.Conv1d(1, 4, 3), nn.Conv1d(4, 2, 3)), torch.empty(1, 1, 8))
+    assert list(sparse_sets(sound).values()) == ["filter"]
 
 
 def test_the_initial_filter_norm_of_a_he_network_is_root_two() -> None:

@@ -50,6 +50,32 @@ def test_splits_at_distance_0_and_shut_gates_keep_the_function_and_training_lowe
     assert losses[1] < losses[0]
 
 
+class Upsampling(nn.Module):
+    """A transposed convolution reads channels along the first axis of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up = nn.Conv2d(1, 4, 3, padding=1), nn.ConvTranspose2d(4, 6, 2, stride=2)
+        self.last = nn.Conv2d(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.up(self.first(x).relu()).relu()).mean((2, 3))
+
+
+def test_splits_and_new_channels_that_a_transposed_convolution_reads_keep_the_function() -> None:
+    torch.manual_seed(0)
+    net = Upsampling().double()
+    ChannelGraph.trace(net, torch.empty(1, 1, 8, 8))
+    batch = torch.randn(12, 1, 8, 8, dtype=torch.float64), torch.arange(12) % 4
+    loss = nn.functional.cross_entropy(net(batch[0]), batch[1]).item()
+    still = firefly_candidates(net, {"first": 2}, batch, steps=0, radius=0.0)
+    assert still.splits == {"first": 4} and still.loss(still.gates(), batch).item() == pytest.approx(loss, rel=1e-12)
+    moved = firefly_candidates(net, {"first": 2}, batch, steps=4)
+    shut = {group: torch.zeros_like(gate) for group, gate in moved.gates().items()}
+    assert moved.loss(shut, batch).item() == pytest.approx(loss, rel=1e-12)
+    assert moved.loss(moved.gates(), batch).item() < loss
+
+
 @pytest.mark.parametrize(("name", "options"), NETS)
 def test_a_score_is_the_finite_difference_of_the_loss_in_its_gate(name: str, options: dict[str, int]) -> None:
     net, batch = trained(name, **options)

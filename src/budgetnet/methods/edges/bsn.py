@@ -40,7 +40,7 @@ class BSN(Method):
     slice has it on.
     """
 
-    keeps = ("flops", "params", "train_cost", "latency", "sequential_ops")
+    budgets = ("flops", "params", "train_cost", "latency", "sequential_ops")
 
     def __init__(self, optim: Optimization, finetune: OptionalFineTuning, method: SuperNetwork) -> None:
         super().__init__(optim)
@@ -68,7 +68,7 @@ class BSN(Method):
                 "an own network that is a budgetnet.backbones.fabric.Fabric"
             )
         self.search = EdgeSearch(training.pricing.edges, training.budget.limits, options, training.seed)
-        self.kept = torch.ones(len(self.search.logits), dtype=torch.bool)
+        self.mask = torch.ones(len(self.search.logits), dtype=torch.bool)
         """The selected edges, bool (edges,): provisional, as of the last epoch, until the search ends."""
         rate, warmup = replace(self.optim.phase("sample", epochs), decay_epochs=epochs), options.warmup_epochs
         phases = [replace(rate, name="warmup", epochs=warmup)] if warmup else []
@@ -189,17 +189,17 @@ class BSN(Method):
         """The output of the currently selected network, or of the whole network in the warm-up."""
         if not self.sampling:
             return self.forward(images)
-        return self.supernet.masked(images, self.kept[None].to(images.device))
+        return self.supernet.masked(images, self.mask[None].to(images.device))
 
     def refresh(self) -> None:
         """Select edges by their current probabilities."""
         if self.sampling:
-            self.kept = self.search.chosen(self.limits(), self.fallback)
+            self.mask = self.search.chosen(self.limits(), self.fallback)
 
     def costs(self) -> dict[str, int]:
         """The costs, by kind, of the network as selected in the last epoch, or of the whole network in the warm-up."""
         warmup = self.training.phase.name == "warmup"
-        costs = self.full if warmup else self.training.pricing.costs(self.kept)
+        costs = self.full if warmup else self.training.pricing.costs(self.mask)
         return costs if self.latency is None else {**costs, "latency": self.latency}
 
     def rows(self) -> dict[str, dict[str, float]]:
@@ -216,10 +216,10 @@ class BSN(Method):
     def facts(self) -> dict[str, Any]:
         """The graph with the probabilities and the selection, which figures need, and the costs of all edges."""
         layout = self.search.layout
-        rows = zip(layout.edges, self.search.probabilities.tolist(), self.kept.tolist(), strict=True)
+        rows = zip(layout.edges, self.search.probabilities.tolist(), self.mask.tolist(), strict=True)
         return {
             "machines": self.search.costs.sequential.machines,
-            "edges": list(layout.names(self.kept)),
+            "edges": list(layout.names(self.mask)),
             "fabric": {
                 "nodes": [[node.name, *node.at] for node in layout.nodes],
                 "edges": [[edge.name, edge.source, edge.target, gamma, kept] for edge, gamma, kept in rows],
@@ -280,7 +280,7 @@ class BSN(Method):
     def apply(self, plan: Plan, batch: Images | None) -> None:
         """Remove all other edges and their momentum, and re-estimate the batch-norm statistics."""
         assert isinstance(plan, EdgePlan) and batch is not None
-        self.kept, self.latency = self.search.layout.choice(plan.edges), plan.latency
+        self.mask, self.latency = self.search.layout.mask(plan.edges), plan.latency
         self._extract(plan.edges)
         optimizer, left = self.training.optimizer, set(self.net.parameters())
         for group in optimizer.param_groups:
@@ -298,7 +298,7 @@ class BSN(Method):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"kept": self.kept, "latency": self.latency, "fallback": self.fallback}
+        own = {"kept": self.mask, "latency": self.latency, "fallback": self.fallback}
         return {**own, "extracted": self.training.phase.final, "search": self.search.state_dict()}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
@@ -307,7 +307,7 @@ class BSN(Method):
             self._extract(names)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.kept, self.latency, self.fallback = state["kept"], state["latency"], state["fallback"]
+        self.mask, self.latency, self.fallback = state["kept"], state["latency"], state["fallback"]
         self.search.load_state_dict(state["search"])
 
 

@@ -45,10 +45,10 @@ def advantages(losses: Tensor, baseline: float | None = None) -> Tensor:
     return (losses - losses.mean()) * (count / (count - 1))
 
 
-def score_gradient(logits: Tensor, choices: Tensor, advantages: Tensor) -> Tensor:
+def score_gradient(logits: Tensor, masks: Tensor, advantages: Tensor) -> Tensor:
     """The estimate of ∂E[D]/∂a, (edges,): the mean of (D - b)(h - γ) over masks.
 
-    logits: a, (edges,). choices: the masks h, bool (masks, edges). advantages: D - b, (masks,).
+    logits: a, (edges,). masks: the masks h, bool (masks, edges). advantages: D - b, (masks,).
     """
-    scores = choices.to(logits) - torch.sigmoid(logits)
+    scores = masks.to(logits) - torch.sigmoid(logits)
     return (advantages.to(logits)[:, None] * scores).mean(0)

@@ -75,7 +75,7 @@ class EdgeSearch:
         self.sampled = torch.zeros(1 + len(self.shown), dtype=torch.float64)
         """The number of masks of all processes in this epoch and the sums of their costs, as of the last `collect`."""
         self._own_sampled = torch.zeros_like(self.sampled)
-        self.choices = self.alive = torch.ones(1, count, dtype=torch.bool)
+        self.masks = self.alive = torch.ones(1, count, dtype=torch.bool)
 
     @property
     def probabilities(self) -> Tensor:
@@ -100,12 +100,12 @@ class EdgeSearch:
         """Sample the masks of a step of `images` images of all processes, as a function of logits, seed and step."""
         key = keyed_generator("edges", self.seed, *step)
         count = self.options.samples or images
-        self.choices = drawn(self.logits, torch.rand(count, len(self.logits), generator=key, dtype=torch.float64))
-        self.alive = self.layout.alive(self.choices)
+        self.masks = drawn(self.logits, torch.rand(count, len(self.logits), generator=key, dtype=torch.float64))
+        self.alive = self.layout.alive(self.masks)
 
     def own(self, rank: int, world: int) -> slice:
         """Which masks of the step belong to process `rank` of `world`."""
-        count = len(self.choices) // world
+        count = len(self.masks) // world
         return slice(rank * count, (rank + 1) * count)
 
     def parts(self, images: int, rank: int, world: int, pieces: int = 1) -> Iterator[tuple[slice, Tensor]]:
@@ -132,10 +132,10 @@ class EdgeSearch:
         losses: the losses of the images of each slice, as `parts` gives them. total: sums a tensor over all processes,
         which all call it.
         """
-        choices = self.choices[self.own(rank, world)]
+        masks = self.masks[self.own(rank, world)]
         key = keyed_generator("latency", self.seed, *step, rank)
-        costs = self.costs.of(choices, {*self.shown, *self.limits}, key)
-        self._own_sampled[0] += len(choices)
+        costs = self.costs.of(masks, {*self.shown, *self.limits}, key)
+        self._own_sampled[0] += len(masks)
         for place, kind in enumerate(self.shown, start=1):
             self._own_sampled[place] += costs[kind].sum()
         if self.options.choice == "random":
@@ -151,7 +151,7 @@ class EdgeSearch:
             self.average = mean if baseline is None else decay * baseline + (1 - decay) * mean
             if baseline is None:  # a baseline from the masks of this step would not be independent of them
                 return
-        gradient = score_gradient(self.logits, choices, advantages(objective, baseline))
+        gradient = score_gradient(self.logits, masks, advantages(objective, baseline))
         self.logits -= self.options.lr * total(gradient) / world
 
     def collect(self, total: Callable[[Tensor], Tensor]) -> None:
@@ -183,16 +183,16 @@ class EdgeSearch:
                 f"method.samples={samples}: expected a multiple of the number of processes, {world}, such that the "
                 f"samples of each process divide its {images} images of a step"
             )
-        choices = images if samples is None else samples // world
-        slices = pieces if samples is None else choices
+        count = images if samples is None else samples // world
+        slices = pieces if samples is None else count
         if images < 2 * slices and any(node.shape[1:] == (1, 1) for node in self.layout.nodes):
             raise UsageError(
                 f"{images} images in {slices} slices leave slices of one image, and batch norms of maps of a single "
                 "position need two: lower method.samples or trainer.micro_batches, or raise dataset.batch_size"
             )
-        if choices < 2 and options.baseline == "mean" and options.choice == "learned":
+        if count < 2 and options.baseline == "mean" and options.choice == "learned":
             raise UsageError(
-                f"method.baseline=mean takes the mean over a step's other samples, and a process has {choices} in all: "
+                f"method.baseline=mean takes the mean over a step's other samples, and a process has {count} in all: "
                 "raise method.samples or dataset.batch_size, or set method.baseline=ema"
             )
 

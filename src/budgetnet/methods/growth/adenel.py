@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgetnet.channels.fresh import growing_groups, max_widths, reshape_fresh, seed_widths
+from budgetnet.channels.untrained import growing_groups, max_widths, resize_untrained, seed_widths
 from budgetnet.methods.growth.capacity import (
     best_scored,
     initial_norms,
@@ -56,7 +56,7 @@ class AdeNeL(Method):
         epochs = growth.epochs_per_round + self.finetune.epochs
         shortest = epochs * training.ledger.images_per_epoch * price.flops(seed)
         training.budget.check({**price.costs(seed), "train_cost": shortest}, price.costs(largest))
-        reshape_fresh(self.net, seed, training.seed)
+        resize_untrained(self.net, seed, training.seed)
         allowed = {name: largest[name] for name in growing_groups(graph, growth.linear)}
         self.planner = Planner(price, growth, allowed, training.seed)
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))

@@ -25,7 +25,7 @@ def sparse_sets(graph: ChannelGraph, grow_linear: bool = False) -> dict[nn.Param
     for group in graph.groups:
         for path in group.producers:
             layer = graph.model.get_submodule(path)
-            by_filter = isinstance(layer, nn.Conv2d) or grow_linear
+            by_filter = isinstance(layer, nn.modules.conv._ConvNd) or grow_linear
             kinds[graph.model.get_parameter(f"{path}.weight")] = "filter" if by_filter else "entry"
     return kinds
 

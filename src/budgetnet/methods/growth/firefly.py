@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, GraphError, resize
 from budgetnet.channels.graph import layout_size, positions_of
-from budgetnet.channels.initialise import leaks
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.initialise import leaks, reading
+from budgetnet.channels.width_change import WidthChange
 from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
 
@@ -29,7 +29,7 @@ Gates = Mapping[str, Tensor]
 
 def firefly_candidates(
     net: nn.Module,
-    fresh: Mapping[str, int],
+    new_channels: Mapping[str, int],
     batch: Batch,
     seed: int = 0,
     loss: Loss = functional.cross_entropy,
@@ -40,7 +40,7 @@ def firefly_candidates(
 
     Wu, Liu, Stone, Liu, "Firefly Neural Architecture Descent", NeurIPS 2020.
 
-    fresh: for each group that may grow, the number of new channels to propose besides a split of each channel.
+    new_channels: for each group that may grow, the number of new channels to propose besides a split of each channel.
     loss: maps (outputs, targets) to a scalar.
     steps: all candidates are trained together in so many gradient steps on the one batch.
     radius: the relative size of each candidate's change, which training does not alter.
@@ -48,7 +48,7 @@ def firefly_candidates(
     The result is a function of the arguments. Raises GraphError for a group of several blocks, which a grouped
     convolution or a GroupNorm reads.
     """
-    candidates = Candidates(net, fresh, seed, radius, loss)
+    candidates = Candidates(net, new_channels, seed, radius, loss)
     candidates.train(batch, steps)
     return candidates
 
@@ -68,22 +68,26 @@ class Candidates:
     Raises GraphError for a group of several blocks.
     """
 
-    def __init__(self, net: nn.Module, fresh: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
+    def __init__(self, net: nn.Module, new_channels: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
         self.net, self.seed, self.criterion = copy.deepcopy(net).eval(), seed, loss
         self.graph = ChannelGraph.of(self.net)
         self.before = self.graph.widths
         self.scores: dict[str, list[float]] = {}
-        self._refuse_blocks(fresh)
-        split = splittable(self.graph, fresh)
-        self.splits = {name: self.before[name] if name in split else 0 for name in fresh}
-        sources = {name: _appended(self.before[name], self.splits[name] + count) for name, count in fresh.items()}
-        surgery = Surgery(self.graph, self.before, sources, seed)
-        leaking, _ = leaks(surgery)
-        filter_norms, column_norms = self._norms(fresh)
+        self._refuse_blocks(new_channels)
+        split = splittable(self.graph, new_channels)
+        self.splits = {name: self.before[name] if name in split else 0 for name in new_channels}
+        sources = {
+            name: _appended(self.before[name], self.splits[name] + count) for name, count in new_channels.items()
+        }
+        change = WidthChange(self.graph, self.before, sources, seed)
+        leaking, _ = leaks(change)
+        filter_norms, column_norms = self._norms(new_channels)
 
-        resize(self.net, {n: self.before[n] + self.splits[n] + fresh[n] for n in fresh}, init="he", seed=seed)
+        resize(
+            self.net, {n: self.before[n] + self.splits[n] + new_channels[n] for n in new_channels}, init="he", seed=seed
+        )
         self.base = _detached(self.net)
-        for name in fresh:
+        for name in new_channels:
             Side.taken(self._filters(name, self._copies(name)), self.base)  # `_copy` fills them below
         self.delta: dict[str, Side] = {}
         """δ of the splits."""
@@ -91,11 +95,11 @@ class Candidates:
         """The filters of new channels."""
         self.outgoing: dict[str, Side] = {}
         """The weights of new channels that their gates multiply."""
-        for name, count in fresh.items():
+        for name, count in new_channels.items():
             self._add_new(name, count, leaking, radius, column_norms[name])
         for name, count in self.splits.items():
             self._copy(name, range(count))
-            self._add_splits(name, surgery.generator(f"firefly/{name}"), radius * filter_norms[name][:count])
+            self._add_splits(name, change.generator(f"firefly/{name}"), radius * filter_norms[name][:count])
         for name in self.splits:  # after all copies have been made
             self._halve_columns(name)
 
@@ -234,8 +238,12 @@ class Candidates:
 
     def _columns(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that read these channels."""
-        reading = [t for t, dims in self.graph.axes.items() if any(s.group == name for s in dims.get(1, ()))]
-        return [self._slice(tensor, 1, name, channels) for tensor in reading]
+        dims = {
+            tensor: self.graph.reads.get(tensor, 1)
+            for tensor, layout in reading(self.graph).items()
+            if any(s.group == name for s in layout)
+        }
+        return [self._slice(tensor, dim, name, channels) for tensor, dim in dims.items()]
 
     def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[ChannelSlice]:
         """The weights that the gates of these channels multiply: outgoing weights, or norm scales of leaking groups."""
@@ -306,5 +314,5 @@ def _detached(net: nn.Module, copied: bool = True) -> dict[str, Tensor]:
 
 
 def _appended(width: int, more: int) -> Tensor:
-    """The indices of `width` channels and then -1 for `more` new ones, as `Surgery` takes them."""
+    """The indices of `width` channels and then -1 for `more` new ones, as `WidthChange` takes them."""
     return torch.cat([torch.arange(width), torch.full((more,), -1)])

@@ -289,38 +289,38 @@ class Planner:
         return max(self._round_down(name, self.max_widths[name]), self.cost.graph.group(name).width)
 
 
-Measured = Mapping[str, float]
+ByGroup = Mapping[str, float]
 
 
-def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+def _saturated(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup, gradients: ByGroup) -> list[str]:
     """Every group with s > τ, as in the paper (equation 9)."""
     return [name for name in groups if saturation.get(name, 0.0) > p.rule.threshold]
 
 
-def _if_any(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+def _if_any(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup, gradients: ByGroup) -> list[str]:
     """Every group, or none if no group has a saturated filter."""
     return list(groups) if any(saturation.get(name, 0.0) > 0 for name in groups) else []
 
 
-def _every(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+def _every(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup, gradients: ByGroup) -> list[str]:
     return list(groups)
 
 
-def _random(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+def _random(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup, gradients: ByGroup) -> list[str]:
     """As many groups as the policy "saturation" would select, at random."""
     count = len(_saturated(p, groups, round, saturation, gradients))
     chosen = random.Random(f"{p.seed}/{round}").sample(sorted(groups), count)
     return [name for name in groups if name in chosen]
 
 
-def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: Measured, gradients: Measured) -> list[str]:
+def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup, gradients: ByGroup) -> list[str]:
     """As many groups as the policy "saturation" would select, those whose new channels have the largest gradients."""
     count = len(_saturated(p, groups, round, saturation, gradients))
     chosen = sorted(groups, key=lambda name: -gradients.get(name, 0.0))[:count]
     return [name for name in groups if name in chosen]
 
 
-POLICIES: dict[str, Callable[[Planner, Sequence[str], int, Measured, Measured], list[str]]] = {
+POLICIES: dict[str, Callable[[Planner, Sequence[str], int, ByGroup, ByGroup], list[str]]] = {
     "saturation": _saturated,
     "cost_aware": _if_any,  # `_cost_aware` decides by how much
     "balanced": _every,  # the same with all saturations equal

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from budgetnet.channels.fresh import reshape_fresh
+from budgetnet.channels.untrained import resize_untrained
 from budgetnet.errors import UsageError
 from budgetnet.methods.growth.firefly import firefly_candidates
 from budgetnet.methods.growth.growing import grow, with_candidates
@@ -71,7 +71,7 @@ class Replay(Method):
                 raise UsageError(
                     f"budget.{kind}={most:,} is below the {costs[kind]:,} of the run that is replayed: raise it"
                 )
-        reshape_fresh(self.net, schedule[0], training.seed)
+        resize_untrained(self.net, schedule[0], training.seed)
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 
     def round_ends(self, epochs: int) -> bool:
@@ -90,9 +90,9 @@ class Replay(Method):
         if self.growth.init != "firefly" or not plan.changes:
             return plan
         assert batch is not None
-        fresh = {name: width - plan.before[name] for name, width in plan.changes.items()}
+        new_channels = {name: width - plan.before[name] for name, width in plan.changes.items()}
         seed = keyed_seed(self.training.seed, plan.round)
-        return with_candidates(plan, firefly_candidates(self.net, fresh, batch, seed, self.loss))
+        return with_candidates(plan, firefly_candidates(self.net, new_channels, batch, seed, self.loss))
 
     def apply(self, plan: Plan, batch: Images | None) -> None:
         """Widen the network, and reset or carry over the optimizer's state."""

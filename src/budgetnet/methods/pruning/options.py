@@ -32,7 +32,7 @@ class Pruning(Scope):
 
 
 @dataclass(frozen=True)
-class MeasuredPruning(Pruning):
+class DataDrivenPruning(Pruning):
     """Pruning by scores that are measured on `images` training images. Raises UsageError for values out of range."""
 
     images: int = 1024

@@ -21,7 +21,7 @@ from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.methods.pruning import allocate, channels_to_keep, coupled_channels, criteria
 from budgetnet.methods.pruning.coupled import CoupledChannels, Scores
-from budgetnet.methods.pruning.options import MeasuredPruning, PenalisedPruning, Pruning
+from budgetnet.methods.pruning.options import DataDrivenPruning, PenalisedPruning, Pruning
 from budgetnet.methods.pruning.pfp import pfp
 from budgetnet.methods.pruning.thinet import rescale, thinet
 
@@ -183,10 +183,10 @@ class Slimming(Prune):
                 scale.grad.add_(scale.detach().sign(), alpha=self.sparsity * self.training.loss_scale())
 
 
-class Measured(Prune):
+class DataDriven(Prune):
     """Pruning by scores that are measured on training images."""
 
-    def __init__(self, optim: Optimization, prune: MeasuredPruning, finetune: FineTuning) -> None:
+    def __init__(self, optim: Optimization, prune: DataDrivenPruning, finetune: FineTuning) -> None:
         super().__init__(optim, prune, finetune)
         self.wanted = prune.images
 
@@ -194,7 +194,7 @@ class Measured(Prune):
         return self.wanted if self.round_ends(epochs) else 0
 
 
-class ThiNet(Measured):
+class ThiNet(DataDriven):
     """Removes the channels that matter least to the next layer, and rescales the rest (Luo, Wu, Lin, ICCV 2017)."""
 
     def scores(self, images: Tensor | None) -> Scores:
@@ -208,7 +208,7 @@ class ThiNet(Measured):
         super().apply(plan, batch)
 
 
-class PFP(Measured):
+class PFP(DataDriven):
     """Removes the least sensitive channels, with one error bound for all layers (Liebenwein et al., ICLR 2020)."""
 
     allocation = staticmethod(allocate.by_error)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.surgery import Surgery
+from budgetnet.channels.width_change import WidthChange
 
 Kept = Mapping[str, Sequence[int]]
 """The channels of the full network that are in the sub-network, increasing, by group."""
@@ -28,7 +28,7 @@ class FullNetwork:
         everything = {name: list(range(self.widths[name])) for name in groups}
         self.tensors = {
             name: _live(graph, name).detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name in self._surgery(everything).tensors()
+            for name in self._width_change(everything).tensors()
         }
         self.momentum: dict[str, Tensor] = {}
 
@@ -65,12 +65,12 @@ class FullNetwork:
 
     def _positions(self, kept: Kept) -> Iterable[tuple[str, Tensor]]:
         """For each tensor, the positions of its entries in the flattened full tensor."""
-        surgery = self._surgery(kept)
+        change = self._width_change(kept)
         for name, full in self.tensors.items():
-            yield name, surgery.migrate(name, torch.arange(full.numel()).reshape(full.shape))
+            yield name, change.migrate(name, torch.arange(full.numel()).reshape(full.shape))
 
-    def _surgery(self, kept: Kept) -> Surgery:
-        return Surgery(self.graph, self.widths, {name: torch.tensor(own) for name, own in kept.items()}, None)
+    def _width_change(self, kept: Kept) -> WidthChange:
+        return WidthChange(self.graph, self.widths, {name: torch.tensor(own) for name, own in kept.items()}, None)
 
 
 def _put(full: Tensor, position: Tensor, values: Tensor) -> None:

@@ -81,6 +81,7 @@ class Recorder(pl.Callback):
         learner.end_training_epoch()
         training = learner.method.training
         shown = {name: value for name, value in learner.results.items() if name in self.records.columns}
+        teacher = {"teacher_cost_flops": training.ledger.teacher} if learner.task.teacher_flops else {}
         return {
             "epoch": trainer.current_epoch + 1,
             "phase": learner.phase.name,
@@ -91,5 +92,6 @@ class Recorder(pl.Callback):
             **learner.method.costs(),
             "train_cost_flops": training.ledger.spent,
             "train_cost_baseline_percent": training.ledger.percent_of_baseline(),
+            **teacher,
             "seconds": time.perf_counter() - (self._start or 0.0),
         }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from budgetnet.channels.graph import ChannelGraph, layout_size
+from budgetnet.channels.graph import Graph, layout_size
 from budgetnet.channels.initialise import draws, reading
 from budgetnet.channels.resize import resize
 from budgetnet.errors import UsageError
@@ -17,13 +17,13 @@ SHAPES = ("proportional", "equal")
 UNBOUNDED = 2**16
 
 
-def reshape_fresh(model: nn.Module, widths: Mapping[str, int], seed: int = 0) -> ChannelGraph:
+def resize_untrained(model: nn.Module, widths: Mapping[str, int], seed: int = 0) -> Graph:
     """Turn an untrained, traced model into an untrained one of these widths, in place.
 
     Weights that stay are scaled by the root of old over new fan-in, so that every layer has the variance it would have
     been initialised with at the new width.
     """
-    graph = ChannelGraph.of(model)
+    graph = Graph.of(model)
     now = graph.widths
     changes = {name: width for name, width in widths.items() if graph.group(name) and now[name] != width}
     if not changes:
@@ -40,9 +40,7 @@ def reshape_fresh(model: nn.Module, widths: Mapping[str, int], seed: int = 0) ->
     return graph
 
 
-def seed_widths(
-    graph: ChannelGraph, width: int, shape: str = "proportional", grow_linear: bool = False
-) -> dict[str, int]:
+def seed_widths(graph: Graph, width: int, shape: str = "proportional", grow_linear: bool = False) -> dict[str, int]:
     """Widths of the seed network of a traced full backbone.
 
     shape "equal": every growing layer has `width` channels (the paper); "proportional": the narrowest has `width`, the
@@ -64,13 +62,13 @@ def seed_widths(
     return seed
 
 
-def growing_groups(graph: ChannelGraph, grow_linear: bool = False) -> list[str]:
+def growing_groups(graph: Graph, grow_linear: bool = False) -> list[str]:
     """Names of the groups that growth may widen: convolution filters, and hidden linear layers on request."""
     kinds = ("convolution", "linear") if grow_linear else ("convolution",)
     return [group.name for group in graph.groups if group.kind in kinds]
 
 
-def max_widths(graph: ChannelGraph, most: int | str | None, grow_linear: bool = False) -> dict[str, int]:
+def max_widths(graph: Graph, most: int | str | None, grow_linear: bool = False) -> dict[str, int]:
     """How wide each group of a traced full backbone may become.
 
     most: channels (64), a multiple of the full width ("8x"), or None for no bound. Groups that do not grow keep their

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from budgetnet.channels.graph import ChannelGraph, Layout, Segment, layout_size
+from budgetnet.channels.graph import Graph, Layout, Segment, layout_size
 
 
-class Surgery:
+class WidthChange:
     """One resize: for each changed group, the old channel that every new channel continues (-1: it is new).
 
     old_widths: all widths before. sources: group -> (new width,) indices. Only index arithmetic happens here; resize.py
@@ -20,7 +20,7 @@ class Surgery:
     """
 
     def __init__(
-        self, graph: ChannelGraph, old_widths: Mapping[str, int], sources: Mapping[str, Tensor], seed: int | None
+        self, graph: Graph, old_widths: Mapping[str, int], sources: Mapping[str, Tensor], seed: int | None
     ) -> None:
         self.graph = graph
         self.old_widths = dict(old_widths)
@@ -29,7 +29,7 @@ class Surgery:
         self.seed = seed
         self.shares: dict[str, Tensor] = {}  # net2wider: the part of its original's outgoing weight a channel takes
         self._gather = self.sources
-        self._choices: dict[tuple[Layout, int], Choice] = {}
+        self._copies: dict[tuple[Layout, int], Copies] = {}
 
     def tensors(self) -> list[str]:
         """Names of the parameters and buffers that have a changed group along one of their axes."""
@@ -51,8 +51,8 @@ class Surgery:
             filled = []
             for block in source.reshape(blocks, -1):
                 old = block[block >= 0]
-                choice = old[torch.randint(len(old), block.shape, generator=generator)]
-                filled.append(torch.where(block >= 0, block, choice))
+                copied = old[torch.randint(len(old), block.shape, generator=generator)]
+                filled.append(torch.where(block >= 0, block, copied))
             full = torch.cat(filled)
             weight = 0.5 + torch.rand(len(full), generator=generator, dtype=torch.float64)  # unequal: breaks symmetry
             total = torch.zeros(self.old_widths[name], dtype=torch.float64).index_add_(0, full, weight)
@@ -101,22 +101,22 @@ class Surgery:
         dims = self.graph.axes[name]
         parts = max((segment.parts for segment in dims.get(1, ())), default=1)
         if parts == 1:
-            out = _take(tensor, {dim: self._choice(layout, sources) for dim, layout in dims.items()})
+            out = _take(tensor, {dim: self._copies_along(layout, sources) for dim, layout in dims.items()})
         else:  # grouped convolution: every part of the filters reads its own part of the input channels
             rows = self._along(dims[0], sources).chunk(parts)
             columns = self._along(over_all_parts(dims[1]), sources).chunk(parts)
             width = tensor.shape[1]
             own = [torch.where(column < 0, column, column - part * width) for part, column in enumerate(columns)]
-            out = torch.cat([_take(tensor, {0: _choice(r), 1: _choice(c)}) for r, c in zip(rows, own, strict=True)])
+            out = torch.cat([_take(tensor, {0: _copies(r), 1: _copies(c)}) for r, c in zip(rows, own, strict=True)])
         if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
             return out.contiguous(memory_format=torch.channels_last)
         return out.contiguous()
 
-    def _choice(self, layout: Layout, sources: Mapping[str, Tensor]) -> Choice:
+    def _copies_along(self, layout: Layout, sources: Mapping[str, Tensor]) -> Copies:
         key = layout, id(sources)  # many tensors have the same layout
-        if key not in self._choices:
-            self._choices[key] = _choice(self._along(layout, sources))
-        return self._choices[key]
+        if key not in self._copies:
+            self._copies[key] = _copies(self._along(layout, sources))
+        return self._copies[key]
 
     def _along(self, layout: Layout, sources: Mapping[str, Tensor]) -> Tensor:
         runs, offset = [], 0
@@ -129,9 +129,9 @@ class Surgery:
                 block = torch.tensor(chosen)
                 index = source[torch.arange(new)[:, None] + block * new] - block * old  # (new, chosen), below 0: new
                 units = (index * len(chosen) + torch.arange(len(chosen))) * segment.factor
-                fresh = source[torch.arange(new)[:, None] + block * new] < 0
+                is_new = source[torch.arange(new)[:, None] + block * new] < 0
                 places = units[:, :, None] + torch.arange(segment.factor) + offset
-                runs.append(torch.where(fresh[:, :, None], -1, places).flatten())
+                runs.append(torch.where(is_new[:, :, None], -1, places).flatten())
             else:
                 runs.append(torch.arange(size) + offset)
             offset += size
@@ -151,7 +151,7 @@ def tensor_generator(seed: int | None, name: str) -> torch.Generator | None:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class Choice(NamedTuple):
+class Copies(NamedTuple):
     """Of an axis: its new size, the old positions that go on, and where they come to stand (None: at all of it)."""
 
     size: int
@@ -159,15 +159,15 @@ class Choice(NamedTuple):
     new: Tensor | None
 
 
-def _choice(source: Tensor) -> Choice:
+def _copies(source: Tensor) -> Copies:
     """From the old position of each new one, -1 where there is none."""
     kept = source >= 0
-    return Choice(len(source), source[kept], None if bool(kept.all()) else kept.nonzero().flatten())
+    return Copies(len(source), source[kept], None if bool(kept.all()) else kept.nonzero().flatten())
 
 
-def _take(tensor: Tensor, choices: Mapping[int, Choice]) -> Tensor:
+def _take(tensor: Tensor, along: Mapping[int, Copies]) -> Tensor:
     """Gather `tensor` along each dimension; what is new becomes 0."""
-    for dim, (size, old, new) in choices.items():
+    for dim, (size, old, new) in along.items():
         picked = tensor.index_select(dim, old.to(tensor.device))
         if new is None:
             tensor = picked

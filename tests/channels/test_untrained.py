@@ -7,7 +7,7 @@ import torch
 from nets import Odd
 
 from budgetnet import ChannelGraph, UsageError, backbones
-from budgetnet.channels.fresh import max_widths, reshape_fresh, seed_widths
+from budgetnet.channels.untrained import max_widths, resize_untrained, seed_widths
 
 
 def graph_of(name: str) -> ChannelGraph:
@@ -35,7 +35,7 @@ def test_a_seed_is_never_wider_than_the_full_backbone() -> None:
 def test_a_fresh_network_of_other_widths_has_the_variance_of_its_own_fan() -> None:
     net = backbones.build("vgg11")
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 32, 32))
-    reshape_fresh(net, dict.fromkeys(graph.widths, 96), seed=3)
+    resize_untrained(net, dict.fromkeys(graph.widths, 96), seed=3)
     for name in ("conv2", "conv4", "conv8"):
         weight = net.get_parameter(f"{name}.weight")
         assert weight.shape[:2] == (96, 96)
@@ -47,7 +47,7 @@ def test_it_works_on_a_network_that_no_backbone_resembles() -> None:
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
     seed = seed_widths(graph, 3, "equal")
     assert seed == {"stem": 3, "attention.reduce": 3, "left": 3, "right": 3, "mix": 3, "grouped": 3, "hidden": 14}
-    reshape_fresh(net, seed)
+    resize_untrained(net, seed)
     assert graph.widths == seed
     assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
