@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 from reserve import Command, keep
@@ -127,18 +128,23 @@ def _behave_as(
     command = keep(others)
     if command is None and before is not None:
         before()
-    _become(command or here)
+    become(command or here)
 
 
-def _become(command: Command) -> None:
-    """Be `python -m` from here on. The environment and the arguments are not those of /proc."""
+def become(command: Command) -> NoReturn:
+    """Be `python -m` from here on. The environment and the arguments are not those of /proc.
+
+    $EXECUTABLE: what it takes for the interpreter, if that is to be another one.
+    """
     os.environ.clear()
     os.environ.update(command.environment)
     os.chdir(command.folder)
     sys.path[:0] = [command.folder, *command.environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.argv = command.arguments
     Path("/proc/self/comm").write_text(command.environment.get(MARK, "python")[:15])
+    sys.executable = command.environment.get("EXECUTABLE", sys.executable)
     runpy.run_module(command.arguments[0], run_name="__main__", alter_sys=True)
+    sys.exit()
 
 
 def marked(mark: str) -> list[int]:
