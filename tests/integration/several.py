@@ -18,8 +18,6 @@ from commands import start
 from ranks import FOLDER, TROUBLE, notes
 from zygote import MARK, REPOSITORY, marked
 
-from budgetnet.runs.checkpoints import load_checkpoint
-
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 WATCHED = ("+callbacks.witness._target_=ranks.Witness", "+callbacks.trouble._target_=ranks.Trouble")
 TORCHRUN = ("--standalone", "--nproc_per_node=2", "-m", "src.run")
@@ -111,11 +109,3 @@ def forked(folder: Path, *overrides: str, trouble: str | None = None, number: in
 def of_each_rank(folder: Path, event: str) -> list[tuple[dict[str, Any], ...]]:
     """What the ranks have noted of one kind of event, side by side."""
     return list(zip(*(notes(folder, rank, event) for rank in RANKS), strict=True))
-
-
-def kept(directory: Path) -> tuple[int, int]:
-    """(epochs, steps of the next) that the checkpoint to continue from has behind it."""
-    if not (directory / "last.ckpt").exists():
-        return 0, 0
-    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
-    return state["epochs"], state["batches"]
