@@ -24,7 +24,7 @@ COMMAND = (
     *(o for o in TINY if not o.startswith(("dataset=", "backbone=", "budget.", "growth.seed_shape"))), *DDP, *WATCHED,
     "dataset=imagenet", "backbone=resnet18", "budget.flops=2%", "growth.seed_width=3", "growth.ratio=0.3",
     f"dataset.source.image_size={SIZE}", "dataset.validation=16", "dataset.batch_size=16", "dataset.eval_batch_size=16",
-    "dataset.workers=1", "finetune.epochs=1", "epochs=8", "checkpoint.every_n_steps=2",
+    "dataset.workers=1", "growth.max_rounds=2", "finetune.epochs=1", "epochs=3", "checkpoint.every_n_steps=2",
 )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def trained(folder: Path) -> Path:
 def test_it_grows_on_two_processes_that_read_different_files(trained: Path) -> None:
     notes = trained.parent / "notes"
     epochs = of_each_rank(notes, "epoch")
-    assert len({str(first["widths"]) for first, _ in epochs}) >= 3
+    assert len({str(first["widths"]) for first, _ in epochs}) == 2
     for first, second in epochs:
         assert first == second
     steps = of_each_rank(notes, "batch")

@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("several")
 
     def uninterrupted() -> dict[str, Any]:
-        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", figures=True)}
+        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", figures=True, others=0)}
 
     def lightning() -> dict[str, Any]:
         return troubled(root, "lightning", "RunError:1:1:7", "SIGKILL:0:2:3", "SIGTERM:0:3:4")
@@ -136,18 +136,8 @@ def test_an_epoch_is_the_batches_of_one_process_cut_in_two(uninterrupted: Path) 
         assert len(order.unique()) == len(order) == 240
 
 
-def test_gradmax_and_carried_state_are_the_same_on_all_ranks(tmp_path: Path) -> None:
-    overrides = (*COMMAND, "growth.init=gradmax", "growth.state=carry", f"run.dir={tmp_path}/run", "seed=3")
-    for ended in forked(tmp_path / "notes", *overrides):
-        assert (ended.code, ended.said) == (0, []), ended.errors
-    epochs = of_each_rank(tmp_path / "notes", "epoch")
-    assert len({str(first["widths"]) for first, _ in epochs}) > 3
-    for first, second in epochs:
-        assert first == second
-
-
 def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process(tmp_path: Path) -> None:
-    precise = (*TINY, "trainer.precision=64-true", "dataset.limit_train=160", "dataset.batch_size=20", "epochs=8")
+    precise = (*TINY, "trainer.precision=64-true", "dataset.limit_train=80", "dataset.batch_size=20", "epochs=6")
     overrides = (*DDP, "trainer.micro_batches=3", "+callbacks.reductions._target_=ranks.Reductions")
     for ended in forked(tmp_path / "notes", *precise, *overrides, f"run.dir={tmp_path}/two"):
         assert (ended.code, ended.said) == (0, []), ended.errors
@@ -159,26 +149,23 @@ def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process
     first, second = (rows(tmp_path / name / "metrics.csv", *clock, *rounding) for name in ("one", "two"))
     assert first == second
     assert len({row["flops"] for row in second}) > 3
-    assert (tmp_path / "notes" / "reductions").read_text().split() == ["8"] * len(second)
+    assert (tmp_path / "notes" / "reductions").read_text().split() == ["4"] * len(second)
 
 
-def test_two_processes_grow_and_learn_in_bf16(tmp_path: Path) -> None:
+def test_in_bf16_with_gradmax_and_carried_state_they_learn_and_are_the_same_on_all_ranks(tmp_path: Path) -> None:
     overrides = (
-        *TINY,
-        *DDP,
-        *WATCHED,
-        "trainer.precision=bf16-mixed",
-        "dataset.limit_train=320",
-        "dataset.batch_size=32",
-    )
+        *TINY, *DDP, *WATCHED, "trainer.precision=bf16-mixed", "growth.init=gradmax", "growth.state=carry",
+        "dataset.limit_train=320", "dataset.batch_size=32",
+    )  # fmt: skip
     for ended in forked(tmp_path / "notes", *overrides, f"run.dir={tmp_path}/run"):
         assert (ended.code, ended.said) == (0, []), ended.errors
-    for first, second in of_each_rank(tmp_path / "notes", "epoch"):
+    epochs = of_each_rank(tmp_path / "notes", "epoch")
+    assert len({str(first["widths"]) for first, _ in epochs}) > 3
+    for first, second in epochs:
         assert first == second
     learning = rows(tmp_path / "run" / "metrics.csv")
-    assert [row["phase"] for row in learning].count("grow") >= 3
     assert float(learning[-1]["train_loss"]) < 0.5 * float(learning[0]["train_loss"])
-    assert float(learning[-1]["val_top1"]) > 80
+    assert float(learning[-1]["val_top1"]) > 60
 
 
 # -- how they end -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from commands import TINY, run, run_command, start, start_command
+from commands import TINY, run, run_command, start
 from killed import Facts, learned, rows
 from zygote import IMPORTED, Forked
 
@@ -77,8 +77,8 @@ def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_
 
 def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    for begin, epochs in ((start_command, 2), (start, 4)):
-        process = begin(*TINY, f"run.dir={directory}")
+    for epochs in (2, 4):
+        process = start(*TINY, f"run.dir={directory}")
         wait_for_epoch(process, directory, epochs)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -288,7 +288,7 @@ def test_real_data_trains_and_grows_to_the_budget(
     overrides = [o for o in TINY if not o.startswith(("dataset=", "backbone=", "budget", "growth.seed_shape", "optim"))]
     finished = run(
         *overrides, f"dataset={dataset}", f"backbone={backbone}", budget, f"dataset.root={data_root}",
-        "dataset.limit_train=512", "dataset.limit_test=500", "dataset.validation=500", f"run.dir={tmp_path}/run",
+        "dataset.limit_train=256", "dataset.limit_test=200", "dataset.validation=200", f"run.dir={tmp_path}/run",
         "growth.ratio=0.5", "growth.seed_width=3",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
