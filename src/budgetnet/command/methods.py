@@ -106,7 +106,7 @@ def refuse_unmet(budget: Budget, name: str, method: type) -> None:
         others = [each for each, its in known_methods().items() if kind in getattr(its, "budgets", BUDGETS)]
         use = f"use {_named(others)}, or state " if others else "state "
         raise UsageError(
-            f"budget.{kind} is not met by method={name}: {use}{' or '.join(f'budget.{each}' for each in met)}"
+            f"budget.{kind} is not kept by method={name}: {use}{' or '.join(f'budget.{each}' for each in met)}"
         )
 
 
