@@ -39,7 +39,7 @@ zoo: .venv/ready .venv/zoo
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.29.1
 
 notebooks: .venv/ready
-	OMP_NUM_THREADS=1 $(PY) tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(PY) tests/notebook_runner.py
 
 clean:
 	rm -rf .venv runs report

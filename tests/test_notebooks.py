@@ -1,55 +1,19 @@
-"""The notebooks run from top to bottom. `python tests/test_notebooks.py` (make notebooks) executes them in place."""
+"""The notebooks run from top to bottom."""
 
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from commands import run as run_command
+from notebook_runner import NOTEBOOKS, ROOT
+from shim import Shim
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST_PICTURE = 100_000
-CELL_SECONDS = 300  # many times what any takes
-SHORTER = {  # the same cells with fewer epochs: what the tests state does not depend on their number
-    "01": [("finetune.epochs=12", "finetune.epochs=2")],
-    "02": [("train_epochs(6)", "train_epochs(1)"), ("finetune.epochs=6", "finetune.epochs=1")],
-    "03": [
-        (
-            "epochs=12 growth.epochs_per_round=2 finetune.epochs=6",
-            "epochs=6 growth.epochs_per_round=1 finetune.epochs=2",
-        ),
-    ],
-}
-
-
-def execute(path: Path, changes: Sequence[tuple[str, str]] = ()) -> Any:
-    """The notebook at `path`, executed from the root of the repository. Raises where a cell does.
-
-    changes: texts of its cells and what is executed in their place.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    for old, new in changes:
-        (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source)
-        cell.source = cell.source.replace(old, new)
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        kernel_name="python3",
-        record_timing=False,  # what is written depends on the results alone
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(ROOT)}},
-    )
-    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
-    notebook.metadata["language_info"] = {"name": "python"}
-    return notebook
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -78,18 +42,23 @@ def numbers(pattern: str, text: str) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Executes a copy of the notebook whose name starts with a number, shorter; what it writes goes below tmp_path."""
-    for variable in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
+def run(tmp_path: Path) -> Any:
+    """What a shorter notebook prints; whatever it writes goes below tmp_path. Its kernel and its commands are forks."""
+    places = dict.fromkeys(("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), str(tmp_path))
+    variables = {**places, "EXECUTABLE": str(tmp_path / "bin" / "python")}
 
-    def run_copy(number: str) -> str:
-        (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
-        text = printed(execute(Path(shutil.copy(path, tmp_path)), SHORTER[number]))
+    def printed_by(number: str) -> str:
+        done = run_command(
+            number, str(tmp_path), module="tests.notebook_runner", before=Shim(tmp_path / "bin"), variables=variables,
+            others=1, figures=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (executed,) = tmp_path.glob("*.ipynb")
+        text = printed(nbformat.read(executed, as_version=4))
         assert str(tmp_path) not in text and str(ROOT) not in text
         return text
 
-    return run_copy
+    return printed_by
 
 
 def test_the_first_notebook_ends_within_its_budget_and_onnxruntime_repeats_the_accuracy_of_the_table(run: Any) -> None:
@@ -137,9 +106,3 @@ def test_notebooks_are_kept_executed_with_small_pictures_and_without_a_path_of_t
     assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs(notebook))
     assert not re.search(r"(?<![\w.:/])/(home|root|tmp|usr|opt|Users|var|mnt)/", printed(notebook))
     assert pictures(notebook) and all(len(picture) <= LARGEST_PICTURE for picture in pictures(notebook))
-
-
-if __name__ == "__main__":
-    for path in NOTEBOOKS:
-        nbformat.write(execute(path), path)
-        print(path.relative_to(ROOT))

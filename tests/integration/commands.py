@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
-from killed import InTurn, Replaced
+from killed import Replaced
 from zygote import REPOSITORY, Forked
 
 TINY = (
@@ -33,14 +33,15 @@ def start(
     before: Callable[[], object] | None = None,
     variables: Mapping[str, str] | None = None,
     figures: bool = False,
+    others: int = 0,
 ) -> Forked:
     """Start a command in a fork of a process that has imported everything. before: called there first.
 
-    figures: draw those of the report, which take half the time of a short run.
+    figures: draw those of the report, which take half the time of a short run. others: how many of the processes that
+    it starts are forks, too.
     """
-    first = [] if figures or module != "src.run" else [Replaced("budgetnet.reports.report._FIGURES", {})]
-    before = InTurn((*first, *([before] if before else [])))
-    return Forked(overrides, {**environment(), **(variables or {})}, module, before)
+    everywhere = None if figures or module == "src.report" else Replaced("budgetnet.reports.report._FIGURES", {})
+    return Forked(overrides, {**environment(), **(variables or {})}, module, before, others, everywhere)
 
 
 def run(
@@ -49,9 +50,10 @@ def run(
     before: Callable[[], object] | None = None,
     variables: Mapping[str, str] | None = None,
     figures: bool = False,
+    others: int = 0,
 ) -> subprocess.CompletedProcess[str]:
     """The same, waiting for its end."""
-    process = start(*overrides, module=module, before=before, variables=variables, figures=figures)
+    process = start(*overrides, module=module, before=before, variables=variables, figures=figures, others=others)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

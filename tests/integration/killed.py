@@ -18,6 +18,8 @@ from unittest import mock
 
 import torch
 
+from budgetnet.runs.checkpoints import load_checkpoint
+
 CLOCKS = ("seconds", "pause_ms", "growth_seconds", "compile_seconds", "elapsed", "name", "command")
 
 
@@ -141,6 +143,14 @@ def rows(path: Path, *without: str) -> list[dict[str, str]]:
 def rounds(directory: Path) -> list[dict[str, Any]]:
     path = directory / "growth.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def kept(directory: Path) -> tuple[int, int]:
+    """(epochs, steps of the next) that the checkpoint to continue from has behind it."""
+    if not (directory / "last.ckpt").exists():
+        return 0, 0
+    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
+    return state["epochs"], state["batches"]
 
 
 def learned(directory: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,9 +16,7 @@ from typing import Any
 
 from commands import start
 from ranks import FOLDER, TROUBLE, notes
-from zygote import REPOSITORY
-
-from budgetnet.runs.checkpoints import load_checkpoint
+from zygote import MARK, REPOSITORY, marked
 
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 WATCHED = ("+callbacks.witness._target_=ranks.Witness", "+callbacks.trouble._target_=ranks.Trouble")
@@ -59,14 +56,22 @@ def since_trouble(folder: Path) -> float:
 
 
 def launched(
-    folder: Path, *overrides: str, launcher: Sequence[str] = (), trouble: str | None = None, figures: bool = False
+    folder: Path,
+    *overrides: str,
+    launcher: Sequence[str] = (),
+    trouble: str | None = None,
+    figures: bool = False,
+    others: int = 4,
 ) -> Ended:
-    """A run whose other processes Lightning starts, or torchrun all; returns when none is left."""
-    mark = uuid.uuid4().hex
-    words, extra = [*launcher, *overrides], {**variables(folder, trouble), "MARK": mark}
+    """A run whose other processes Lightning starts, or torchrun all; returns when none is left.
+
+    others: how many of them are forks; any more take the seconds of their imports, as those of a user.
+    """
+    mark = uuid.uuid4().hex[:15]
+    words, extra = [*launcher, *overrides], {**variables(folder, trouble), MARK: mark}
     module = "torch.distributed.run" if launcher else "src.run"
     with LOCK:
-        process = start(*words, module=module, variables=extra, figures=figures)
+        process = start(*words, module=module, variables=extra, figures=figures, others=others)
     try:
         output, errors = process.communicate(timeout=150)
         deadline = time.monotonic() + SECONDS
@@ -78,16 +83,6 @@ def launched(
             os.kill(other, signal.SIGKILL)
     assert not left, f"processes {left} are left: {errors}"
     return Ended(process.returncode, output, errors, seconds)
-
-
-def marked(mark: str) -> list[int]:
-    """The processes that were started with this in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
 
 
 def forked(folder: Path, *overrides: str, trouble: str | None = None, number: int = 2) -> list[Ended]:
@@ -114,11 +109,3 @@ def forked(folder: Path, *overrides: str, trouble: str | None = None, number: in
 def of_each_rank(folder: Path, event: str) -> list[tuple[dict[str, Any], ...]]:
     """What the ranks have noted of one kind of event, side by side."""
     return list(zip(*(notes(folder, rank, event) for rank in RANKS), strict=True))
-
-
-def kept(directory: Path) -> tuple[int, int]:
-    """(epochs, steps of the next) that the checkpoint to continue from has behind it."""
-    if not (directory / "last.ckpt").exists():
-        return 0, 0
-    state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
-    return state["epochs"], state["batches"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY
-from killed import learned, rows
+from killed import kept, learned, rows
 from PIL import Image
-from several import DDP, SECONDS, WATCHED, forked, kept, launched, of_each_rank
+from several import DDP, SECONDS, WATCHED, forked, launched, of_each_rank
 
 from budgetnet import backbones
 from budgetnet.data import imagenet

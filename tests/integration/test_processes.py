@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from commands import TINY, run
-from killed import learned, rows
+from killed import kept, learned, rows
 from omegaconf import OmegaConf
 from ranks import notes, sha
-from several import DDP, SECONDS, TORCHRUN, WATCHED, Ended, forked, kept, launched, of_each_rank
+from several import DDP, SECONDS, TORCHRUN, WATCHED, Ended, forked, launched, of_each_rank
 
 from budgetnet.command.configuration import parse
 from budgetnet.command.made import make_data

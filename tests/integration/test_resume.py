@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import FORGETFUL, SHORT, run, start
-from killed import At, Replaced, SmallFiles, Steps, digest, learned
+from killed import At, InTurn, Replaced, SmallFiles, Steps, digest, kept, learned
 
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.records import Records
@@ -29,33 +29,42 @@ SLURM = {
     "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
 }  # fmt: skip
 
-PLACES: dict[str, Callable[[], object]] = {
-    "before config.yaml": At("os.replace", file="config.yaml.tmp"),
-    "before the first checkpoint": At(STEP, 7),
-    "before the first line of metrics.csv": At("builtins.open", 1, after=True, file="metrics.csv"),
-    "in the middle of a growing epoch": At(STEP, 26),
-    "before a resize": At(GROW, 3),
-    "after a resize": At("budgetnet.methods.method.Training.resize", 3, after=True),
-    "after a growth round": At(GROW, 3, after=True),
-    "after a row of metrics.csv": At("budgetnet.runs.records.Records.metrics", 4, after=True),
-    "with half a checkpoint written": SmallFiles(SAVE, 5, size=165_000, deadly=True),
-    "before a checkpoint is renamed": At("os.replace", 5, file=LAST),
-    "before best.ckpt is renamed": At("os.replace", 3, file=BEST),
-    "between best.ckpt and last.ckpt": At("os.replace", 3, after=True, file=BEST),
-    "in the middle of a fine-tuning epoch": At(STEP, 66),
-    "after the last epoch": At("budgetnet.command.experiment._evaluate"),
-    "in the report": At(DRAW, 2),
-    "before done.json": At("os.replace", file="done.json.tmp"),
-}
-WITHIN_EPOCHS = {
-    "in the middle of the first epoch": At(STEP, 7),
-    "in the middle of a growing epoch": At(STEP, 26),
-    "before a resize": At(GROW, 3),
-    "after a growth round": At(GROW, 3, after=True),
-    "with half a checkpoint written": SmallFiles(SAVE, 8, size=165_000, deadly=True),
-    "in the middle of a fine-tuning epoch": At(STEP, 66),
-}
-"""Places for a run that is checkpointed within epochs, too."""
+Place = tuple[str, Callable[[], object], tuple[int, int]]
+"""Where a run is killed; the calls are those of its process. And the (epochs, steps of the next) that are kept then."""
+CHAINS: list[list[Place]] = [
+    [
+        ("before config.yaml", At("os.replace", file="config.yaml.tmp"), (0, 0)),
+        ("in the middle of a growing epoch", At(STEP, 26), (2, 0)),
+        ("after a row of metrics.csv", At("budgetnet.runs.records.Records.metrics", 2, after=True), (3, 0)),
+        ("with half a checkpoint written", SmallFiles(SAVE, 2, size=165_000, deadly=True), (4, 0)),
+        ("in the middle of a fine-tuning epoch", At(STEP, 26), (6, 0)),
+        ("after the last epoch", At("budgetnet.command.experiment._evaluate"), (8, 0)),
+    ],
+    [
+        ("before the first checkpoint", At(STEP, 7), (0, 0)),
+        ("before a resize", At(GROW, 3), (2, 0)),
+        ("before a checkpoint is renamed", At("os.replace", 3, file=LAST), (4, 0)),
+        ("before best.ckpt is renamed", At("os.replace", 3, file=BEST), (7, 0)),
+        ("in the report", At(DRAW, 2), (8, 0)),
+    ],
+    [
+        ("before the first line of metrics.csv", At("builtins.open", 1, after=True, file="metrics.csv"), (0, 0)),
+        ("after a resize", At("budgetnet.methods.method.Training.resize", 3, after=True), (2, 0)),
+        ("after a growth round", At(GROW, 2, after=True), (3, 0)),
+        ("between best.ckpt and last.ckpt", At("os.replace", 3, after=True, file=BEST), (7, 0)),
+        ("before done.json", At("os.replace", file="done.json.tmp"), (8, 0)),
+    ],
+]
+"""Runs that are killed at one place after the other: between two there is at least one more checkpoint."""
+WITHIN_EPOCHS: list[Place] = [
+    ("in the middle of the first epoch", At(STEP, 7), (0, 4)),
+    ("in the middle of a growing epoch", At(STEP, 22), (2, 4)),
+    ("before a resize", At(GROW, 2), (3, 6)),
+    ("after a growth round", At(GROW, 2, after=True), (4, 8)),
+    ("with half a checkpoint written", SmallFiles(SAVE, 3, size=10_000, deadly=True), (5, 2)),
+    ("in the middle of a fine-tuning epoch", At(STEP, 15), (6, 4)),
+]
+"""Places for a run that is checkpointed after every fourth step of an epoch, too."""
 
 
 @pytest.fixture(scope="module")
@@ -82,63 +91,65 @@ def the_line(process: subprocess.CompletedProcess[str], code: int) -> str:
     return line
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_run_killed_at_any_place_goes_on_to_the_same_bits(place: str, short_run: Path, tmp_path: Path) -> None:
-    kill_and_continue([*SHORT, f"run.dir={tmp_path}/run"], PLACES[place], short_run)
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: ", ".join(name for name, _, _ in chain))
+def test_a_run_killed_at_any_places_goes_on_to_the_same_bits(
+    chain: list[Place], short_run: Path, tmp_path: Path
+) -> None:
+    command = [*SHORT, f"run.dir={tmp_path}/run"]
+    for place in chain:
+        assert_killed(command, place)
+    assert_continues(command, short_run)
 
 
-@pytest.mark.parametrize("place", WITHIN_EPOCHS)
-def test_a_run_checkpointed_within_epochs_goes_on_to_the_same_bits(place: str, short_run: Path, tmp_path: Path) -> None:
-    command = [*SHORT, "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
-    kill_and_continue(command, WITHIN_EPOCHS[place], short_run)
-
-
-def kill_and_continue(command: list[str], place: Callable[[], object], uninterrupted: Path) -> None:
-    killed = run(*command, before=place, figures=True)
-    assert killed.returncode in (-signal.SIGKILL, -signal.SIGXFSZ), killed.stderr
+def assert_killed(command: list[str], place: Place, steps: Path | None = None) -> None:
+    """The command is killed there, with a checkpoint of the right step and nothing done. steps: see `Steps`."""
+    name, killer, expected = place
+    counted = [] if steps is None else [Steps(steps)]
+    killed = run(*command, before=InTurn((*counted, killer)), figures=True)
+    assert killed.returncode in (-signal.SIGKILL, -signal.SIGXFSZ), f"{name}: {killed.stderr}"
     assert not (directory_of(command) / "done.json").exists()
-    assert_continues(command, uninterrupted)
+    assert kept(directory_of(command)) == expected, name
 
 
 def directory_of(command: list[str]) -> Path:
     return Path(command[-1].removeprefix("run.dir="))
 
 
-@pytest.mark.parametrize("step", [26, 66])
-def test_a_run_that_is_checkpointed_within_epochs_goes_on_within_the_epoch(
-    step: int, forgetful_run: Path, tmp_path: Path
+def test_a_run_that_is_checkpointed_within_epochs_goes_on_within_the_epoch_to_the_same_bits(
+    forgetful_run: Path, tmp_path: Path
 ) -> None:
     command = [*SHORT, *FORGETFUL, "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
-    assert run(*command, before=At(STEP, step)).returncode == -signal.SIGKILL
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 4
+    begin = 0
+    for number, place in enumerate(WITHIN_EPOCHS):
+        assert_killed(command, place, tmp_path / f"steps{number}")
+        done = (tmp_path / f"steps{number}").read_text().splitlines()
+        assert done == [f"{epoch} {batch}" for epoch, batch in steps_from(begin, len(done))], place[0]
+        epochs, batches = place[2]
+        begin = 10 * epochs + batches
     assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
-    steps = [divmod(number, 10) for number in range(step - 2, 10 * 9)]
-    assert (tmp_path / "steps").read_text().splitlines() == [f"{epoch} {batch}" for epoch, batch in steps]
+    expected = [f"{epoch} {batch}" for epoch, batch in steps_from(begin, 90 - begin)]
+    assert (tmp_path / "steps").read_text().splitlines() == expected
     assert learned(tmp_path / "run") == learned(forgetful_run)
+
+
+def steps_from(begin: int, count: int) -> list[tuple[int, int]]:
+    """(epoch, batch) of so many steps from one on, ten an epoch."""
+    return [divmod(step, 10) for step in range(begin, begin + count)]
 
 
 # -- signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGUSR1, 5), (signal.SIGTERM, 30), (signal.SIGTERM, 66)])
-def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(
-    number: signal.Signals, step: int, forgetful_run: Path, tmp_path: Path
-) -> None:
-    command = [*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run"]
-    line = the_line(run(*command, before=At(STEP, step, number=number)), 143)
-    assert line.endswith(f"continue with the same command: python -m src.run {' '.join(command)}")
-    saved = load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]
-    assert (saved["epochs"], saved["batches"]) == divmod(step, 10)
+def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(forgetful_run: Path, tmp_path: Path) -> None:
+    command, done = [*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run"], 0
+    for number, step in ((signal.SIGUSR1, 5), (signal.SIGTERM, 30), (signal.SIGTERM, 66)):
+        line = the_line(run(*command, before=At(STEP, step - done, number=number)), 143)
+        assert line.endswith(f"continue with the same command: python -m src.run {' '.join(command)}")
+        assert kept(tmp_path / "run") == divmod(step, 10)
+        done = step
     assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
-    assert len((tmp_path / "steps").read_text().splitlines()) == 90 - step
+    assert len((tmp_path / "steps").read_text().splitlines()) == 90 - done
     assert learned(tmp_path / "run") == learned(forgetful_run)
-
-
-def test_ctrl_c_while_it_is_evaluated_ends_a_run_that_goes_on(short_run: Path, tmp_path: Path) -> None:
-    command = [*SHORT, f"run.dir={tmp_path}/run"]
-    place = At("budgetnet.training.learner.Learner.on_test_epoch_end", number=signal.SIGINT)
-    assert the_line(run(*command, before=place), 130).startswith("interrupted: ")
-    assert_continues(command, short_run)
 
 
 def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(tmp_path: Path) -> None:
@@ -148,12 +159,21 @@ def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("place", [GROW, SAVE, DRAW])
-def test_a_run_may_be_told_to_end_at_any_place(place: str, short_run: Path, tmp_path: Path) -> None:
+def test_a_run_may_be_told_to_end_at_any_place_also_by_ctrl_c_while_it_is_evaluated(
+    short_run: Path, tmp_path: Path
+) -> None:
     command = [*SHORT, f"run.dir={tmp_path}/run"]
-    line = the_line(run(*command, before=At(place, 2, number=signal.SIGTERM), figures=True), 143)
-    assert "continue with the same command" in line
+    for place in (GROW, SAVE):
+        assert "continue with the same command" in the_line(run(*command, before=told(place)), 143)
+    evaluated = At("budgetnet.training.learner.Learner.on_test_epoch_end", number=signal.SIGINT)
+    assert the_line(run(*command, before=evaluated), 130).startswith("interrupted: ")
+    assert "continue with the same command" in the_line(run(*command, before=told(DRAW), figures=True), 143)
     assert_continues(command, short_run)
+
+
+def told(place: str) -> At:
+    """SIGTERM at the second call."""
+    return At(place, 2, number=signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
@@ -182,21 +202,18 @@ def test_slurm_is_asked_to_run_a_preempted_job_again_but_not_a_cancelled_one(
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("place", "call", "size", "epochs"),
-    [
-        (SAVE, 5, 100_000, 4),
-        ("budgetnet.runs.records.Records.metrics", 6, 1000, 5),
-        ("budgetnet.reports.report.write_report", 1, 2000, 8),
-    ],
-)
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continued(
-    place: str, call: int, size: int, epochs: int, short_run: Path, tmp_path: Path
+    short_run: Path, tmp_path: Path
 ) -> None:
     command = [*SHORT, "trainer.progress=false", f"run.dir={tmp_path}/run"]
-    line = the_line(run(*command, before=SmallFiles(place, call, size), figures=True), 1)
-    assert f"{tmp_path}/run" in line and "File too large" in line
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["epochs"] == epochs
+    for place, call, size, epochs in (
+        (SAVE, 5, 100_000, 4),
+        ("budgetnet.runs.records.Records.metrics", 2, 1000, 5),
+        ("budgetnet.reports.report.write_report", 1, 2000, 8),
+    ):
+        line = the_line(run(*command, before=SmallFiles(place, call, size), figures=True), 1)
+        assert f"{tmp_path}/run" in line and "File too large" in line
+        assert kept(tmp_path / "run") == (epochs, 0)
     assert_continues(command, short_run)
 
 

@@ -17,11 +17,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
+from reserve import Command, keep
+
 REPOSITORY = Path(__file__).parents[2]
+MARK = "MARK"
+"""Environment variable by whose value processes are found: see `marked`."""
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
     "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
@@ -42,7 +48,8 @@ _LOCK = threading.RLock()
 class Forked:
     """A running command, with what the tests need of subprocess.Popen.
 
-    before: called in the new process before the command starts, to break something there; picklable.
+    before: called in the new process before the command starts, to break something there; picklable. others: how many
+    processes that it starts by `python -m` are to be forks, too (see `reserve`). everywhere: called in each of them.
     """
 
     running: set[Forked] = set()
@@ -53,6 +60,8 @@ class Forked:
         environment: Mapping[str, str],
         module: str = "src.run",
         before: Callable[[], object] | None = None,
+        others: int = 0,
+        everywhere: Callable[[], object] | None = None,
     ) -> None:
         self.args = [module, *arguments]
         self._folder = tempfile.TemporaryDirectory()
@@ -61,9 +70,8 @@ class Forked:
             with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}):
                 _CONTEXT.set_forkserver_preload(list(IMPORTED))
                 forkserver.ensure_running()
-            self._process = _CONTEXT.Process(
-                target=_behave_as, args=(self.args, dict(environment), self._outputs, before), daemon=False
-            )
+            options = (self.args, dict(environment), self._outputs, before, others, everywhere)
+            self._process = _CONTEXT.Process(target=_behave_as, args=options, daemon=False)
             self._process.start()
         Forked.running.add(self)
 
@@ -102,18 +110,51 @@ class Forked:
 
 
 def _behave_as(
-    arguments: list[str], environment: dict[str, str], outputs: list[str], before: Callable[[], object] | None
+    arguments: list[str],
+    environment: dict[str, str],
+    outputs: list[str],
+    before: Callable[[], object] | None,
+    others: int,
+    everywhere: Callable[[], object] | None,
 ) -> None:
-    """In the fork: become `python -m arguments`."""
+    """In the fork: become `python -m arguments`. In one in reserve: become what it is told."""
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(REPOSITORY)
-    sys.path.insert(0, str(REPOSITORY))
     multiprocessing.set_start_method(None, force=True)  # its data workers start as in any other process
-    sys.argv = arguments
     mock.patch("hydra._internal.hydra.Hydra.get_mode", return_value=None).start()  # composes all to read hydra.mode
-    if before is not None:
+    if everywhere is not None:
+        everywhere()
+    here = Command(arguments, environment, str(REPOSITORY), own_session=False)
+    command = keep(others)
+    if command is None and before is not None:
         before()
-    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    become(command or here)
+
+
+def become(command: Command) -> NoReturn:
+    """Be `python -m` from here on. The environment and the arguments are not those of /proc.
+
+    $EXECUTABLE: what it takes for the interpreter, if that is to be another one.
+    """
+    os.environ.clear()
+    os.environ.update(command.environment)
+    os.chdir(command.folder)
+    sys.path[:0] = [command.folder, *command.environment.get("PYTHONPATH", "").split(os.pathsep)]
+    sys.argv = command.arguments
+    Path("/proc/self/comm").write_text(command.environment.get(MARK, "python")[:15])
+    sys.executable = command.environment.get("EXECUTABLE", sys.executable)
+    runpy.run_module(command.arguments[0], run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+def marked(mark: str) -> list[int]:
+    """The running processes with this value, of up to 15 letters, of the variable MARK: forks and others."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            name, _, facts = (process / "stat").read_text().partition("(")[2].rpartition(") ")
+            if facts.startswith("Z"):
+                continue
+            if name == mark or f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
