@@ -52,6 +52,11 @@ class Search:
     search_epochs: int = 10
 
 
+@dataclass(frozen=True)
+class Before:
+    epochs: int = 150
+
+
 class Grows:
     budgets = ("flops", "latency")
     needs_budget = True
@@ -67,7 +72,11 @@ class Trains:
     def __init__(self, optim: Rate) -> None: ...
 
 
-METHODS = {"grows": Grows, "searches": Searches, "trains": Trains}
+class Prunes:
+    def __init__(self, optim: Rate, prune: Before) -> None: ...
+
+
+METHODS = {"grows": Grows, "searches": Searches, "trains": Trains, "prunes": Prunes}
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -162,6 +171,7 @@ def test_a_constructor_that_takes_something_else_than_sections_is_refused() -> N
             "with method=searches it is called method.search_epochs; write method.search_",
         ),
         ("prune.epochs=3", ["trains", "searches"], "with method=searches it is called method.search_epochs"),
+        ("prune.epochs=3", ["prunes", "searches"], "with method=searches it is called method.search_epochs"),
     ],
 )
 def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(

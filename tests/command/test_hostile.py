@@ -239,6 +239,7 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     ("trainer.devices=7", "dataset.batch_size=64 is of all processes together: expected a multiple of their number, 7"),
     ("trainer.accelerator=tpu", "trainer with accelerator=tpu cannot be built"),
     ("trainer.precision=transformer-engine", "trainer with precision=transformer-engine cannot be built"),
+    ("trainer.max_epochs=3", "trainer.max_epochs is not an option: use epochs"),
     ("+trainer.max_epochs=3", "trainer.max_epochs would go around the run's own clock and cost: use epochs instead"),
     ("logger.name=tensorboard", "logger.name='tensorboard' is unknown"),
     ("run.dir=[1]", "run.dir=[1]"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from budgetnet.data import readers
+from budgetnet.data.datamodule import DataModule
 from budgetnet.data.imbalance import long_tailed
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 
 
@@ -57,5 +62,18 @@ def test_a_class_that_would_be_left_empty_and_masks_are_refused() -> None:
         long_tailed(shuffled(3, 4), 0.1)
     with pytest.raises(UsageError, match="leaves none of the 0 images of class 3"):
         long_tailed(shuffled(3, 4), 0.5, num_classes=4)
-    with pytest.raises(UsageError, match=r"not masks \(2, 3, 3\)"):
+    with pytest.raises(UsageError, match=r"not labels of shape \(3, 3\) and type uint8"):
         long_tailed(torch.zeros(2, 3, 3, dtype=torch.uint8), 0.5)
+
+
+def test_a_dataset_of_digits_has_a_long_tail_in_training_alone() -> None:
+    def digits(**options: object) -> DataModule:
+        return DataModule(DatasetOptions(validation=360, **options), readers.digits)  # type: ignore[arg-type]
+
+    data, whole = digits(imbalance=0.1).splits, digits().splits
+    counts = torch.bincount(data.train.labels).tolist()
+    full = torch.bincount(whole.train.labels).tolist()
+    assert counts == [math.floor(count * 0.1 ** (number / 9) + 1e-9) for number, count in enumerate(full)]
+    assert data.validation is not None and whole.validation is not None
+    assert torch.equal(data.validation.labels, whole.validation.labels)
+    assert torch.equal(data.test.labels, whole.test.labels)

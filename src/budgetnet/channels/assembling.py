@@ -28,11 +28,11 @@ def assemble(
 ) -> Kind:
     """The graph of `model`, of the class `make`. Raises GraphError if no width can change."""
 
-    def settled(vector: Tensor, parts: int = 1) -> Layout:
+    def layout_of(vector: Tensor, parts: int = 1) -> Layout:
         return layouts.get((id(vector), parts)) or (Segment(None, len(vector), parts),)
 
     axes = {
-        name: {dim: settled(vector, run.parts.get(name, 1) if dim == 1 else 1) for dim, vector in dims.items()}
+        name: {dim: layout_of(vector, run.parts.get(name, 1) if dim == 1 else 1) for dim, vector in dims.items()}
         for name, dims in run.axes.items()
     }
     for name, dims in axes.items():
@@ -44,11 +44,11 @@ def assemble(
         input_shape=input_shape,
         axes=axes,
         attributes={
-            **{key: settled(vector) for key, vector in run.attributes.items()},
-            **{key: structure.layout(vector, blocks) or settled(vector) for key, vector in run.numbers.items()},
+            **{key: layout_of(vector) for key, vector in run.attributes.items()},
+            **{key: structure.layout(vector, blocks) or layout_of(vector) for key, vector in run.numbers.items()},
         },
-        terms=[_term(structure, cost, settled) for cost in run.costs],
-        joins=[(settled(source), settled(target)) for source, target in run.joins],
+        terms=[_term(structure, cost, layout_of) for cost in run.costs],
+        joins=[(layout_of(source), layout_of(target)) for source, target in run.joins],
         norm_after=_norm_after(run),
         mixing=_mixing(run, structure),
         reads=dict(run.reads),
@@ -68,7 +68,7 @@ def assemble(
     return graph
 
 
-def _term(structure: Structure, cost: Cost, settled: Callable[[Tensor], Layout]) -> Term:
+def _term(structure: Structure, cost: Cost, layout_of: Callable[[Tensor], Layout]) -> Term:
     factors = list(cost.factors)
     if len(factors) > 2:
         factors = [factor for factor in factors if (structure.along(factor)[0] >= 0).any()]
@@ -76,7 +76,7 @@ def _term(structure: Structure, cost: Cost, settled: Callable[[Tensor], Layout])
         raise GraphError(f"{cost.module}: a cost that is a product of {len(factors)} widths is not followed")
     coefficient, rest = divmod(cost.amount * cost.divisor, math.prod(len(factor) for factor in factors))
     assert rest == 0, cost
-    left, right = (*(settled(factor) for factor in factors), None, None)[:2]
+    left, right = (*(layout_of(factor) for factor in factors), None, None)[:2]
     return Term(cost.module, cost.matrix, coefficient, left or (Segment(None, 1),), right, cost.divisor)
 
 

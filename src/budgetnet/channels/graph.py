@@ -157,7 +157,10 @@ class Graph:
 
     @staticmethod
     def of(model: nn.Module) -> Graph:
-        """The graph that `trace` made for this model, or for the model it is a deep copy of."""
+        """The graph that `trace` made for this model, or for the model it is a deep copy of.
+
+        Raises GraphError if there is none.
+        """
         graph: Graph | None = model.__dict__.get("_channel_graph")
         if graph is None:
             raise GraphError(

@@ -79,7 +79,7 @@ class Second(Run):
         self.suspects.append((self.place(operation), why, labels))
 
 
-def settle(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Structure, Layouts]:
+def find_layouts(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Structure, Layouts]:
     """The groups that are the same pattern at two widths, and what lies along every vector of labels.
 
     again: runs the shadow's passes once more. What turns out not to be free is fixed in `run`.

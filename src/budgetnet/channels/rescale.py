@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from budgetnet.channels.graph import Graph
+from budgetnet.internals import AnyBatchNorm
 
 FRESH_NORM = math.sqrt(2)
 """L2 norm of a filter as `resize` draws it with init="he", in the mean."""
@@ -30,7 +30,7 @@ def rescale_filters(
     changed = []
     for path, norm_path in graph.norm_after.items():
         layer, reads = model.get_submodule(path), model.get_submodule(norm_path)
-        if not isinstance(reads, _BatchNorm) or not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(reads, AnyBatchNorm) or not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         weight = layer.weight
         lengths = torch.linalg.vector_norm(

@@ -71,7 +71,10 @@ def resize(
 
 
 def operate(change: WidthChange, fill: Callable[[], None], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Put resized tensors in the place of the old ones and `fill` what is new; all is as it was if anything fails."""
+    """Put resized tensors in the place of the old ones and `fill` what is new; all is as it was if anything fails.
+
+    Raises GraphError for an optimizer whose state cannot follow, and where the operations of `fill` fail.
+    """
     graph = change.graph
     if optimizer is not None:
         _check_state(optimizer, change)
@@ -103,7 +106,10 @@ def operate(change: WidthChange, fill: Callable[[], None], optimizer: torch.opti
 
 
 def source_of(graph: Graph, name: str, width: int | Sequence[int]) -> Tensor:
-    """For each channel of the resized group, the old channel that it continues, or -1 for a new one."""
+    """For each channel of the resized group, the old channel that it continues, or -1 for a new one.
+
+    Raises GraphError for a width that the group cannot have.
+    """
     group = graph.group(name)
     try:
         count, kept = (

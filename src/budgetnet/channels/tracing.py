@@ -16,7 +16,7 @@ from budgetnet.channels.assembling import Kind, assemble
 from budgetnet.channels.calls import NOT_THE_USERS, Place, leaves
 from budgetnet.channels.graph import GraphError
 from budgetnet.channels.operations import RULES
-from budgetnet.channels.other_widths import Stop, settle
+from budgetnet.channels.other_widths import Stop, find_layouts
 from budgetnet.channels.running import Run
 from budgetnet.channels.shadow import Shadow, undisturbed
 
@@ -25,7 +25,7 @@ IMAGES = 2
 
 
 def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind: type[Kind]) -> Kind:
-    """A graph of this kind: see ChannelGraph.trace."""
+    """A graph of this kind: see ChannelGraph.trace. Raises GraphError for a model that cannot be followed."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
     _refuse_shared_parameters(model)
@@ -34,7 +34,7 @@ def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind
         run = Run(passes.shadow.model, RULES, frozenset(frozen))
         passes.eval_and_training(run)
         _refuse(model, run)
-        structure, layouts = settle(run, passes.shadow, passes.again)
+        structure, layouts = find_layouts(run, passes.shadow, passes.again)
         graph = assemble(kind, model, tuple(example_input.shape), run, structure, layouts)
     model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
     return graph

@@ -89,7 +89,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     processes = Processes(trainer)
     with blamed_on(f"method._target_={options.method['_target_']}"):
         full = ChannelGraph.of(reference)
-        costs, widths = CostModel(full).costs(), full.widths
+        costs, widths, warning = CostModel(full).costs(), full.widths, full.warning
         images = data.images_per_epoch(trainer.world_size)
         ledger = TrainCostLedger(data.images_per_epoch(1), data.baseline_epochs, costs["flops"])
         pricing = pricing_of(net, options.budget.machines)
@@ -119,15 +119,13 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     method.check(continued=(directory / "last.ckpt").exists())
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
     facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
-    return Components(data, learner, trainer, processes, facts, full.warning)
+    return Components(data, learner, trainer, processes, facts, warning)
 
 
 def make_method(options: Configuration) -> Method:
     """Build the method of conf/method from the sections that it reads. Raises UsageError if it cannot be built."""
     target = options.method["_target_"]
     kind = method_class(options.plain)
-    if kind is None or not issubclass(kind, Method):
-        raise UsageError(f"method._target_={target}: expected a subclass of budgetnet.methods.method.Method")
     with blamed_on(f"method._target_={target}"):
         return kind(**options.sections)
 

@@ -21,7 +21,7 @@ from budgetnet.tasks.distilled import Distillation
 LARGEST = 1e30
 """The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
 
-_REPLACED = {
+REPLACED = {
     **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
     **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
     "limit_val_batches": "dataset.validation",
@@ -32,7 +32,7 @@ _REPLACED = {
 }
 """Options of Lightning's trainer that are not supported, and their replacements."""
 
-_OWN: Mapping[str, type] = {
+_PARSED: Mapping[str, type] = {
     "run": Place,
     "logger": Logging,
     "checkpoint": Checkpoints,
@@ -85,11 +85,11 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     method = method_class(config) if method is None else method
     read_by_method = reads(method)
     others = {*method_sections(), *read_by_method} - {"method"}
-    known = {*names_of(WholeRun), *_OWN, *others, *_BUILT, "budget", "callbacks", "task"}
+    known = {*names_of(WholeRun), *_PARSED, *others, *_BUILT, "budget", "callbacks", "task"}
     _refuse_unknown("", config, known)
     whole = read(WholeRun, "", config)
     _refuse_replaced(_section(config, "trainer"))
-    own = {name: _parsed(config, name, kind, _known(config, name, kind)) for name, kind in _OWN.items()}
+    own = {name: _parsed(config, name, kind, _known(config, name, kind)) for name, kind in _PARSED.items()}
     for name, texts in _BUILT.items():
         _check_texts(name, _section(config, name), texts)
     plain = {**config, **as_mapping(whole)}
@@ -176,8 +176,8 @@ def _dataset(section: Mapping[str, Any]) -> DatasetOptions:
 
 
 def _refuse_replaced(trainer: Mapping[str, Any]) -> None:
-    for option in trainer.keys() & _REPLACED.keys():
-        instead = _REPLACED[option]
+    for option in trainer.keys() & REPLACED.keys():
+        instead = REPLACED[option]
         raise UsageError(f"trainer.{option} would go around the run's own clock and cost: use {instead} instead")
 
 

@@ -55,13 +55,13 @@ def run(
         try:
             if (directory / "done.json").exists():
                 return _summary(config, directory)
-            parts = build(options, directory, signals)
-            processes = parts.processes
+            components = build(options, directory, signals)
+            processes = components.processes
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
-            return _train(config, directory, command, parts, checkpoint, report)
+            return _train(config, directory, command, components, checkpoint, report)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
             signalled = signals.received is not None
@@ -109,24 +109,24 @@ def _train(
     config: Config,
     directory: Path,
     command: str,
-    parts: Components,
+    components: Components,
     checkpoint: Path | None,
     report: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
     """Train, evaluate and write the results, on every process."""
-    trainer, learner = parts.trainer, parts.learner
+    trainer, learner = components.trainer, components.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
             Records(directory).task(described(learner.task))
-            if parts.warning is not None:
-                print(f"warning: {parts.warning}", file=sys.stderr, flush=True)
-        _fit(parts, checkpoint)
-        summary = _evaluate(parts, directory)
+            if components.warning is not None:
+                print(f"warning: {components.warning}", file=sys.stderr, flush=True)
+        _fit(components, checkpoint)
+        summary = _evaluate(components, directory)
         seconds = round(time.perf_counter() - start, 2)
-        summary = {**describe(config, directory, learner, parts.full, command), **summary, "seconds": seconds}
+        summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
         if trainer.is_global_zero:
-            _finish(config, directory, parts, summary, report)
+            _finish(config, directory, components, summary, report)
         return summary
     except SystemExit as error:  # raised by the trainer after Ctrl-C
         raise KeyboardInterrupt from error
@@ -134,8 +134,8 @@ def _train(
         close_loggers(trainer.loggers)
 
 
-def _fit(parts: Components, checkpoint: Path | None) -> None:
-    trainer, learner = parts.trainer, parts.learner
+def _fit(components: Components, checkpoint: Path | None) -> None:
+    trainer, learner = components.trainer, components.learner
     if checkpoint is not None:
         state = load_checkpoint(checkpoint)
         epochs = state["budgetnet"]["epochs"]
@@ -144,7 +144,7 @@ def _fit(parts: Components, checkpoint: Path | None) -> None:
         if not state["budgetnet"]["batches"] and (learner.finished(epochs) or epochs >= (trainer.max_epochs or 0)):
             return
     try:
-        trainer.fit(learner, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(learner, datamodule=components.data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
@@ -158,19 +158,21 @@ def _how_to_continue(directory: Path, command: str) -> str:
     return f"{directory} is complete up to {reached}; continue with the same command: {command}"
 
 
-def _evaluate(parts: Components, directory: Path) -> dict[str, Any]:
+def _evaluate(components: Components, directory: Path) -> dict[str, Any]:
     """The metrics of summary.json; the learner then has the weights of the epoch that validation selects.
 
     They are the test metrics of the last epoch and of the selected one, the validation metrics of the selected one, and
     the best test metric of an epoch, which selects nothing, if the test set was evaluated after every epoch.
     """
-    learner, processes = parts.learner, parts.processes
+    learner, processes = components.learner, components.processes
     task = learner.task
     epochs, best_epoch = processes.decide(lambda: _selected(directory))
-    results = _test(parts, directory, best_epoch not in (None, epochs))
+    results = _test(components, directory, best_epoch not in (None, epochs))
     validated: dict[str, Any] = {}
-    if best_epoch is None and parts.data.splits.validation is not None:  # the network changed after the last validation
-        parts.trainer.validate(learner, datamodule=parts.data, verbose=False)
+    if (
+        best_epoch is None and components.data.splits.validation is not None
+    ):  # the network changed after the last validation
+        components.trainer.validate(learner, datamodule=components.data, verbose=False)
         validated = {f"val_{metric.name}": learner.results[f"val_{metric.name}"] for metric in task.metrics}
     first = epochs if learner.final_from is None else learner.final_from + 1  # the same epochs as in Checkpoint
 
@@ -182,16 +184,16 @@ def _evaluate(parts: Components, directory: Path) -> dict[str, Any]:
     return {"epochs": epochs, "best_epoch": best_epoch or epochs, **results, **processes.decide(recorded)}
 
 
-def _test(parts: Components, directory: Path, selected: bool) -> dict[str, float]:
+def _test(components: Components, directory: Path, selected: bool) -> dict[str, float]:
     """The test metrics of the last epoch, and then of best.ckpt if it is `selected` and not the last epoch."""
-    trainer, learner = parts.trainer, parts.learner
+    trainer, learner = components.trainer, components.learner
     names = [f"test_{metric.name}" for metric in learner.task.metrics]
-    trainer.test(learner, datamodule=parts.data, verbose=False)
+    trainer.test(learner, datamodule=components.data, verbose=False)
     results = {f"{name}_last": learner.results[name] for name in names}
     if selected:
         if trainer.is_global_zero:  # the trainer broadcasts the weights to the other processes
             learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
-        trainer.test(learner, datamodule=parts.data, verbose=False)
+        trainer.test(learner, datamodule=components.data, verbose=False)
     return results | {name: learner.results[name] for name in names}
 
 
@@ -217,30 +219,30 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
 def _finish(
     config: Config,
     directory: Path,
-    parts: Components,
+    components: Components,
     summary: dict[str, Any],
     report: Callable[[Path], None] | None,
 ) -> None:
     if config["export"]:
         from budgetnet.runs.export import export_model
 
-        export_model(parts.learner.net, parts.data.input_shape, directory)
-    if parts.learner.task.has_examples:
-        Records(directory).examples(_examples(parts))
-    for name, rows in parts.method.tables().items():
+        export_model(components.learner.net, components.data.input_shape, directory)
+    if components.learner.task.has_examples:
+        Records(directory).examples(_examples(components))
+    for name, rows in components.method.tables().items():
         Records(directory).table(name, rows)
     write_json(directory / "summary.json", summary)
     if report is not None:
         report(directory)
-    log_summary(parts.trainer.loggers, directory / "figures", summary)
-    tested = f"test_{parts.learner.task.metric.name}"
+    log_summary(components.trainer.loggers, directory / "figures", summary)
+    tested = f"test_{components.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
 
 
 @torch.no_grad()
-def _examples(parts: Components) -> dict[str, np.ndarray]:
+def _examples(components: Components) -> dict[str, np.ndarray]:
     """A few test images as pixels in 0..1, and the examples of the task for the network's outputs (`Task.examples`)."""
-    learner, data = parts.learner.eval(), parts.data
+    learner, data = components.learner.eval(), components.data
     images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
     images, targets = images[:_EXAMPLES].to(device), targets[:_EXAMPLES].to(device)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.compose import CONF
-from budgetnet.command.methods import RENAMED
+from budgetnet.command.configuration import REPLACED
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
 from budgetnet.processes.launch import launch
 
@@ -66,8 +66,9 @@ def _unknown_option(error: ConfigCompositionException) -> Line | None:
     if found is None:
         return None
     key, known = found[1], known_options()
-    if key in RENAMED and RENAMED[key] in known and key not in known:
-        return f"{key} is called {RENAMED[key]} now: write {RENAMED[key]}=", 2
+    section, _, option = key.partition(".")
+    if section == "trainer" and option in REPLACED:
+        return f"{key} is not an option: use {REPLACED[option]}", 2
     if key in known:
         return f"{key} does not go with the {key.partition('.')[0]} chosen: to add it, write +{key}=", 2
     return f"no option is called {key!r}{nearest(key, known)}", 2

@@ -25,7 +25,7 @@ RENAMED: Mapping[str, str] = {
 }
 """New names of renamed options, which docs/changes.md lists too."""
 
-_OWN = ("budget", "distill", "trainer")
+_OF_NO_METHOD = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that no method reads."""
 
 
@@ -62,7 +62,7 @@ def known_methods() -> dict[str, type[Method]]:
 
 def method_sections() -> list[str]:
     """The sections of conf/ that methods read, apart from conf/method."""
-    return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OWN)
+    return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OF_NO_METHOD)
 
 
 def typed(overrides: Sequence[str]) -> dict[str, str]:
@@ -88,11 +88,11 @@ def refuse_unread(
     """
     read_by = {name: _options(kind) for name, kind in chosen.items()}
     for option, override in typed(overrides).items():
+        new = RENAMED.get(option)
+        if renamed := [name for name, options in read_by.items() if new in options and option not in options]:
+            raise UsageError(f"{override}: with {_named(renamed)} it is called {new}; write {new}=")
         if any(option in options for options in read_by.values()):
             continue
-        new = RENAMED.get(option)
-        if renamed := [name for name, options in read_by.items() if new in options]:
-            raise UsageError(f"{override}: with {_named(renamed)} it is called {new}; write {new}=")
         if others := [name for name, kind in known().items() if option in _options(kind)]:  # else it is unknown
             raise UsageError(f"{override}: {_named(chosen)} does not read {option}; read by {_named(others)}")
 
@@ -106,7 +106,7 @@ def refuse_unmet(budget: Budget, name: str, method: type) -> None:
         others = [each for each, its in known_methods().items() if kind in getattr(its, "budgets", BUDGETS)]
         use = f"use {_named(others)}, or state " if others else "state "
         raise UsageError(
-            f"budget.{kind} is not met by method={name}: {use}{' or '.join(f'budget.{each}' for each in met)}"
+            f"budget.{kind} is not kept by method={name}: {use}{' or '.join(f'budget.{each}' for each in met)}"
         )
 
 

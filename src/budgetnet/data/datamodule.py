@@ -15,6 +15,7 @@ from torch import Tensor
 from budgetnet.data.arrays import ImageArrays, hold_out, stratified_order
 from budgetnet.data.device_loader import DeviceLoader
 from budgetnet.data.folder import FolderLoader, ImageFolder
+from budgetnet.data.imbalance import long_tailed
 from budgetnet.data.options import DatasetOptions
 from budgetnet.data.sharding import Batch, plan_batches
 from budgetnet.errors import UsageError
@@ -124,6 +125,8 @@ class DataModule(pl.LightningDataModule):
         self._check_images(train)
         train, held_out = self._held_out(train, *own)
         train = _limit(train, options.limit_train, options.split_seed)
+        if options.imbalance is not None:
+            train = train.subset(long_tailed(train.labels, options.imbalance, train.num_classes))
         self._splits = Splits(train, held_out, _limit(test, options.limit_test, options.split_seed))
 
     def _held_out(self, train: ImageSet, own: ImageSet | None = None) -> tuple[ImageSet, ImageSet | None]:

@@ -21,9 +21,10 @@ def long_tailed(labels: Tensor, factor: float, num_classes: int | None = None) -
         raise UsageError(
             f"dataset.imbalance={factor!r}: expected a number above 0, to 1, the part of the last class that is left"
         )
-    if labels.dim() != 1:
+    if labels.dim() != 1 or labels.is_floating_point():
         raise UsageError(
-            f"dataset.imbalance={factor}: expected a label for each image, not masks {tuple(labels.shape)}"
+            f"dataset.imbalance={factor}: expected a class for each image, not labels of shape "
+            f"{tuple(labels.shape[1:])} and type {str(labels.dtype).removeprefix('torch.')}"
         )
     counts = torch.bincount(labels, minlength=num_classes or 0).tolist()
     kept = []

@@ -24,6 +24,8 @@ class DatasetOptions:
     depends on split_seed alone, so that runs of different seeds have the same one. 0 holds out none, without
     validation. None uses the validation set of the source.
     limit_train, limit_test: the most images to use, stratified; None uses all.
+    imbalance: what part of the last class is left in a long-tailed training set (`long_tailed`); validation and test
+    sets stay whole. None keeps all images.
     augment: {"padding": pixels, "flip": bool} for training batches (`DeviceLoader`). Folders have their own
     augmentation.
     mean, std: numbers for each channel, for pixels in 0..1. None computes them on the training split, or uses those of
@@ -45,6 +47,7 @@ class DatasetOptions:
     split_seed: int = 0
     limit_train: int | None = None
     limit_test: int | None = None
+    imbalance: float | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None

@@ -17,7 +17,7 @@ class MultiExit(Task):
     """A task for each of several exits: outputs are a tuple with one tensor for each exit, the first exit first.
 
     The loss of an image is the sum of the losses of the exits. The metrics are those of the last exit, under the names
-    that they have in the wrapped task, and then the first metric of every exit: "exit1_top1", "exit2_top1" and so on.
+    that they have in the wrapped task, and then the first metric of every exit, named "exit1_" and its name, and so on.
     """
 
     def __init__(self, task: Task, exits: int) -> None:

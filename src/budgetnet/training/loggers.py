@@ -1,4 +1,4 @@
-"""Weights & Biases beside the files of the run directory. It is never needed, and never fails a run."""
+"""Weights & Biases, or another logger, beside the files of the run directory. None is needed, and none fails a run."""
 
 from __future__ import annotations
 

@@ -7,13 +7,16 @@ from nets import Odd
 from budgetnet import ChannelGraph, backbones, resize
 from budgetnet.costs import CostModel
 from budgetnet.methods.pruning import CoupledChannels, channels_to_keep, coupled_channels, criteria
-from budgetnet.methods.pruning.allocate import ALLOCATIONS, Fits, by_error, fits, ranked, uniform, widths
+from budgetnet.methods.pruning.allocate import Fits, by_error, fits, ranked, uniform, widths
 
 
 @pytest.fixture(scope="module", params=["resnet20", "vgg16"])
 def graph(request: pytest.FixtureRequest) -> ChannelGraph:
     torch.manual_seed(0)
     return ChannelGraph.trace(backbones.build(request.param), torch.empty(1, 3, 32, 32))
+
+
+ALLOCATIONS = {"uniform": uniform, "ranked": ranked, "by_error": by_error}
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -72,9 +72,9 @@ def one_for_all_losses(
     classes); no gradient goes there.
     """
     losses = exit_losses(logits, labels)
-    told = F.log_softmax(teacher.detach() / temperature, 1)
+    targets = F.log_softmax(teacher.detach() / temperature, 1)
     divergences = [
-        F.kl_div(F.log_softmax(each / temperature, 1), told, reduction="none", log_target=True).mean(1)
+        F.kl_div(F.log_softmax(each / temperature, 1), targets, reduction="none", log_target=True).mean(1)
         for each in logits[:-1]
     ]
     others = (1 - gamma) * losses[:, :-1] + gamma * temperature**2 * torch.stack(divergences, 1)

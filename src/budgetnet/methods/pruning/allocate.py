@@ -64,9 +64,6 @@ def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> 
     return _top_up(coupled, scores, _largest(within, coupled, fits), fits)
 
 
-ALLOCATIONS = {"uniform": uniform, "ranked": ranked, "by_error": by_error}
-
-
 def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
     """A function that tells whether widths cost no more than `limits`, by kind ("flops", "params")."""
 
