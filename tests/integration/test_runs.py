@@ -134,7 +134,8 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     own = [o for o in TINY if not o.startswith("backbone")]
-    good = run(*own, "backbone=own", "backbone._target_=tests.nets.Small", f"run.dir={tmp_path}/good")
+    target = ("backbone._target_=tests.nets.Small", "backbone.num_classes_name=num_classes")
+    good = run(*own, "backbone=own", *target, f"run.dir={tmp_path}/good")
     assert good.returncode == 0, good.stderr
     summary = json.loads((tmp_path / "good" / "summary.json").read_text())
     assert summary["stop_reason"] == "flops" and summary["widths"]["first"] > 4

@@ -138,10 +138,10 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
             f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
             "such as cnf, or a network of your own that takes task"
         )
-    own = {name: section[name] for name in ("num_classes_name", "in_channels_name") if section.get(name) is not None}
-    options = {name: value for name, value in section.items() if name not in own}
+    names = {name: section.get(name) for name in ("num_classes_name", "in_channels_name")}
+    options = {name: value for name, value in section.items() if name not in names}
     target = instantiate({**options, **arguments, "_partial_": True})
-    return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **own, given=options))
+    return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **names, given=options))
 
 
 @contextmanager
