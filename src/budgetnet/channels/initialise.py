@@ -90,12 +90,9 @@ def _silence(change: WidthChange) -> None:
     """
     leaking, _ = leaks(change)
     for name, layout in reading(change.graph).items():
-        silent = [s.group for s in layout if s.group in change.sources and s.group not in leaking]
+        silent = {s.group for s in layout if s.group in change.sources} - leaking
         if silent:
-            weight = _tensor(change, name)
-            is_new = torch.zeros(sum(s.size(change.new_widths) for s in over_all_parts(layout)), dtype=torch.bool)
-            for group in silent:
-                is_new |= change.labels(over_all_parts(layout), str(group)) >= 0
+            weight, is_new = _tensor(change, name), change.is_new_along(over_all_parts(layout), silent)
             weight.masked_fill_(by_column(change, name, is_new).to(weight.device), 0)
     for group in leaking & change.sources.keys():
         new = change.sources[group] < 0
@@ -141,8 +138,7 @@ def leaks(change: WidthChange) -> tuple[set[str], set[str]]:
         source, target = change.origin(source_layout), change.origin(target_layout)
         seen = min(len(source), len(target))
         read = target[:seen] >= 0
-        for group in leaking & {s.group for s in target_layout if s.group in change.sources}:
-            read |= change.labels(target_layout, str(group))[:seen] >= 0
+        read |= change.is_new_along(target_layout, leaking & change.sources.keys())[:seen]
         if bool(((source[:seen] < 0) & read).any()):
             leaking |= {s.group for s in source_layout if s.group in change.sources and s.group is not None}
         old_target = int((target >= 0).sum())

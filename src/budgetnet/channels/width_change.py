@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 import torch
@@ -72,6 +72,16 @@ class WidthChange:
                 runs.append(label[segment.channels(self.new_widths)])
             else:
                 runs.append(torch.full((segment.size(self.new_widths),), -1))
+        return torch.cat(runs)[: layout_size(layout, self.new_widths)]
+
+    def is_new_along(self, layout: Layout, groups: Container[str | None]) -> Tensor:
+        """Boolean (new size,) for an axis: whether a position belongs to a new channel of one of the groups."""
+        runs = [
+            (self.sources[str(segment.group)] < 0)[segment.channels(self.new_widths)]
+            if segment.group in groups
+            else torch.zeros(segment.size(self.new_widths), dtype=torch.bool)
+            for segment in over_all_parts(layout)
+        ]
         return torch.cat(runs)[: layout_size(layout, self.new_widths)]
 
     def outgoing_shares(self, layout: Layout) -> Tensor:

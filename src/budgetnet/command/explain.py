@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def _is_ours(error: BaseException) -> bool:
     return any(frame.filename.startswith(package) for frame in traceback.extract_tb(error.__traceback__))
 
 
+@cache
 def known_options() -> list[str]:
     """All options and groups of conf/, as they are written on the command line."""
     found = set()
