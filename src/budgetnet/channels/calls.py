@@ -56,6 +56,10 @@ class Event(NamedTuple):
     inputs: tuple[Planes, ...]
     outputs: tuple[tuple[tuple[int, ...], Planes], ...]
 
+    def what(self) -> tuple[Any, ...]:
+        """What was run, wherever in the trace."""
+        return self.name, self.line, self.module, *(shape for shape, _ in self.outputs)
+
     def labels(self) -> list[Tensor]:
         """Of all that it read and gave."""
         given = (planes for _, planes in self.outputs)
@@ -83,6 +87,11 @@ class Call:
         out = self.run()
         assert isinstance(out, Tensor)
         return out
+
+
+def like(x: Tensor) -> Tensor:
+    """A tensor of this shape and order, as a norm gives: to ask the meta device is most of the time of a trace."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device) if x.is_contiguous() else torch.empty_like(x)
 
 
 def first(call: Call) -> Tensor:

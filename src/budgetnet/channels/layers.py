@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgetnet.channels.calls import Call, first
+from budgetnet.channels.calls import Call, first, like
 from budgetnet.channels.labels import vector_plane
 from budgetnet.channels.prices import Price, price
 from budgetnet.channels.running import Rule, Run
@@ -129,7 +129,8 @@ def transposed_convolution(run: Run, call: Call) -> Any:
 def linear(run: Run, call: Call) -> Any:
     """(..., inputs) to (..., outputs)."""
     x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
-    out = call.run()
+    fits = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.is_meta and x.dtype == weight.dtype
+    out = x.new_empty((*x.shape[:-1], weight.shape[0])) if fits else call.tensor()
     source, path, name = run.vector(x, -1, call.name, strict=False), _path(run, weight), run.names.get(id(weight))
     others = [plane for plane in run.known(x).planes if x.dim() - 1 not in plane.dims]
     cost = per_image(run, price(call.name, call.argument, out), x)
@@ -177,13 +178,13 @@ def _norm(run: Run, call: Call, vector: Tensor, *tensors: Tensor | None, attribu
 
 
 def batch_norm(run: Run, call: Call) -> Any:
-    """Channel by channel. It keeps the shape: to ask the meta device is most of the time of a trace."""
+    """Channel by channel."""
     x = first(call)
     mean, variance, weight, bias = (
         call.argument(i, n) for i, n in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
     )
     known = next((t for t in (weight, mean) if t is not None), None)
-    out = torch.empty_like(x) if known is None or known.shape[0] == x.shape[1] else call.run()
+    out = like(x) if known is None or known.shape[0] == x.shape[1] else call.run()
     vector = run.vector(x, 1, call.name)
     _norm(run, call, vector, weight, bias, mean, variance, attribute="num_features")
     run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else ())
@@ -219,8 +220,10 @@ def group_norm(run: Run, call: Call) -> Any:
 
 def layer_norm(run: Run, call: Call) -> Any:
     """Over the last dimensions, all channels together."""
-    x, shape, out = first(call), call.argument(1, "normalized_shape"), call.run()
+    x, shape = first(call), call.argument(1, "normalized_shape")
     weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
+    fits = {tuple(x.shape[x.dim() - len(shape) :]), *(tuple(t.shape) for t in (weight, bias) if t is not None)}
+    out = like(x) if fits == {tuple(shape)} else call.run()
     begin, path = x.dim() - len(shape), run.current()
     factors, planes = [], run.known(x).planes
     for plane in planes:
@@ -249,7 +252,7 @@ def layer_norm(run: Run, call: Call) -> Any:
 
 def prelu(run: Run, call: Call) -> Any:
     x, weight = first(call), call.argument(1, "weight")
-    out = torch.empty_like(x) if x.dim() > 1 and weight.numel() in (1, x.shape[1]) else call.run()
+    out = like(x) if x.dim() > 1 and weight.numel() in (1, x.shape[1]) else call.run()
     if weight.numel() > 1 and x.dim() > 1:
         vector = run.vector(x, 1, call.name)
         run.tensor_axis(weight, 0, vector)

@@ -7,7 +7,7 @@ Only what is the same pattern at both widths becomes a width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,8 @@ class _Comparison:
             g.name: (g.width // g.blocks + (1 + i % 3 if g.width > g.blocks else 2 + i % 2)) * g.blocks
             for i, g in enumerate(structure.groups)
         }
+        self.numbers = {g.name: i for i, g in enumerate(structure.groups)}
+        self.widths = {g.name: g.width for g in structure.groups}
         self._expected: dict[Any, tuple[int, ...] | None] = {}
 
     def made(self, shadow: Shadow, again: Callable[[Run], None]) -> tuple[set[int], Layouts]:
@@ -218,8 +220,7 @@ class _Comparison:
 
     def _matched(self, one: Tensor, layout: Layout | None) -> Layout | None:
         """The layout, if it is that of a vector of the first run."""
-        numbers: Mapping[str, int] = {g.name: i for i, g in enumerate(self.structure.groups)}
-        widths = {g.name: g.width for g in self.structure.groups}
+        numbers, widths = self.numbers, self.widths
         owners, channels = self.structure.along(one)
         at = 0
         for segment in layout or ():

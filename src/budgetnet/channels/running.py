@@ -72,8 +72,13 @@ class Run(TorchFunctionMode):
 
     def learn(self) -> None:
         """Know the tensors of the model by name; anew after one was replaced."""
-        self.names = {id(t): name for name, t in [*self.model.named_parameters(), *self.model.named_buffers()]}
         self.modules = dict(self.model.named_modules())
+        self.names = {}
+        for path, module in self.modules.items():
+            for store in (module._parameters, module._buffers):
+                for leaf, tensor in store.items():
+                    if tensor is not None:
+                        self.names.setdefault(id(tensor), f"{path}.{leaf}" if path else leaf)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
