@@ -105,7 +105,7 @@ class Structure:
         for name, kind, vector in run.producers:
             path, _, leaf = name.rpartition(".")
             groups, channels = self.along(vector)
-            for number in np.unique(groups[groups >= 0]).tolist():
+            for number in distinct(groups):
                 group = self.groups[number]
                 whole = len(channels) == group.width and (groups == number).all()
                 if whole and self._is_layer(path, leaf) and (channels == np.arange(group.width)).all():
@@ -116,7 +116,7 @@ class Structure:
         for name, dims in run.axes.items():
             for vector in dims.values():
                 groups, _ = self.along(vector)
-                for number in np.unique(groups[groups >= 0]).tolist():
+                for number in distinct(groups):
                     first.setdefault(number, name)
         for number, group in enumerate(self.groups):
             name = group.producers[0] if group.producers else first[number]
@@ -205,11 +205,9 @@ def _runs(groups: np.ndarray, channels: np.ndarray) -> Iterable[tuple[int, np.nd
     """Stretches of an axis that belong to one group."""
     if not len(groups):
         return
-    ends = [*(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(groups)]
-    start = 0
-    for end in ends:
-        yield int(groups[start]), channels[start:end]
-        start = end
+    starts, lengths = _stretches(groups)
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        yield int(groups[start]), channels[start : start + length]
 
 
 def parse(channels: np.ndarray, width: int, blocks: int) -> list[tuple[tuple[int, ...], int]] | None:
@@ -223,32 +221,40 @@ def parse(channels: np.ndarray, width: int, blocks: int) -> list[tuple[tuple[int
         factor = count // width
         if channels[0] == 0 and channels[-1] == width - 1 and (channels == np.arange(count) // factor).all():
             return [((), factor)]
+    if count % each or channels[0] % each:
+        return None
+    if count == each and (channels == np.arange(channels[0], channels[0] + count)).all():
+        return [((int(channels[0]) // each,), 1)]
     block, index = channels // each, channels % each
+    starts, lengths = _stretches(index if each > 1 else channels)
+    if each > 1:  # channel 0 of each segment's blocks, then channel 1 of them, ...
+        if len(starts) % each or not (index[starts].reshape(-1, each) == np.arange(each)).all():
+            return None
+        if not (lengths.reshape(-1, each) == lengths[::each, None]).all():
+            return None
     found: list[tuple[tuple[int, ...], int]] = []
-    at = 0
-    while at < count:
-        if index[at] != 0:
-            return None
-        later = np.flatnonzero(channels[at:] != channels[at]) if each == 1 else np.flatnonzero(index[at:])
-        if not len(later):
-            if each > 1:
-                return None
-            period = count - at
-        else:
-            period = int(later[0])
+    for at, period in zip(starts[::each].tolist(), lengths[::each].tolist(), strict=True):
         pattern = block[at : at + period]
-        stop = at + each * period
-        if stop > count:
+        if not (block[at : at + each * period].reshape(each, period) == pattern).all():
             return None
-        if each > 1:
-            expected = pattern[None] * each + np.arange(each)[:, None]
-            if not (channels[at:stop] == expected.reshape(-1)).all():
-                return None
-        lengths = np.diff([0, *(np.flatnonzero(pattern[1:] != pattern[:-1]) + 1), period])
-        factor = math.gcd(*lengths.tolist())
+        factor = math.gcd(*_stretches(pattern)[1].tolist()) if period > 1 else 1
         found.append((tuple(pattern[::factor].tolist()), factor))
-        at = stop
     return _whole(found, blocks)
+
+
+def _stretches(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each stretch of equal values starts, and its length."""
+    starts = np.concatenate([[0], (values[1:] != values[:-1]).nonzero()[0] + 1])
+    lengths = np.empty_like(starts)
+    lengths[:-1], lengths[-1] = starts[1:] - starts[:-1], len(values) - starts[-1]
+    return starts, lengths
+
+
+def distinct(groups: np.ndarray) -> list[int]:
+    """The groups along an axis, without what is fixed."""
+    if len(groups) and (groups == groups[0]).all():
+        return [int(groups[0])] if groups[0] >= 0 else []
+    return [int(number) for number in np.unique(groups) if number >= 0]
 
 
 def _whole(segments: list[tuple[tuple[int, ...], int]], blocks: int) -> list[tuple[tuple[int, ...], int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from budgetnet.channels.calls import Call, Event, Place
 from budgetnet.channels.graph import GraphError, Layout, Segment
-from budgetnet.channels.groups import Structure
+from budgetnet.channels.groups import Structure, distinct
 from budgetnet.channels.labels import Planes
 from budgetnet.channels.running import Rule, Run
 from budgetnet.channels.shadow import Shadow
@@ -163,11 +163,11 @@ class _Comparison:
 
     def _count(self, vector: Tensor) -> int:
         """How long an axis is with the wider groups."""
-        groups, _ = self.structure.along(vector)
-        total = 0
-        for number, count in zip(*np.unique(groups, return_counts=True), strict=True):
+        counts = np.bincount(self.structure.along(vector)[0] + 1)
+        total = int(counts[0]) if len(counts) else 0
+        for number in np.flatnonzero(counts[1:]).tolist():
             group = self.structure.groups[number]
-            total += int(count) if number < 0 else int(count) * self.wider[group.name] // group.width
+            total += int(counts[number + 1]) * self.wider[group.name] // group.width
         return total
 
     def _grown(self, planes: Planes, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -188,8 +188,7 @@ class _Comparison:
         """Fix the groups of these labels; those that no layer makes alone first, as what padding leaves."""
         numbers: set[int] = set()
         for vector in labels:
-            groups, _ = self.structure.along(vector)
-            numbers |= set(np.unique(groups[groups >= 0]).tolist())
+            numbers |= set(distinct(self.structure.along(vector)[0]))
         dependent = {number for number in numbers if not self.structure.groups[number].producers}
         _fix(self.run, self.structure, dependent or numbers, place, why)
         return dependent or numbers
@@ -230,8 +229,11 @@ class _Comparison:
             expected = -1 if segment.group is None else numbers[segment.group]
             if len(owner) != size or not (owner == expected).all():
                 return None
-            if segment.group is not None and not (channels[at : at + size] == whole.channels(widths).numpy()).all():
-                return None
+            if segment.group is not None:
+                each = widths[segment.group] // segment.of
+                units = np.arange(each)[:, None] + np.array(segment.chosen or (0,)) * each
+                if not (channels[at : at + size].reshape(-1, segment.factor) == units.reshape(-1, 1)).all():
+                    return None
             at += size
         return layout if at == len(owners) else None
 

@@ -17,14 +17,33 @@ def take(run: Run, call: Call) -> Any:
     x, out = first(call), call.run()
     source = run.known(x)
     moved: list[list[Plane]] = [[] for _ in leaves(out)]
+    along = _along(call, x.dim())
     for plane in source.planes:
-        full = expanded(plane, x.shape, range(x.dim()))
-        pieces = leaves(on_labels(call, full))
+        if not plane.dims & along:
+            for planes in moved:
+                planes.append(plane)
+            continue
+        pieces = leaves(on_labels(call, expanded(plane, x.shape, along)))
         for planes, piece in zip(moved, pieces, strict=True):
             planes.append(_narrowed(run, plane, piece, plane.dims))
     for tensor, planes in zip(leaves(out), moved, strict=True):
         run.carry(tensor, planes, source.blank, source.image)
     return out
+
+
+def _along(call: Call, rank: int) -> set[int]:
+    """The dimensions along which pieces are taken."""
+    if call.name in ("narrow", "index_select", "flip"):
+        dims = call.args[1:] if call.name == "flip" and len(call.args) > 2 else call.argument(1, "dim")
+        dims = call.kwargs.get("dims", dims)
+    elif call.name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "roll"):
+        dims = call.argument(2, "dim", 0)
+        dims = call.kwargs.get("dims", dims if call.name != "roll" or len(call.args) > 2 else None)
+    else:
+        dims = None
+    if dims is None or dims == ():
+        return set(range(rank))
+    return {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
 
 
 def on_labels(call: Call, labels: Tensor) -> Any:

@@ -31,27 +31,28 @@ class Shadow:
         self.model: nn.Module = copy.deepcopy(model, memo)
         self.tensors: dict[str, Tensor] = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         self.dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        self._modules = dict(self.model.named_modules())
         self._attributes: dict[tuple[str, str], Any] = {}
 
     def resize(self, shapes: Mapping[str, list[int]], attributes: Mapping[tuple[str, str], int]) -> None:
         """Give tensors other shapes and modules other numbers, from what they were at first."""
         for name, tensor in self.tensors.items():
             tensor.__dict__.pop("_carried", None)  # what it carries is known anew in each run
-            shape = shapes.get(name, list(tensor.shape))
-            self._put(name, tensor if shape == list(tensor.shape) else tensor.new_empty(shape))
+            shape = torch.Size(shapes.get(name, tensor.shape))
+            self._put(name, tensor if shape == tensor.shape else tensor.new_empty(shape))
         for (path, name), size in attributes.items():
-            module = self.model.get_submodule(path)
+            module = self._modules[path]
             self._attributes.setdefault((path, name), getattr(module, name))
             set_attribute(module, name, size)
 
     def restore(self) -> None:
         self.resize({}, {})
         for (path, name), value in self._attributes.items():
-            setattr(self.model.get_submodule(path), name, value)
+            setattr(self._modules[path], name, value)
 
     def _put(self, name: str, tensor: Tensor) -> None:
         path, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(path)
+        module = self._modules[path]
         if leaf in module._parameters:
             module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, False)
         else:
