@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +35,9 @@ class Network:
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self.zoo == "cv":
-                get_model = _pytorchcv()
-                try:
-                    network: nn.Module = get_model(self.model, pretrained=False, in_size=(self.pixels, self.pixels))
-                except (TypeError, AssertionError):  # some have a size of their own
-                    network = get_model(self.model, pretrained=False)
-                return _fitted(network, self.pixels)
-            return _torchvision(self.model)
+        if self.zoo == "cv":
+            return pytorchcv_network(self.model, (self.pixels, self.pixels))
+        return _torchvision(self.model)
 
 
 LIST = Path(__file__).with_name("networks.csv")
@@ -54,6 +47,18 @@ def networks(path: Path = LIST) -> list[Network]:
     """All networks of a list."""
     with path.open(newline="") as lines:
         return [Network(row["family"], row["zoo"], row["model"], int(row["pixels"])) for row in csv.DictReader(lines)]
+
+
+def pytorchcv_network(model: str, image_size: Sequence[int], **options: object) -> nn.Module:
+    """A network of pytorchcv without pretrained weights; options: num_classes, in_channels and the like."""
+    get_model = _pytorchcv()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            network = get_model(model, pretrained=False, in_size=tuple(image_size), **options)
+        except (TypeError, AssertionError):  # some have a size of their own
+            network = get_model(model, pretrained=False, **options)
+    return _fitted(network, min(image_size))
 
 
 def _pytorchcv() -> Callable[..., nn.Module]:
@@ -90,5 +95,7 @@ def _torchvision(model: str) -> nn.Module:
         options["weights_backbone"] = None
     if model in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    network: nn.Module = torchvision.models.get_model(model, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network: nn.Module = torchvision.models.get_model(model, **options)
     return network

@@ -184,7 +184,11 @@ def fvcore_flops(net: nn.Module) -> int:
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_it_is_followed_and_priced_also_after_growth(name: str) -> None:
-    net = copy.deepcopy(FOLLOWED[name])
+    followed(copy.deepcopy(FOLLOWED[name]))
+
+
+def followed(net: nn.Module) -> None:
+    """The convolution in front of what is tested is free, proven and priced, also when it is wider."""
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 5, 5))
     assert "a" in graph.widths
     assert set(graph.verify().values()) == {"function kept"}
@@ -251,7 +255,7 @@ def test_a_slice_beyond_the_channels_is_caught_by_verify() -> None:
 def test_one_parameter_in_two_layers_is_refused() -> None:
     net = Between(lambda m, x: m.c(x), c=nn.Conv2d(5, 5, 1))
     net.c.weight = net.c2 = nn.Parameter(torch.zeros(5, 5, 1, 1))
-    with pytest.raises(GraphError, match="one parameter in two layers"):
+    with pytest.raises(GraphError, match="have one parameter"):
         ChannelGraph.trace(net, torch.empty(1, 3, 5, 5))
 
 

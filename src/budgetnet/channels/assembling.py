@@ -72,8 +72,7 @@ def _term(structure: Structure, cost: Cost, layout_of: Callable[[Tensor], Layout
     factors = list(cost.factors)
     if len(factors) > 2:
         factors = [factor for factor in factors if (structure.along(factor)[0] >= 0).any()]
-    if len(factors) > 2:
-        raise GraphError(f"{cost.module}: a cost that is a product of {len(factors)} widths is not followed")
+    assert len(factors) <= 2, cost
     coefficient, rest = divmod(cost.amount * cost.divisor, math.prod(len(factor) for factor in factors))
     assert rest == 0, cost
     left, right = (*(layout_of(factor) for factor in factors), None, None)[:2]

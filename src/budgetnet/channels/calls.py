@@ -158,6 +158,9 @@ def name_of(func: Any) -> str:
     except (KeyError, TypeError):
         pass
     name = str(getattr(func, "__name__", func))
+    if isinstance(func, torch._ops.OpOverload):  # in a scripted function, or called as torch.ops.aten.relu
+        name = func._schema.name.removeprefix("aten::")
+        name = f"aten.{name}" if name in ("batch_norm", "instance_norm") else name  # they take theirs in another order
     if name == "__get__":
         return f"get {getattr(func.__self__, '__name__', '')}"  # such a method is made anew at each access
     if func is torch.nn.functional.unfold:

@@ -30,11 +30,16 @@ Planes = tuple[Plane, ...]
 
 
 class Carried(NamedTuple):
-    """What is known of a tensor. blank: made of one value, such as zeros. image: computed from the input."""
+    """What is known of a tensor.
+
+    blank: made of one value, such as zeros. image: computed from the input. spread: dimensions along which all values
+    are the same, since one was expanded.
+    """
 
     planes: Planes = ()
     blank: bool = False
     image: bool = True
+    spread: frozenset[int] = frozenset()
 
 
 class Labels:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from budgetnet.channels.calls import Call, first, like
 from budgetnet.channels.labels import vector_plane
-from budgetnet.channels.prices import Price, price
+from budgetnet.channels.prices import price
 from budgetnet.channels.running import Rule, Run
 
 
@@ -29,6 +29,21 @@ def _attributes(run: Run, path: str, **layouts: Tensor) -> None:
                 run.labels.unite(known, vector)
 
 
+def _name(run: Run, path: str, weight: Tensor) -> str | None:
+    """The parameter that a weight is, or that the layer has computed it from, entry by entry."""
+    if (name := run.names.get(id(weight))) is not None:
+        return name
+    name, own = f"{path}.weight", run.modules[path]._parameters.get("weight")
+    if own is None or own.shape != weight.shape or name not in run.axes:
+        return None
+    planes = {dim: plane.labels for plane in run.known(weight).planes for dim in plane.dims if len(plane.dims) == 1}
+    for dim in (0, 1):
+        here, there = planes.get(dim), run.axes[name].get(dim)
+        if here is None or there is None or (run.labels.roots(here.reshape(-1)) != run.labels.roots(there)).any():
+            return None
+    return name
+
+
 def _weight_rest(run: Run, weight: Tensor, call: Call) -> None:
     """Labels that a computed weight carries along its kernel stay as they are."""
     if run.names.get(id(weight)) is None:
@@ -43,7 +58,7 @@ def convolution(run: Run, call: Call) -> Any:
     groups, out = call.argument(6, "groups", 1), _convolved(call, x, weight)
     dim = 1 if x.dim() == weight.dim() else 0
     source, path = run.vector(x, dim, call.name), _path(run, weight)
-    cost = per_image(run, price(call.name, call.argument, out), x)
+    cost = run.per_image(price(call.name, call.argument, out), x, weight)
     _weight_rest(run, weight, call)
     if groups == x.shape[dim] and groups > 1:
         layout = source.repeat_interleave(weight.shape[0] // groups)
@@ -55,7 +70,7 @@ def convolution(run: Run, call: Call) -> Any:
         layout = torch.zeros(weight.shape[0], dtype=torch.int64)
         run.term(path, cost)
     else:
-        name = run.names.get(id(weight))
+        name = _name(run, path, weight) if groups == 1 else run.names.get(id(weight))
         layout = run.produce(weight, 0, "convolution")
         if groups > 1:
             run.labels.cut(source, groups)
@@ -73,7 +88,7 @@ def convolution(run: Run, call: Call) -> Any:
         run.term(path, cost, source, layout, divisor=groups)
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_channels=source, out_channels=layout)
-    run.carry(out, [vector_plane(layout, dim, out.dim())])
+    run.carry(out, [vector_plane(layout, dim, out.dim())], image=run.of_image(x, weight))
     run.made(out, weight)
     return out
 
@@ -100,7 +115,7 @@ def transposed_convolution(run: Run, call: Call) -> Any:
     groups, out = call.argument(6, "groups", 1), call.run()
     dim = 1 if x.dim() == weight.dim() else 0
     source, path, name = run.vector(x, dim, call.name), _path(run, weight), run.names.get(id(weight))
-    cost = per_image(run, price(call.name, call.argument, out), x)
+    cost = run.per_image(price(call.name, call.argument, out), x, weight)
     _weight_rest(run, weight, call)
     if groups == x.shape[dim] and groups > 1 and weight.shape[1] == 1:
         layout = source
@@ -121,7 +136,7 @@ def transposed_convolution(run: Run, call: Call) -> Any:
         run.term(path, cost, source, layout)
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_channels=source, out_channels=layout)
-    run.carry(out, [vector_plane(layout, dim, out.dim())])
+    run.carry(out, [vector_plane(layout, dim, out.dim())], image=run.of_image(x, weight))
     run.made(out, weight)
     return out
 
@@ -131,16 +146,16 @@ def linear(run: Run, call: Call) -> Any:
     x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
     fits = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.is_meta and x.dtype == weight.dtype
     out = x.new_empty((*x.shape[:-1], weight.shape[0])) if fits else call.tensor()
-    source, path, name = run.vector(x, -1, call.name, strict=False), _path(run, weight), run.names.get(id(weight))
+    source, path = run.vector(x, -1, call.name, strict=False), _path(run, weight)
     others = [plane for plane in run.known(x).planes if x.dim() - 1 not in plane.dims]
-    cost = per_image(run, price(call.name, call.argument, out), x)
+    cost = run.per_image(price(call.name, call.argument, out), x, weight)
     if not _has_channels(run, weight):
         run.keep_labels(source, call.name, "reads channels by constant weights")
         run.term(path, cost, *(plane.labels.reshape(-1) for plane in others))
-        run.carry(out, others)
+        run.carry(out, others, image=run.of_image(x, weight))
         return out
     layout = run.produce(weight, 0, "linear")
-    if name is not None:
+    if (name := _name(run, path, weight)) is not None:
         run.producers.append((name, "linear", layout))
         run.consumers.append((name, source))
     run.tensor_axis(weight, 1, source)
@@ -148,19 +163,13 @@ def linear(run: Run, call: Call) -> Any:
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_features=source, out_features=layout)
     run.term(path, cost, source, layout, *(plane.labels.reshape(-1) for plane in others))
-    run.carry(out, [*others, vector_plane(layout, out.dim() - 1, out.dim())])
+    run.carry(out, [*others, vector_plane(layout, out.dim() - 1, out.dim())], image=run.of_image(x, weight))
     run.made(out, weight)
     return out
 
 
 def _has_channels(run: Run, weight: Tensor) -> bool:
     return id(weight) in run.names or bool(run.known(weight).planes)
-
-
-def per_image(run: Run, cost: Price, x: Tensor) -> Price:
-    """Of what is computed from the input, one image's share."""
-    images = run.images if run.known(x).image or id(x) not in run.names else 1
-    return Price(cost.macs // images, cost.other // images)
 
 
 def _norm(run: Run, call: Call, vector: Tensor, *tensors: Tensor | None, attribute: str) -> None:
@@ -173,7 +182,7 @@ def _norm(run: Run, call: Call, vector: Tensor, *tensors: Tensor | None, attribu
                 path = _path(run, tensor)
     _attributes(run, path, **{attribute: vector})
     cost = price(call.name, call.argument, x)
-    run.term(path, per_image(run, cost, x), vector)
+    run.term(path, run.per_image(cost, x), vector)
     run.normed(x, path)
 
 
@@ -185,9 +194,14 @@ def batch_norm(run: Run, call: Call) -> Any:
     )
     known = next((t for t in (weight, mean) if t is not None), None)
     out = like(x) if known is None or known.shape[0] == x.shape[1] else call.run()
-    vector = run.vector(x, 1, call.name)
+    vector = run.vector(x, 1, call.name, strict=False)
     _norm(run, call, vector, weight, bias, mean, variance, attribute="num_features")
-    run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else ())
+    planes = [vector_plane(vector, 1, x.dim())] if any(1 in p.dims for p in run.known(x).planes) else []
+    for plane in run.known(x).planes:
+        if 1 not in plane.dims:  # of weights that are normalised, the inputs
+            run.labels.mix(plane.labels)
+            planes.append(plane)
+    run.carry(out, planes, image=run.of_image(x))
     return out
 
 
@@ -198,7 +212,7 @@ def instance_norm(run: Run, call: Call) -> Any:
     )
     vector = run.vector(x, 1, call.name)
     _norm(run, call, vector, weight, bias, mean, variance, attribute="num_features")
-    run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else ())
+    run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else (), image=run.of_image(x))
     return out
 
 
@@ -214,7 +228,7 @@ def group_norm(run: Run, call: Call) -> Any:
         run.labels.mix(vector)
         if groups > 1:
             run.labels.cut(vector, groups)
-    run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else ())
+    run.carry(out, [vector_plane(vector, 1, x.dim())] if run.known(x).planes else (), image=run.of_image(x))
     return out
 
 
@@ -244,9 +258,9 @@ def layer_norm(run: Run, call: Call) -> Any:
                 run.keep_labels(vector, call.name, "has its channels behind other dimensions")
     if weight is not None and id(weight) in run.names:
         path = _path(run, weight)
-    run.term(path, per_image(run, price(call.name, call.argument, out), x), *factors)
+    run.term(path, run.per_image(price(call.name, call.argument, out), x), *factors)
     run.normed(x, path)
-    run.carry(out, planes)
+    run.carry(out, planes, image=run.of_image(x))
     return out
 
 
@@ -257,7 +271,7 @@ def prelu(run: Run, call: Call) -> Any:
         vector = run.vector(x, 1, call.name)
         run.tensor_axis(weight, 0, vector)
         _attributes(run, _path(run, weight), num_parameters=vector)
-    run.carry(out, run.known(x).planes)
+    run.carry(out, run.known(x).planes, image=run.of_image(x))
     return out
 
 
@@ -268,7 +282,8 @@ def embedding(run: Run, call: Call) -> Any:
     for plane in run.known(weight).planes:
         if 0 in plane.dims:
             run.labels.freeze(plane.labels)
-    run.carry(out, [vector_plane(p.labels.reshape(-1), out.dim() - 1, out.dim()) for p in planes])
+    given = [vector_plane(p.labels.reshape(-1), out.dim() - 1, out.dim()) for p in planes]
+    run.carry(out, given, image=run.of_image(first(call)))
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from budgetnet.channels.calls import Call, first, leaves
 from budgetnet.channels.joining import join_planes
-from budgetnet.channels.labels import BLANK, Plane, expanded, reshaped
+from budgetnet.channels.labels import BLANK, Plane, expanded, reshaped, vector_plane
 from budgetnet.channels.picking import on_labels
 from budgetnet.channels.running import Rule, Run
 
@@ -19,7 +19,7 @@ def same(run: Run, call: Call) -> Any:
     out, source = call.run(), run.known(first(call))
     for tensor in leaves(out):
         if tensor.shape == first(call).shape:
-            run.carry(tensor, source.planes, source.blank, source.image)
+            run.carry(tensor, source.planes, source.blank, source.image, source.spread)
     return out
 
 
@@ -71,7 +71,8 @@ def expand(run: Run, call: Call) -> Any:
             continue
         shape = (1,) * more + tuple(plane.labels.shape)
         planes.append(Plane(plane.labels.reshape(shape), frozenset(d + more for d in plane.dims)))
-    run.carry(out, planes, source.blank, source.image)
+    spread = frozenset(d for d, size in enumerate(out.shape) if size > 1 and (d < more or x.shape[d - more] == 1))
+    run.carry(out, planes, source.blank, source.image, spread)
     return out
 
 
@@ -79,13 +80,17 @@ def repeat(run: Run, call: Call) -> Any:
     """repeat and tile."""
     x, out = first(call), call.run()
     source, more, planes = run.known(x), out.dim() - x.dim(), []
+    spread = frozenset(d for d, size in enumerate(out.shape) if size > 1 and (d < more or x.shape[d - more] == 1))
     for plane in source.planes:
+        if any(d + more in spread for d in plane.dims):
+            run.keep_labels(plane.labels, call.name, "spreads one channel over many")
+            continue
         times = [
             out.shape[d] // (x.shape[d - more] if d >= more else 1) if d - more in plane.dims else 1
             for d in range(out.dim())
         ]
         planes.append(Plane(plane.labels.repeat(times), frozenset(d + more for d in plane.dims)))
-    run.carry(out, planes, source.blank, source.image)
+    run.carry(out, planes, source.blank, source.image, spread)
     return out
 
 
@@ -215,11 +220,11 @@ def repeat_interleave(run: Run, call: Call) -> Any:
 def windows(run: Run, call: Call) -> Any:
     """F.unfold: (N, C, H, W) to (N, C·k·k, positions)."""
     x, out = first(call), call.run()
-    source = run.known(x)
+    source, planes = run.known(x), list[Plane]()
     if source.planes:
         vector = run.vector(x, 1, call.name)
-        vector = vector.repeat_interleave(out.shape[1] // len(vector))
-        run.carry(out, [Plane(vector.reshape(1, -1, 1), frozenset((1,)))], image=source.image)
+        planes = [vector_plane(vector.repeat_interleave(out.shape[1] // len(vector)), 1, 3)]
+    run.carry(out, planes, image=source.image)
     return out
 
 
@@ -240,7 +245,8 @@ def sliding(run: Run, call: Call) -> Any:
 MOVEMENTS: dict[str, Rule] = {
     **dict.fromkeys(
         ("contiguous", "clone", "detach", "to", "type", "float", "half", "double", "bfloat16", "type_as", "long", "int",
-         "bool", "requires_grad", "cpu", "cuda", "get data", "alias", "nan_to_num", "positive", "resolve_conj"), same),
+         "bool", "requires_grad", "cpu", "cuda", "get data", "get real", "get imag", "alias", "nan_to_num", "positive",
+         "resolve_conj"), same),
     **dict.fromkeys(
         ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel"), reshape),
     **dict.fromkeys(

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from budgetnet.channels.calls import Call, first, leaves
 from budgetnet.channels.joining import join_planes
-from budgetnet.channels.labels import Plane, aligned, vector_plane
-from budgetnet.channels.layers import LAYERS, per_image
+from budgetnet.channels.labels import Carried, Plane, aligned, vector_plane
+from budgetnet.channels.layers import LAYERS
 from budgetnet.channels.movements import MOVEMENTS
 from budgetnet.channels.picking import PICKING
 from budgetnet.channels.prices import Price, price
+from budgetnet.channels.products import PRODUCTS
 from budgetnet.channels.running import Rule, Run, unknown
 
 
@@ -31,14 +32,21 @@ def elementwise(run: Run, call: Call) -> Any:
     if len(tensors) == 1 or all(t.dim() == 0 for t in tensors[1:]):
         known = run.known(tensors[0])
         planes: Sequence[Plane] = [aligned(p, len(shape)) for p in known.planes]
-        image, blank = any(run.known(t).image for t in tensors), known.blank
+        image, blank, spread = run.of_image(*tensors), known.blank, known.spread
     else:
-        entries = [(t.shape, run.known(t)) for t in tensors if t.dim() > 0]
+        entries = [(_narrow(t, run.known(t)), run.known(t)) for t in tensors if t.dim() > 0]
         planes = join_planes(run, call, entries, shape)
         image, blank = any(k.image for _, k in entries), all(k.blank for _, k in entries)
+        lead = [(1,) * (len(shape) - len(own)) + own for own, _ in entries]
+        spread = frozenset(d for d, size in enumerate(shape) if size > 1 and all(own[d] == 1 for own in lead))
     for tensor in given:
-        run.carry(tensor, planes, blank, image)
+        run.carry(tensor, planes, blank, image, spread)
     return out
+
+
+def _narrow(tensor: Tensor, known: Carried) -> tuple[int, ...]:
+    """Its shape before it was expanded."""
+    return tuple(1 if d in known.spread else size for d, size in enumerate(tensor.shape))
 
 
 def _elements(call: Call) -> Tensor | None:
@@ -60,10 +68,13 @@ def _elements(call: Call) -> Tensor | None:
 
 
 def created(run: Run, call: Call) -> Any:
-    """A tensor of one value, or of random ones: it has no channels of its own."""
+    """A tensor of one value, or of random ones: it has no channels of its own, unless it is made like another."""
     out = call.run()
+    source = (
+        run.known(first(call)) if call.name.endswith("_like") and call.tensors else Carried(blank=True, image=False)
+    )
     for tensor in leaves(out):
-        run.carry(tensor, (), blank=True, image=False)
+        run.carry(tensor, source.planes, not source.planes, source.image)
     return out
 
 
@@ -162,52 +173,26 @@ def spatial(run: Run, call: Call) -> Any:
         planes.append(Plane(labels, rest))
     cost = price(call.name, call.argument, out)
     if cost != Price():
-        run.term(run.current(), per_image(run, cost, x), *(p.labels.reshape(-1) for p in planes))
+        run.term(run.current(), run.per_image(cost, x), *(p.labels.reshape(-1) for p in planes))
     for tensor in leaves(out):
         run.carry(tensor, planes, image=run.known(x).image)
     return out
 
 
-def matmul(run: Run, call: Call) -> Any:
-    """A product of two tensors: what is summed over meets, what is left of each lies along the result."""
-    left, right, out = call.tensors[0], call.tensors[1], call.run()
-    place = run.place(call.name)
-    summed = (left.dim() - 1, max(right.dim() - 2, 0))
-    weight = run.names.get(id(right)) if right.dim() == 2 else None
-    results: list[Plane] = []
-    inner: list[Tensor] = []
-    for tensor, dim, is_left in ((left, summed[0], True), (right, summed[1], False)):
-        more = out.dim() - tensor.dim()
-        found = None
-        for plane in run.known(tensor).planes:
-            if dim in plane.dims:
-                if len(plane.dims) > 1:
-                    run.keep_labels(plane.labels, place.operation, "sums over some of its channels")
-                found = plane.labels.reshape(-1) if len(plane.dims) == 1 else None
-            elif more >= 0:
-                results.append(aligned(plane, out.dim()))
-            else:
-                run.keep_labels(plane.labels, place.operation, "is a product with a vector")
-        inner.append(torch.zeros(tensor.shape[dim], dtype=torch.int64) if found is None else found)
-        del is_left
-    if bool((inner[0] != 0).any()) or bool((inner[1] != 0).any()):
-        run.labels.unite(inner[0], inner[1])
-        if weight is not None:
-            run.reads[weight] = 0
+def transform(run: Run, call: Call) -> Any:
+    """Fourier transforms: over space, labels stay; across channels, these stay as they are."""
+    x, out = first(call), call.run()
+    default = None if call.name.endswith("n") else (-2, -1) if call.name.endswith("2") else -1
+    dims = call.argument(2, "dim", default)
+    across = set(range(x.dim())) if dims is None else {d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}
+    planes = []
+    for plane in run.known(x).planes:
+        if plane.dims & across:
+            run.keep_labels(plane.labels, call.name, "works across its channels")
         else:
-            run.labels.mix(inner[0])
-    cost = per_image(run, price(call.name, call.argument, out), left)
-    if weight is not None:
-        run.axis(weight, 1, layout := run.produce(right, 1, "linear"))
-        run.producers.append((weight, "parameter", layout))
-    run.term(run.current(), cost, inner[0], *(plane.labels.reshape(-1) for plane in results))
-    run.carry(out, results)
+            planes.append(plane)
+    run.carry(out, planes, image=run.of_image(x))
     return out
-
-
-def fixed(run: Run, call: Call) -> Any:
-    """Attention in one call, and products that are not looked into: what they read stays as it is."""
-    return run.opaque(call, run.place(call.name), "is taken as a whole")
 
 
 def match_channels(run: Run, call: Call) -> Any:
@@ -250,7 +235,8 @@ _ELEMENTWISE = _words(
     "floor ceil trunc frac erf cos sin tan atan reciprocal clamp clamp_min clamp_max pow float_power add sub rsub mul "
     "div floor_divide remainder fmod maximum minimum where lerp addcmul addcdiv masked_fill copy eq ne lt le gt ge and "
     "or xor invert logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf "
-    "isfinite atan2 hypot heaviside bernoulli fill zero xlogy sinh cosh asinh acosh logit"
+    "isfinite atan2 hypot heaviside bernoulli fill zero xlogy sinh cosh asinh acosh logit real imag complex polar conj "
+    "angle"
 )
 _PLAIN = frozenset(
     _words(
@@ -272,10 +258,9 @@ _SPATIAL = _words(
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d interpolate "
     "upsample upsample_nearest upsample_bilinear grid_sample max_unpool1d max_unpool2d max_unpool3d"
 )
-_WHOLE = _words(
-    "multi_head_attention_forward scaled_dot_product_attention einsum addmm baddbmm addbmm mv dot lstm gru rnn_tanh "
-    "rnn_relu outer cdist kron tensordot _native_multi_head_attention"
-)
+_TRANSFORMS = [
+    f"fft_{way}{kind}{dims}" for way in ("", "i") for kind in ("fft", "rfft", "hfft") for dims in ("", "2", "n")
+]
 _NOTHING = _words(
     "size dim ndimension numel nelement element_size stride storage_offset is_contiguous is_floating_point is_complex "
     "is_signed get_device len bool int float item tolist format repr index hash _assert is_tensor arange tensor "
@@ -295,8 +280,8 @@ RULES: dict[str, Rule | None] = {
     **dict.fromkeys(_REDUCTIONS, reduce),
     **dict.fromkeys(_SPATIAL, spatial),
     **dict.fromkeys(("softmax", "log_softmax", "softmin", "normalize", "cumsum", "logcumsumexp", "cumprod"), along),
-    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
-    **dict.fromkeys(_WHOLE, fixed),
+    **PRODUCTS,
+    **dict.fromkeys(_TRANSFORMS, transform),
     **dict.fromkeys(("sort", "topk", "argsort", "kthvalue", "msort"), ordered),
     "local_response_norm": neighbours, "match_channels": match_channels,
 }  # fmt: skip

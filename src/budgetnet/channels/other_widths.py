@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetnet.channels.calls import Call, Event, Place
+from budgetnet.channels.calls import Call, Event, Place, leaves
 from budgetnet.channels.graph import GraphError, Layout, Segment
 from budgetnet.channels.groups import Structure, distinct
 from budgetnet.channels.labels import Planes
@@ -30,6 +30,14 @@ _NOWHERE = Place("forward", "", "", 0, True)
 
 class Stop(Exception):
     """A run at other widths cannot go on."""
+
+
+class Failed(GraphError):
+    """The model's own code has raised something. what: that, and where."""
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 class Second(Run):
@@ -65,18 +73,27 @@ class Second(Run):
         number = len(self.events) - 1
         if number >= len(self.first.events):
             return
-        for (shape, _), (old, planes) in zip(self.events[number].outputs, self.first.events[number].outputs):
-            if self.grown(planes, old) not in (None, tuple(shape)):
+        for tensor, (old, planes) in zip(leaves(out), self.first.events[number].outputs):
+            known, expected = self.known(tensor), self.grown(planes, old)
+            if expected is None or known.blank:
+                continue
+            differ = {d for d, (a, b) in enumerate(zip(expected, tensor.shape)) if a != b} - known.spread
+            if differ or len(expected) != tensor.dim():
                 self.suspect(call.name, number, WRITTEN_DOWN)
                 raise Stop
 
-    def suspect(self, operation: str, number: int, why: str) -> None:
-        """What the operation reads and gives in the first run, here and wherever this line of code is run."""
+    def suspect(self, operation: str | None, number: int, why: str) -> None:
+        """What the operation reads and gives in the first run, here and wherever this line of code is run.
+
+        operation: None where the model's own code fails, right behind an operation: here alone.
+        """
         here, labels = self.first.events[min(number, len(self.first.events) - 1)], list[Tensor]()
-        self.alike = [e for e in self.first.events if e.line == here.line and e.name == here.name]
+        everywhere = self.first.events if operation else [here]
+        self.alike = [event for event in everywhere if event.line == here.line and event.name == here.name]
         for event in self.alike:
             labels += event.labels()
-        self.suspects.append((self.place(operation), why, labels))
+        place = _NOWHERE if operation is None else self.place(operation)
+        self.suspects.append((place, why, labels))
 
 
 def find_layouts(run: Run, shadow: Shadow, again: Callable[[Run], None]) -> tuple[Structure, Layouts]:
@@ -138,7 +155,8 @@ class _Comparison:
             again(second)
         except (Stop, GraphError) as error:
             if not second.suspects:
-                second.suspect("forward", len(second.events) - 1, f"fails at other widths ({error})")
+                what = error.what if isinstance(error, Failed) else error
+                second.suspect(None, len(second.events) - 1, f"fails at other widths: {what}")
         if not second.suspects:
             return self._layouts(second)
         if second.alike and second.alike[0].line not in self.tried:
@@ -247,6 +265,9 @@ def _numbers(run: Run, events: Sequence[Event]) -> dict[tuple[str, str], Tensor]
     for event in events:
         module = run.modules[event.module]
         own = {k: v for k, v in vars(module).items() if type(v) is int and v > 1}
+        for k, v in vars(module).items():
+            if type(v) in (list, tuple) and all(type(item) is int for item in v):
+                own |= {f"{k}[{number}]": item for number, item in enumerate(v) if item > 1}
         if type(module).__module__.startswith("torch.nn."):
             continue
         planes = [plane for _, given in event.outputs for plane in given]

@@ -91,6 +91,35 @@ def select(run: Run, call: Call) -> Any:
     return out
 
 
+def halves(run: Run, call: Call) -> Any:
+    """glu: one half of the channels gates the other."""
+    x, out = first(call), call.run()
+    source, dim, planes = run.known(x), call.argument(1, "dim", -1) % x.dim(), []
+    for plane in source.planes:
+        if dim in plane.dims:
+            run.labels.couple(plane.labels)
+            left, right = plane.labels.chunk(2, dim)
+            run.labels.unite(left, right)
+            plane = Plane(left, plane.dims)
+        planes.append(plane)
+    run.carry(out, planes, image=source.image)
+    return out
+
+
+def gather(run: Run, call: Call) -> Any:
+    """Entries along one dimension by an index: channels along another stay."""
+    x, out = first(call), call.run()
+    source, planes = run.known(x), []
+    dim = call.argument(2, "dim") if call.name == "take_along_dim" else call.argument(1, "dim")
+    for plane in source.planes:
+        if dim is None or dim % x.dim() in plane.dims or any(x.shape[d] != out.shape[d] for d in plane.dims):
+            run.keep_labels(plane.labels, call.name, "picks channels by an index")
+        else:
+            planes.append(plane)
+    run.carry(out, planes)
+    return out
+
+
 def getitem(run: Run, call: Call) -> Any:
     """x[...]"""
     x, out = first(call), call.run()
@@ -198,5 +227,5 @@ PICKING: dict[str, Rule] = {
         ("chunk", "split", "split_with_sizes", "tensor_split", "narrow", "flip", "fliplr", "flipud", "roll",
          "index_select", "rot90", "hsplit", "vsplit", "unsafe_chunk", "unsafe_split"), take),
     **dict.fromkeys(("select", "unbind"), select),
-    "getitem": getitem, "setitem": setitem,
+    "getitem": getitem, "setitem": setitem, "glu": halves, "gather": gather, "take_along_dim": gather,
 }  # fmt: skip

@@ -78,8 +78,10 @@ def operate(change: WidthChange, fill: Callable[[], None], optimizer: torch.opti
     graph = change.graph
     if optimizer is not None:
         _check_state(optimizer, change)
-    before = [(module, module._parameters.copy(), module._buffers.copy()) for module in graph.model.modules()]
-    attributes = [(path, name, getattr(graph.model.get_submodule(path), name)) for path, name in graph.attributes]
+    touched = {name.rpartition(".")[0] for name in change.tensors()}
+    before = [(m, m._parameters.copy(), m._buffers.copy()) for m in map(graph.model.get_submodule, touched)]
+    keys = {(path, name.partition("[")[0]) for path, name in graph.attributes}
+    attributes = [(path, name, getattr(graph.model.get_submodule(path), name)) for path, name in keys]
     slots = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
     state = {} if optimizer is None else dict(optimizer.state)
     try:

@@ -29,6 +29,7 @@ from budgetnet.channels.calls import (
     name_of,
     one_device,
 )  # fmt: skip
+from budgetnet.channels.graph import GraphError
 from budgetnet.channels.labels import Carried, Labels, Plane, vector_plane
 from budgetnet.channels.prices import PRICED, Price, metered, price
 
@@ -98,8 +99,16 @@ class Run(TorchFunctionMode):
             args, kwargs = one_device(tensors, args, kwargs)
         call = Call(name, func, args, kwargs, tensors)
         if self.paused:
-            return self._paid(call)
+            out = self._paid(call)
+            for tensor in leaves(out):
+                self.carry(tensor, (), image=self.of_image(*tensors))
+            return out
         for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in self.names:
+                raise GraphError(
+                    f"{self.place(name)} reads a parameter that {type(self.model).__name__} has not registered: keep "
+                    "its layer in an attribute or a ModuleList, so that it is copied and trained along"
+                )
             tensor._uses = getattr(tensor, "_uses", 0) + 1  # type: ignore[attr-defined]
         return self.follow(rule, call)
 
@@ -118,12 +127,17 @@ class Run(TorchFunctionMode):
         given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
         self.events.append(Event(call.name, self.line(), self.current(), planes, given))
 
-    def _pay(self, cost: Price) -> None:
-        module = self.stack[-1][0] if self.stack else ""
+    def _pay(self, cost: Price, tensors: Sequence[Tensor]) -> None:
+        cost = self.per_image(cost, *tensors)
         for matrix, amount in ((True, cost.macs), (False, cost.other)):
             if amount and self.counting:
-                each, rest = divmod(amount, self.images)
-                self.costs.append(Cost(module, matrix, amount if rest else each, ()))
+                self.costs.append(Cost(self.current(), matrix, amount, ()))
+
+    def per_image(self, cost: Price, *tensors: Tensor) -> Price:
+        """Of what is computed from these, one image's share; what is computed of weights alone is computed once."""
+        if not self.of_image(*tensors):
+            return cost
+        return Price(*(amount // self.images if amount % self.images == 0 else amount for amount in cost))
 
     def fails_as_before(self) -> bool:
         """Whether a pass that has failed may be left where it failed."""
@@ -136,7 +150,7 @@ class Run(TorchFunctionMode):
             self.keep(tensor, place, why)
         out = self._paid(call)
         for tensor in leaves(out):
-            self.carry(tensor, ())
+            self.carry(tensor, (), image=self.of_image(*call.tensors))
         return out
 
     def _paid(self, call: Call) -> Any:
@@ -146,7 +160,7 @@ class Run(TorchFunctionMode):
             cost = price(call.name, call.argument, out)
         else:
             out, cost = metered(call.function, call.args, call.kwargs)
-        self._pay(cost)
+        self._pay(cost, call.tensors)
         return out
 
     @staticmethod
@@ -201,11 +215,13 @@ class Run(TorchFunctionMode):
             place = Place("forward", path, "", 0, True)
             for tensor in inputs:
                 self.keep(tensor, place, "is frozen")
-            self.paused = True
+            self.paused, known = True, len(self.costs)
             try:
                 out = forward(*args, **kwargs)
             except Exception:  # what looks at its data: on zeros
-                out = _on_zeros(module, args, kwargs)
+                del self.costs[known:]
+                out, cost = metered(_on_zeros, (module, args, kwargs), {})
+                self._pay(cost, inputs)
             finally:
                 self.paused = False
             for tensor in leaves(out):
@@ -224,7 +240,7 @@ class Run(TorchFunctionMode):
             return found
         name = self.names.get(id(tensor))
         if name is None or not tensor.is_floating_point() or tensor.numel() < 2:
-            return Carried(image=False)
+            return Carried(image=name is None and tensor.is_meta)
         planes = []
         for dim, size in enumerate(tensor.shape):
             if size > 1 or dim in self.axes.get(name, {}):
@@ -233,8 +249,19 @@ class Run(TorchFunctionMode):
         tensor._carried = carried  # type: ignore[attr-defined]
         return carried
 
-    def carry(self, tensor: Tensor, planes: Sequence[Plane], blank: bool = False, image: bool = True) -> Tensor:
-        tensor._carried = Carried(tuple(planes), blank, image)  # type: ignore[attr-defined]
+    def of_image(self, *tensors: Tensor) -> bool:
+        """Whether something of this is computed from the input, not of weights alone."""
+        return any(self.known(tensor).image for tensor in tensors)
+
+    def carry(
+        self,
+        tensor: Tensor,
+        planes: Sequence[Plane],
+        blank: bool = False,
+        image: bool = True,
+        spread: frozenset[int] = frozenset(),
+    ) -> Tensor:
+        tensor._carried = Carried(tuple(planes), blank, image, spread)  # type: ignore[attr-defined]
         return tensor
 
     def keep(self, tensor: Tensor, place: Place, why: str) -> None:
@@ -269,6 +296,9 @@ class Run(TorchFunctionMode):
         known = self.axes.setdefault(name, {}).setdefault(dim, vector)
         if known is not vector:
             self.labels.unite(known, vector)
+        if name in self.frozen:
+            self.found_frozen.add(name)
+            self.keep_labels(known, Place("forward", name, "", 0, True), "is frozen")
         return known
 
     def tensor_axis(self, tensor: Tensor | None, dim: int, vector: Tensor) -> None:
@@ -311,6 +341,14 @@ class Run(TorchFunctionMode):
                 kept = () if amount * divisor % length else factors
                 self.costs.append(Cost(module, matrix, amount, kept, divisor if kept else 1))
 
+    def keep_products(self) -> None:
+        """Of what costs a product of more than two widths, the narrowest stay as they are."""
+        for cost in self.costs:
+            changing = [factor for factor in cost.factors if bool((self.labels.roots(factor) > 0).any())]
+            for factor in sorted(changing, key=len)[: max(0, len(changing) - 2)]:
+                place = Place("forward", cost.module, "", 0, True)
+                self.keep_labels(factor, place, "costs what is a product of more than two widths")
+
     def made(self, tensor: Tensor, weight: Tensor) -> None:
         """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
         path, _, leaf = self.names.get(id(weight), "").rpartition(".")
@@ -338,8 +376,7 @@ def _on_zeros(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     tensors = [*module.parameters(), *module.buffers()]
     memo = {id(t): nn.Parameter(zeros(t), False) if isinstance(t, nn.Parameter) else zeros(t) for t in tensors}
     twin = copy.deepcopy(module, memo)
-    with torch._C.DisableTorchFunction():
-        out = twin(*tree_map(zeros, args), **tree_map(zeros, kwargs))
+    out = twin(*tree_map(zeros, args), **tree_map(zeros, kwargs))
     return tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, out)
 
 

@@ -41,8 +41,8 @@ class Shadow:
             shape = torch.Size(shapes.get(name, tensor.shape))
             self._put(name, tensor if shape == tensor.shape else tensor.new_empty(shape))
         for (path, name), size in attributes.items():
-            module = self._modules[path]
-            self._attributes.setdefault((path, name), getattr(module, name))
+            module, whole = self._modules[path], name.partition("[")[0]
+            self._attributes.setdefault((path, whole), getattr(module, whole))
             set_attribute(module, name, size)
 
     def restore(self) -> None:
@@ -60,9 +60,15 @@ class Shadow:
 
 
 def set_attribute(module: nn.Module, name: str, size: int) -> None:
-    """Let a layer know one of its widths; a layer norm keeps it in a tuple."""
+    """Let a layer know one of its widths; a layer norm keeps it in a tuple. name: "splits[1]" is an item of a list."""
+    name, _, index = name.partition("[")
     value = getattr(module, name)
-    setattr(module, name, (size, *value[1:]) if isinstance(value, tuple) else size)
+    if index or isinstance(value, tuple):
+        items, place = list(value), int(index.rstrip("]") or 0)
+        items[place] = size
+        setattr(module, name, type(value)(items))
+    else:
+        setattr(module, name, size)
 
 
 def _index(tensor: Tensor) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from budgetnet.channels.assembling import Kind, assemble
 from budgetnet.channels.calls import NOT_THE_USERS, Place, leaves
 from budgetnet.channels.graph import GraphError
 from budgetnet.channels.operations import RULES
-from budgetnet.channels.other_widths import Stop, find_layouts
+from budgetnet.channels.other_widths import Failed, Stop, find_layouts
 from budgetnet.channels.running import Run
 from budgetnet.channels.shadow import Shadow, undisturbed
 
@@ -29,12 +30,15 @@ def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind
     """A graph of this kind: see ChannelGraph.trace. Raises GraphError for a model that cannot be followed."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
-    _refuse_shared_parameters(model)
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise GraphError(f"{type(model).__name__} has lazy layers without sizes: call it once on an image before")
+    _refuse_shared_parameters(model, frozenset(frozen))
     with _processor():
         passes = Passes(model, tuple(example_input.shape))
         run = Run(passes.shadow.model, RULES, frozenset(frozen))
         passes.eval_and_training(run)
         _refuse(model, run)
+        run.keep_products()
         structure, layouts = find_layouts(run, passes.shadow, passes.again)
         graph = assemble(kind, model, tuple(example_input.shape), run, structure, layouts)
     model.__dict__["_channel_graph"] = graph  # not a submodule: the model's state and its copies stay plain
@@ -47,20 +51,28 @@ def _processor() -> AbstractContextManager[object]:
     return nullcontext() if default else torch.device("cpu")  # it sees every function: a fifth of the time
 
 
-def _refuse_shared_parameters(model: nn.Module) -> None:
+def _refuse_shared_parameters(model: nn.Module, frozen: frozenset[str]) -> None:
+    """A parameter of two modules is in neither's hands alone, unless both are taken as they are."""
     owners: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
-            other = owners.setdefault(id(parameter), f"{path}.{name}")
-            if parameter is not None and other != f"{path}.{name}":
-                raise GraphError(f"{other} and {path}.{name} are one parameter in two layers, which is not followed")
+            other = owners.setdefault(id(parameter), path)
+            if parameter is not None and other != path and not {other, path} <= frozen:
+                raise GraphError(
+                    f"modules {other!r} and {path!r} have one parameter, {name!r}, which is not followed: call one "
+                    f"module twice instead, or trace with frozen=({other!r}, {path!r}), on the command line "
+                    f"'backbone.frozen=[{other},{path}]'"
+                )
 
 
 def _refuse(model: nn.Module, run: Run) -> None:
     """Raises GraphError with all that is not followed, and what to type."""
     unknown = run.frozen - run.found_frozen - set(run.modules)
     if unknown:
-        raise GraphError(f"frozen={sorted(unknown)}: neither a module path nor an operation of {type(model).__name__}")
+        raise GraphError(
+            f"frozen={sorted(unknown)}: neither a module path nor an operation nor a used parameter of "
+            f"{type(model).__name__}"
+        )
     if not run.refused:
         return
     messages = list(dict.fromkeys(f"{place} {why}" for place, why in run.refused))
@@ -76,7 +88,11 @@ class Passes:
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self.name, self.input_shape = type(model).__name__, input_shape
-        self.shadow = Shadow(model)
+        try:
+            self.shadow = Shadow(model)
+        except Exception as error:  # whatever the model keeps
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise GraphError(f"{self.name} cannot be copied (copy.deepcopy): {line}") from error
         self.training_differs = False
 
     def eval_and_training(self, run: Run) -> None:
@@ -120,7 +136,7 @@ class Passes:
             run.carry(image, ())
             try:
                 out = shadow(image)
-            except Stop:
+            except (Stop, GraphError):
                 raise
             except Exception as error:  # whatever the model's own code raises
                 raise self._failed(run, error) from error
@@ -128,7 +144,7 @@ class Passes:
             for plane in run.known(tensor).planes:
                 run.labels.freeze(plane.labels)
 
-    def _failed(self, run: Run, error: Exception) -> GraphError:
+    def _failed(self, run: Run, error: Exception) -> Failed:
         """What a forward pass raised, with the line of the user's code and what to do."""
         line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         where, frame = "", error.__traceback__
@@ -141,8 +157,10 @@ class Passes:
                 where += f" ({Path(file).name}:{frame.tb_lineno})"
             frame = frame.tb_next
         if "meta" in line or isinstance(error, NotImplementedError):
-            return GraphError(
+            return Failed(
                 f"{self.name} cannot be traced{where}: {line}; move what depends on the data into a submodule and name "
-                "that in frozen=(...), 'backbone.frozen=[...]' on the command line"
+                "that in frozen=(...), 'backbone.frozen=[...]' on the command line",
+                f"{line}{where}",
             )
-        return GraphError(f"{self.name} does not take inputs of shape {self.input_shape[1:]}{where}: {line}")
+        message = f"{self.name} does not take inputs of shape {self.input_shape[1:]}{where}: {line}"
+        return Failed(message, f"{line}{where}")

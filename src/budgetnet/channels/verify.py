@@ -18,20 +18,21 @@ from budgetnet.channels.resize import operate, source_of
 from budgetnet.channels.running import Run
 from budgetnet.channels.width_change import WidthChange
 
-TOLERANCE = 1e-10
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""How far the outputs may move. Single precision is for models that do not run in double precision."""
 STEPS = (1, 8)
 """By how many channels a block every group is grown."""
 
 
 @torch.no_grad()
 def verify(graph: Graph) -> dict[str, str]:
-    """Grow all groups together by 1 and by 8 channels a block, and narrow them back, on a float64 copy in eval mode.
+    """Grow all groups together by 1 and by 8 channels a block, and narrow them back, on a copy in eval mode.
 
-    With zero-out initialisation the outputs must stay within 1e-10, and after narrowing back every tensor must be
-    bit-identical. Where the function cannot be kept the forward pass must still run, and the returned text says why:
-    a norm across channels, or a shortcut that the group used to crop. Returns group -> what was proven. The copy gets
-    random shifts, scales and statistics first, so that nothing agrees by being zero. Raises GraphError that names the
-    group, found by halves, and the first operation that gives something else.
+    With zero-out initialisation the outputs must stay within 1e-10 in float64, and after narrowing back every tensor
+    must be bit-identical. Where the function cannot be kept the forward pass must still run, and the returned text says
+    why: a norm across channels, or a shortcut that the group used to crop. Returns group -> what was proven. The copy
+    gets random shifts, scales and statistics first, so that nothing agrees by being zero. Raises GraphError that names
+    the group, found by halves, and the first operation that gives something else.
     """
     proof = _Proof(graph)
     proven = dict.fromkeys(graph.widths, "function kept")
@@ -55,13 +56,22 @@ class _Proof:
     """A copy of the model that is grown and narrowed again and again."""
 
     def __init__(self, graph: Graph) -> None:
-        self.model = _twin(graph.model).to("cpu", torch.float64).eval()
-        self.graph = Graph.of(self.model)
-        _perturb(self.model)
-        shape = (2, *graph.input_shape[1:])
-        self.inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.before = self._outputs()
+        inputs = torch.randn((2, *graph.input_shape[1:]), generator=torch.Generator().manual_seed(0))
+        for dtype, tolerance in TOLERANCES.items():
+            self.model, self.inputs, self.tolerance = (
+                _twin(graph.model).to("cpu", dtype).eval(),
+                inputs.to(dtype),
+                tolerance,
+            )
+            self.graph = Graph.of(self.model)
+            _perturb(self.model)
+            self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            try:
+                self.before = self._outputs()
+                return
+            except Exception as error:  # whatever the model's own code raises, such as for float64
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GraphError(f"a copy of {type(graph.model).__name__} cannot be run: {line}")
 
     def _outputs(self) -> Tensor:
         """All the tensors that the model returns, in one."""
@@ -92,7 +102,7 @@ class _Proof:
                 self._restore(groups)
                 return f"grown by {more} changes the shape of what the network gives"
             difference = (after - self.before).abs().max().item() if function else 0.0
-            if not difference <= TOLERANCE * max(1, self.before.abs().max().item()):
+            if not difference <= self.tolerance * max(1, self.before.abs().max().item()):
                 self._restore(groups)
                 return f"grown by {more} changes the function by {difference:.1e}"
         self._resize(groups, 0)
@@ -116,6 +126,11 @@ class _Proof:
 
     def blame(self, groups: Sequence[WidthGroup], function: bool, wrong: str) -> None:
         """Raises GraphError for a group, or the fewest found by halving, that is wrong."""
+        if not torch.equal(self._outputs(), self.before):
+            raise GraphError(
+                f"{type(self.model).__name__} gives something else each time in eval mode, so nothing can be proven: "
+                "F.dropout and the like take training=self.training"
+            )
         groups = list(groups)
         while len(groups) > 1:
             middle = len(groups) // 2
@@ -126,9 +141,10 @@ class _Proof:
             else:
                 break
         named = repr(groups[0]) if len(groups) == 1 else f"{', '.join(g.name for g in groups)} together"
+        names = [next(iter(g.producers), g.name.rstrip("'")) for g in groups]
         raise GraphError(
-            f"{named} {wrong}{self._operation(groups)}; keep it as it is: name the module around the operation in "
-            "frozen=(...), 'backbone.frozen=[...]' on the command line"
+            f"{named} {wrong}{self._operation(groups)}; to keep {'it' if len(groups) == 1 else 'them'} fixed, trace "
+            f"with frozen=({', '.join(map(repr, names))},), on the command line 'backbone.frozen=[{','.join(names)}]'"
         )
 
     def _operation(self, groups: Sequence[WidthGroup]) -> str:
@@ -198,8 +214,10 @@ def _where(name: str) -> str:
 
 
 def _perturb(model: nn.Module) -> None:
+    """Random shifts, scales and statistics. What is positive stays so: it may be a variance."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
         if tensor.dim() == 1 and tensor.is_floating_point():
-            low, high = (0.5, 1.5) if name.endswith(("weight", "running_var")) else (-0.5, 0.5)
+            positive = name.endswith(("weight", "running_var")) or bool((tensor > 0).all())
+            low, high = (0.5, 1.5) if positive else (-0.5, 0.5)
             tensor.copy_(torch.empty_like(tensor).uniform_(low, high, generator=generator))
