@@ -183,6 +183,7 @@ def setitem(run: Run, call: Call) -> Any:
     if sources is None or len(before.planes) > 1 or (given is not None and len(given.planes) > 1):
         for tensor in call.tensors:
             run.keep(tensor, place, "writes into picked channels")
+        run.carry(x, before.planes, image=run.of_image(*call.tensors))
         return None
     region = torch.empty(x.shape, device="meta")[index]
     planes: list[Plane] = list(before.planes)
