@@ -337,6 +337,23 @@ def test_an_optimizer_whose_state_cannot_follow_is_refused_before_anything_chang
         resize(net, {"0": 10}, torch.optim.LBFGS(net.parameters()))
 
 
+def test_an_optimizer_that_keeps_parameters_elsewhere_is_refused() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        """It steps twice, as sharpness-aware minimisation does."""
+
+        def __init__(self, parameters: list[nn.Parameter]) -> None:
+            super().__init__(parameters, {})
+            self.base = torch.optim.SGD(self.param_groups, lr=0.1)
+            self.param_groups = self.base.param_groups
+
+    net, listed = hard(), torch.optim.SGD(hard().parameters(), lr=0.1)
+    with pytest.raises(GraphError, match="optimizer Wrapper keeps parameters in 'base' too"):
+        resize(net, {"0": 10}, Wrapper(list(net.parameters())))
+    listed.flat = list(net.parameters())
+    with pytest.raises(GraphError, match="optimizer SGD keeps parameters in 'flat' too"):
+        resize(net, {"0": 10}, listed)
+
+
 def test_lists_of_states_of_a_parameters_shape_move_along() -> None:
     net = hard()
     optimizer = Foreign(list(net.parameters()), lambda p: {"history": [p.detach().clone(), p.detach() * 2], "step": 3})

@@ -200,6 +200,27 @@ def test_what_fails_at_other_widths_stays_and_the_graph_says_where() -> None:
     assert "fails at other widths: five channels, please (test_written_otherwise.py:" in "; ".join(graph.fixed)
 
 
+def plain() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (torch.jit.script(plain()), "the network is scripted"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), torch.jit.script(nn.Conv2d(8, 4, 1))), "module '1' is scripted"),
+        (torch.compile(plain()), "inside torch.compile"),
+    ],
+)
+def test_what_python_no_longer_runs_is_refused(net: nn.Module, message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        ChannelGraph.trace(net, IMAGE)
+
+
+def test_a_network_that_fx_has_traced_is_followed() -> None:
+    assert ChannelGraph.trace(torch.fx.symbolic_trace(plain()), IMAGE).verify() == {"0": "function kept"}
+
+
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     net = Between(lambda m, x: x)
     net.lock = threading.Lock()

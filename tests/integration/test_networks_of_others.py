@@ -17,14 +17,14 @@ from experiments.zoo.measures import fvcore_flops
 from experiments.zoo.networks import pytorchcv_network
 
 DIGITS = (
-    "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
-    "backbone=own", "backbone._target_=experiments.zoo.networks.pytorchcv_network", "threads=1", "logger=csv",
-    "trainer.progress=false",
+    "dataset=digits", "dataset.limit_train=128", "dataset.validation=60", "dataset.limit_test=100",
+    "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02", "backbone=own",
+    "backbone._target_=experiments.zoo.networks.pytorchcv_network", "threads=1", "logger=csv", "trainer.progress=false",
 )  # fmt: skip
-GROWN = ("growth.epochs_per_round=1", "growth.seed_width=4", "growth.cost_ratio=0.6", "finetune.epochs=2", "epochs=12")
+GROWN = ("growth.epochs_per_round=1", "growth.seed_width=2", "growth.cost_ratio=0.6", "finetune.epochs=2", "epochs=12")
 RUNS = {
     "mobilenetv2_wd4": GROWN,  # ties of depthwise convolutions and of residual sums
-    "densenet40_k12_bc_cifar10": (*GROWN, "dataset.limit_train=160"),  # every layer reads all layers before it
+    "densenet40_k12_bc_cifar10": GROWN,  # every layer reads all layers before it
     "shufflenetv2_wd2": ("method=l1", "epochs=6", "prune.epochs=2", "prune.steps=2", "prune.epochs_per_step=1",
                          "finetune.epochs=2"),
 }  # fmt: skip

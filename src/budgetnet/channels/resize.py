@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from budgetnet.channels.gradmax import check_reach
 from budgetnet.channels.graph import Graph, GraphError, layout_size
@@ -167,6 +168,14 @@ def _check_state(optimizer: torch.optim.Optimizer, change: WidthChange) -> None:
     kind = type(optimizer).__name__
     if hasattr(optimizer, "_params"):  # LBFGS: one state of all parameters, flattened
         raise GraphError(f"optimizer {kind} keeps a state of all parameters together, which cannot be resized: use SGD")
+    found = dict(change.graph.model.named_parameters())
+    resized = {id(found[name]) for name in change.tensors() if name in found}
+    for name, value in vars(optimizer).items():
+        inner = value.param_groups if isinstance(value, torch.optim.Optimizer) else value
+        if name not in ("param_groups", "state") and any(id(leaf) in resized for leaf in tree_leaves(inner)):
+            raise GraphError(
+                f"optimizer {kind} keeps parameters in {name!r} too, where they cannot be replaced: use SGD or Adam"
+            )
     for name in change.tensors():
         path, _, leaf = name.rpartition(".")
         parameter = change.graph.model.get_submodule(path)._parameters.get(leaf)

@@ -30,6 +30,12 @@ def trace(model: nn.Module, example_input: Tensor, frozen: Collection[str], kind
     """A graph of this kind: see ChannelGraph.trace. Raises GraphError for a model that cannot be followed."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("trace the module inside DistributedDataParallel (model.module), not the wrapper")
+    if (inner := getattr(model, "_orig_mod", None)) is not None:
+        raise GraphError(f"trace the module inside torch.compile ({type(inner).__name__}), and compile it afterwards")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            what = f"module {path!r}" if path else "the network"
+            raise GraphError(f"{what} is scripted, so that it cannot change: trace it before torch.jit.script")
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise GraphError(f"{type(model).__name__} has lazy layers without sizes: call it once on an image before")
     _refuse_shared_parameters(model, frozenset(frozen))

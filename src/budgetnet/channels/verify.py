@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -170,7 +171,10 @@ def _twin(model: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    if "_channel_graph" not in twin.__dict__:  # a torch.fx.GraphModule, which copies some attributes only
+        twin.__dict__["_channel_graph"] = replace(Graph.of(model), model=twin)
+    return twin
 
 
 class _Watch(TorchFunctionMode):
