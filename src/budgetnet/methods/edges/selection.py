@@ -65,11 +65,13 @@ def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, s
 
     The likeliest edges that fit are added, each with the cheapest path through it. If the limit that is used most is
     then used to less than `USED`, the least likely selected edge is exchanged whose place is filled with more: to
-    `USED` if any is, else with the most.
+    `USED` if any is, else with the most. Without limits nothing is added.
     """
+    if not limits:
+        return selected
     every = torch.ones_like(selected)
     best = _with_likeliest(costs, limits, probabilities, selected, every)
-    if not limits or _use(costs, limits, best) >= USED:
+    if _use(costs, limits, best) >= USED:
         return best
     for edge in probabilities.argsort(stable=True).tolist():
         if not selected[edge]:
