@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from budgetnet.backbones import cnf, resnet_fabric
-from budgetnet.backbones.fabric import Fabric
+from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.methods.edges import choose, reestimate
+from budgetnet.methods.edges.selection import filled
 
 
 def traced(net: Fabric, size: int) -> Fabric:
@@ -102,3 +104,44 @@ def test_what_comes_back_may_be_several_edges_of_one_path() -> None:
         kept = choose(costs, {"flops": limit}, draws, path, threshold=-1.0)
         used.append(costs.price(kept)["flops"] / limit)
     assert max(used) <= 1 and min(used) > 0.8
+
+
+@pytest.mark.parametrize("name", ["resnet_fabric", "cnf"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.4, 0.8, 1.0])
+def test_a_filled_budget_is_kept_and_leaves_no_room_for_any_edge(
+    fabrics: dict[str, EdgeCosts], name: str, part: float
+) -> None:
+    costs = fabrics[name]
+    graph, path = costs.layout, costs.cheapest_path("flops")
+    least, most = costs.price(path)["flops"], costs.full()["flops"]
+    limits = {"flops": int(least + part * (most - least))}
+    weights = costs.budget_fractions(limits)
+    for seed in range(3):
+        gamma = torch.rand(len(graph.edges), generator=torch.Generator().manual_seed(seed))
+        likely = choose(costs, limits, gamma, path)
+        kept = filled(costs, limits, gamma, likely)
+        used = costs.price(kept)["flops"]
+        assert costs.price(likely)["flops"] <= used <= limits["flops"] and torch.equal(graph.alive(kept), kept)
+        if used < 0.97 * limits["flops"]:
+            for edge in (~kept).nonzero().flatten().tolist():
+                free = [0.0 if here else weight for here, weight in zip(kept.tolist(), weights)]
+                again = graph.path(free, through=edge)
+                assert again is None or costs.price(kept | again)["flops"] > limits["flops"]
+
+
+def test_one_edge_is_exchanged_where_that_fills_the_budget() -> None:
+    """Of edges of 1, 3 and 4 units side by side, 1 and 3 are likely: 4 + 1 fill a budget of 5, which 3 + 1 do not."""
+    nodes = (Node("first", (1, 1, 1), (0, 0)), Node("last", (1, 1, 1), (0, 1)))
+    edges = {name: nn.Conv2d(1, 1, 1) for name in ("one", "three", "four")}
+    graph = EdgeGraph(nodes, tuple(Edge(name, "first", "last") for name in edges))
+    costs = EdgeCosts(traced(Fabric(graph, nn.Conv2d(3, 1, 1), edges, nn.Sequential(nn.Flatten(), nn.Linear(1, 2))), 1))
+    gamma = torch.tensor([0.9, 0.8, 0.1])
+    outside = costs.price(torch.tensor([False, False, False]))["params"]
+    prices = torch.tensor([1, 3, 4])
+    costs.price = lambda mask: {"params": outside + int((prices * mask).sum())}  # type: ignore[method-assign]
+    costs.weights = lambda kind: prices.tolist()  # type: ignore[method-assign]
+    limits = {"params": outside + 5}
+    likely = choose(costs, limits, gamma, torch.tensor([True, False, False]))
+    assert likely.tolist() == [True, True, False]
+    assert filled(costs, limits, gamma, likely).tolist() == [True, False, True]
+    assert torch.equal(filled(costs, {}, gamma, likely), likely)

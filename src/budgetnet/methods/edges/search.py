@@ -12,12 +12,15 @@ from torch import Tensor
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.edges.estimator import advantages, drawn, penalties, score_gradient
-from budgetnet.methods.edges.selection import choose
+from budgetnet.methods.edges.multipliers import Multipliers
+from budgetnet.methods.edges.selection import choose, filled
 from budgetnet.options import require_positive
 from budgetnet.seeding import keyed_generator
 
 CHOICES = ("learned", "random")
 BASELINES = ("mean", "ema")
+AUTO = "auto"
+"""The value of `method.cost_weight` with which the weight of the cost is learned."""
 DECIDED = (0.02, 0.98)
 """An edge counts as decided if its probability is below the first or above the second number."""
 
@@ -28,7 +31,7 @@ class SuperNetwork:
 
     warmup_epochs: int = 50
     choice: str = "learned"
-    cost_weight: float = 1.0
+    cost_weight: Any = AUTO
     lr: float = 0.064
     initial: float = 3.0
     baseline: str = "mean"
@@ -44,9 +47,10 @@ class SuperNetwork:
         require_positive("method", search_epochs=self.search_epochs, images=self.images)
         if self.warmup_epochs < 0:
             raise UsageError(f"method.warmup_epochs={self.warmup_epochs}: expected 0 or more")
-        for name in ("cost_weight", "lr"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"method.{name}={getattr(self, name)}: expected a number above 0")
+        weight = self.cost_weight
+        if weight != AUTO and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0):
+            raise UsageError(f"method.cost_weight={weight}: expected a number above 0, or {AUTO}")
+        require_positive("method", lr=self.lr)
         if not 0 < self.decay < 1:
             raise UsageError(f"method.decay={self.decay}: expected a number between 0 and 1")
         if not -30 <= self.initial <= 30:
@@ -70,6 +74,7 @@ class EdgeSearch:
         """The kinds of cost that are recorded."""
         count = len(self.layout.edges)
         self.logits = torch.full((count,), options.initial, dtype=torch.float64)
+        self.multipliers = Multipliers(self.limits, options.lr)
         self.average: float | None = None
         """Moving average of the mean loss of masks, with penalties, for the baseline "ema"."""
         self.sampled = torch.zeros(1 + len(self.shown), dtype=torch.float64)
@@ -88,11 +93,17 @@ class EdgeSearch:
         return float(((self.probabilities < low) | (self.probabilities > high)).double().mean())
 
     def chosen(self, limits: Mapping[str, int], fallback: Tensor) -> Tensor:
-        """The edges that are selected within these limits, bool (edges,); see `choose`."""
+        """The edges that are selected within these limits, bool (edges,); see `choose`, and `filled` for "auto"."""
         if self.options.choice == "random":
             draws = torch.rand(len(self.logits), generator=keyed_generator("choice", self.seed))
             return choose(self.costs, limits, draws, fallback, threshold=-1.0)
-        return choose(self.costs, limits, self.probabilities, fallback)
+        selected = choose(self.costs, limits, self.probabilities, fallback)
+        return filled(self.costs, limits, self.probabilities, selected) if self.learns_weight else selected
+
+    @property
+    def learns_weight(self) -> bool:
+        """Whether the weight of the cost is learned, so that the budget is used up."""
+        return self.options.cost_weight == AUTO
 
     # -- a step -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +153,9 @@ class EdgeSearch:
             return
         shared = self.options.samples is not None
         objective = torch.cat([each.mean()[None] if shared else each for each in losses]).double().cpu()
-        if self.limits:
+        if self.learns_weight:
+            objective += self.multipliers.price(costs)
+        elif self.limits:
             objective += self.options.cost_weight * penalties(costs, self.limits)
         baseline = None
         if self.options.baseline == "ema":
@@ -153,6 +166,10 @@ class EdgeSearch:
                 return
         gradient = score_gradient(self.logits, masks, advantages(objective, baseline))
         self.logits -= self.options.lr * total(gradient) / world
+        if self.learns_weight:
+            self.multipliers.ascend(
+                {kind: float(total(costs[kind].double().mean()[None])) / world for kind in self.limits}
+            )
 
     def collect(self, total: Callable[[Tensor], Tensor]) -> None:
         """Add this process's counts and costs since the last call to the totals; all processes must call.
@@ -203,6 +220,7 @@ class EdgeSearch:
         return {
             "logits": self.logits,
             "average": self.average,
+            "multipliers": self.multipliers.state_dict(),
             "sampled": self.sampled,
             "latency": self.costs.latency,
         }
@@ -210,4 +228,5 @@ class EdgeSearch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict()`."""
         self.logits, self.average = state["logits"], state["average"]
+        self.multipliers.load_state_dict(state["multipliers"])
         self.sampled, self.costs.latency = state["sampled"], state["latency"]

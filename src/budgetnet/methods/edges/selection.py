@@ -14,6 +14,8 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.methods.plan import WidthPlan
 
+USED = 0.97
+"""The part of a limit to which a budget is used up, if edges allow."""
 Fits = Callable[[Tensor], bool]
 """Whether the network of an edge mask, bool (edges,), is within the budget."""
 
@@ -52,11 +54,56 @@ def choose(
     selected = _reduced(graph.alive(on), likeliest_first, graph, fits)
     if not fits(selected):
         selected = fallback.clone()
-    fractions = costs.budget_fractions(limits)
-    for edge in likeliest_first:
-        if on[edge] and not selected[edge]:
+    return _with_likeliest(costs, limits, probabilities, selected, among=on)
+
+
+def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor) -> Tensor:
+    """The selected edges and those that use up the budget beside them, bool (edges,).
+
+    probabilities: (edges,), or any other scores. selected: a mask within the limits, all edges on a path from input to
+    output.
+
+    The likeliest edges that fit are added, each with the cheapest path through it. If the limit that is used most is
+    then used to less than `USED`, the least likely selected edge is exchanged whose place is filled with more: to
+    `USED` if any is, else with the most. Without limits nothing is added.
+    """
+    if not limits:
+        return selected
+    every = torch.ones_like(selected)
+    best = _with_likeliest(costs, limits, probabilities, selected, every)
+    if _use(costs, limits, best) >= USED:
+        return best
+    for edge in probabilities.argsort(stable=True).tolist():
+        if not selected[edge]:
+            continue
+        others = every.clone()
+        others[edge] = False
+        without = costs.layout.alive(selected & others)
+        if not without.any():
+            continue
+        exchanged = _with_likeliest(costs, limits, probabilities, without, others)
+        if _use(costs, limits, exchanged) > _use(costs, limits, best):
+            best = exchanged
+        if _use(costs, limits, best) >= USED:
+            break
+    return best
+
+
+def _use(costs: EdgeCosts, limits: Mapping[str, int], mask: Tensor) -> float:
+    """The largest fraction of a limit that a mask costs."""
+    price = costs.price(mask)
+    return max(price[kind] / limit for kind, limit in limits.items())
+
+
+def _with_likeliest(
+    costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor, among: Tensor
+) -> Tensor:
+    """The mask with the likeliest edges of `among` that fit, each with the cheapest path through it."""
+    fits, fractions = within(costs, limits), costs.budget_fractions(limits)
+    for edge in probabilities.argsort(descending=True, stable=True).tolist():
+        if among[edge] and not selected[edge]:
             weights = [0.0 if free else cost for free, cost in zip(selected.tolist(), fractions, strict=True)]
-            path = graph.path(weights, selected | on, through=edge)
+            path = costs.layout.path(weights, selected | among, through=edge)
             if path is not None and fits(selected | path):
                 selected = selected | path
     return selected
