@@ -92,6 +92,19 @@ class Logging:
             raise UsageError(f"logger.mode={self.mode!r}: expected online, offline, disabled or null")
         if self.init_timeout <= 0:
             raise UsageError(f"logger.init_timeout={self.init_timeout}: expected a number of seconds above 0")
+        if self._target_ is None:
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """W&B takes names of 1 to 128 characters without some, and tags of 1 to 64 characters."""
+        for name, without in (("project", "/\\#?%:"), ("entity", "/\\#?%:"), ("group", "")):
+            value = getattr(self, name)
+            if value is not None and (not 0 < len(value.strip()) <= len(value) <= 128 or set(value) & set(without)):
+                but = f" without {' '.join(without)}" if without else ""
+                raise UsageError(f"logger.{name}={value!r}: W&B takes 1 to 128 characters{but}")
+        for tag in self.tags:
+            if not 0 < len(tag) <= 64:
+                raise UsageError(f"logger.tags={list(self.tags)}: W&B takes tags of 1 to 64 characters")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -21,6 +20,8 @@ from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.processes.launch import requeue, single_process_environment
+from budgetnet.runs.adoption import finished
+from budgetnet.runs.directory import RunDirectory
 
 GRACE = 30.0
 """Seconds in which jobs can write a checkpoint when the sweep is stopped, before they are killed."""
@@ -181,7 +182,7 @@ class _Jobs:
 
     def _begin(self, job: Job) -> None:
         self.waiting.remove(job)
-        if (job.directory / "done.json").exists():
+        if finished(job.directory):
             self._skip(job)
             return
         gpus, self.free = self.free[: job.gpus], self.free[job.gpus :]
@@ -226,7 +227,7 @@ class _Jobs:
     def _succeed(self, job: Job, how: str) -> None:
         try:
             metric, value, split = score(job.directory)
-            seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
+            seconds = RunDirectory(job.directory).fact("seconds")
         except UsageError as error:
             self._fail(job, str(error))
             return

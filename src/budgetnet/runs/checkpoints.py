@@ -28,8 +28,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not there: all nodes of a run must see its directory") from error
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, IndexError, ValueError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        best = path.with_name("best.ckpt")
+        other = f"put {best.name}, of an earlier epoch, in its place, or " if path != best and best.exists() else ""
         raise RunError(
-            f"{path} is damaged or not a checkpoint of this project ({reason}): remove it to start again"
+            f"{path} is damaged or not a checkpoint of this project ({reason}): {other}remove it to start again"
         ) from error
     if found != CHECKPOINT_FORMAT:
         raise RunError(

@@ -23,6 +23,7 @@ from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
 from budgetnet.processes.group import Processes
 from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
+from budgetnet.runs.warnings import Warnings
 from budgetnet.seeding import keyed_seed
 from budgetnet.tasks import Output, Task
 
@@ -35,11 +36,15 @@ class Learner(pl.LightningModule):
     method: a method whose `start` has been called.
     phases: the phases of the run, in order.
     compiler: a backend of torch.compile for training steps in the final phase, in which no shape changes.
+    warnings: where warnings of the run are kept, which are part of a checkpoint.
     """
 
-    def __init__(self, method: Method, phases: list[Phase], compiler: str | None = None) -> None:
+    def __init__(
+        self, method: Method, phases: list[Phase], compiler: str | None = None, warnings: Warnings | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.warnings = warnings or Warnings()
         self.method, self.phases, self.compiler = method, phases, compiler
         training = method.training
         self.net = training.net
@@ -312,6 +317,7 @@ class Learner(pl.LightningModule):
             "batches": self.batches_done,
             "totals": self._totals.tolist(),
             "random_state": self._random_state,
+            "warnings": list(self.warnings.lines),
             "method": self.method.state_dict(),
         }
         self._random_state = None
@@ -339,6 +345,7 @@ class Learner(pl.LightningModule):
         self.batches_done = state["batches"]
         self._totals = torch.tensor(state["totals"], dtype=torch.float64)
         self._random_state = state["random_state"]
+        self.warnings.restore(state.get("warnings", []))
 
     def keep_random_state(self) -> None:
         """Put the random states of all processes into the next checkpoint, as one within an epoch needs them."""
