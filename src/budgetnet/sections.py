@@ -123,6 +123,8 @@ class Checkpoints:
 class TrainerOptions:
     """conf/trainer: devices, precision and options of the trainer. The last four are further options of Lightning.
 
+    timeout: minutes after which several processes no longer wait for one that gives no sign of life.
+
     Raises UsageError for values out of range.
     """
 
@@ -139,6 +141,7 @@ class TrainerOptions:
     compile: str | None = None
     channels_last: bool = field(default=True, metadata=NO_EFFECT)
     progress: bool = field(default=True, metadata=NO_EFFECT)
+    timeout: float = field(default=10.0, metadata=NO_EFFECT)
     benchmark: bool | None = field(default=None, metadata=NO_EFFECT)
     detect_anomaly: bool = field(default=False, metadata=NO_EFFECT)
     inference_mode: bool = field(default=True, metadata=NO_EFFECT)
@@ -150,6 +153,8 @@ class TrainerOptions:
             raise UsageError(f"trainer.num_nodes={self.num_nodes}: expected 1 to {MOST_DEVICES}")
         if self.deterministic not in (True, False, "warn"):
             raise UsageError(f"trainer.deterministic={self.deterministic!r}: expected true, false or warn")
+        if not 0 < self.timeout <= 10_000:
+            raise UsageError(f"trainer.timeout={self.timeout}: expected minutes, above 0 and at most 10000")
         if self.micro_batches < 1:
             raise UsageError(f"trainer.micro_batches={self.micro_batches}: expected 1 or more")
         if self.check_val_every_n_epoch < 1:
@@ -174,7 +179,15 @@ class TrainerOptions:
     @property
     def lightning(self) -> dict[str, Any]:
         """The arguments of `pl.Trainer`, which does not take the options of this project."""
-        ours = ("test_every_epoch", "sync_batchnorm", "micro_batches", "compile", "channels_last", "progress")
+        ours = (
+            "test_every_epoch",
+            "sync_batchnorm",
+            "micro_batches",
+            "compile",
+            "channels_last",
+            "progress",
+            "timeout",
+        )
         return {name: value for name, value in as_mapping(self).items() if name not in ours}
 
     @property

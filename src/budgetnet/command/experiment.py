@@ -21,6 +21,7 @@ from budgetnet.command.configuration import Configuration
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
 from budgetnet.processes.group import Processes, in_rank_order
+from budgetnet.processes.insisting import second_signal_ends
 from budgetnet.processes.launch import requeue
 from budgetnet.runs.adoption import check_same, finished, occupied
 from budgetnet.runs.best import best_epoch, lost_best
@@ -64,14 +65,18 @@ def run(options: Configuration, directory: Path, command: str, ending: Ending | 
     and Preempted or Interrupted after a signal.
     """
     config, signals = options.plain, Signals()
-    with ExitStack() as stack, signals.handled():
-        processes: Processes | None = None
+    processes: Processes | None = None
+    with (
+        ExitStack() as stack,
+        signals.handled(),
+        second_signal_ends(lambda: None if processes is None else processes.kill_children()),
+    ):
         try:
             if finished(directory):
                 return _summary(config, directory)
             components = build(options, directory, signals)
             processes = components.processes
-            processes.join()
+            processes.join(options.trainer.timeout)
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
@@ -87,6 +92,9 @@ def run(options: Configuration, directory: Path, command: str, ending: Ending | 
             if error is raised:
                 raise
             raise error from raised
+        finally:
+            if processes is not None:
+                processes.part()
 
 
 def _explained(error: BaseException, directory: Path, command: str) -> BaseException:
@@ -144,6 +152,7 @@ def _train(
         summary = _evaluate(components, directory)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
+        components.processes.part()
         if trainer.is_global_zero:
             _finish(config, directory, components, summary, ending)
         return summary

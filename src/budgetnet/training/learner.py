@@ -156,6 +156,7 @@ class Learner(pl.LightningModule):
         self._losses.append(loss)
         self._sums.append(sums)
         self.batches_done = batch_idx + 1
+        self.processes.step()
         for count, flops in self.method.computed(len(targets) * self.trainer.world_size):
             training.ledger.add(count, flops)
         training.ledger.teacher += len(targets) * self.trainer.world_size * self.task.teacher_flops
