@@ -52,7 +52,7 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
             stack.enter_context(exclusive(directory / _LOCK, _PATIENCE))
         except TimeoutError as error:
             raise UsageError(
-                f"run.dir={directory} is in use by another process: wait for it, or choose another directory"
+                f"run.dir={directory} is in use by another process ({error}): wait for it, or choose another directory"
             ) from error
         except OSError as error:
             raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
@@ -81,7 +81,7 @@ def _check_ours(config: Config, directory: Path) -> None:
 
 def _transient(path: Path) -> bool:
     """Whether the file may be left from a run that was killed as it began."""
-    return path.name == _LOCK or path.suffix == ".tmp"
+    return path.name.startswith(_LOCK) or path.suffix == ".tmp"
 
 
 def check_same(config: Config, directory: Path) -> None:
