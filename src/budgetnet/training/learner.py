@@ -26,6 +26,7 @@ from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
 from budgetnet.runs.warnings import Warnings
 from budgetnet.seeding import keyed_seed
 from budgetnet.tasks import Output, Task
+from budgetnet.training.conditions import changed, conditions
 
 _COLLECT_EVERY = 25  # steps between two collections of the losses, each of which waits for the device
 
@@ -319,6 +320,7 @@ class Learner(pl.LightningModule):
             "totals": self._totals.tolist(),
             "random_state": self._random_state,
             "warnings": list(self.warnings.lines),
+            "conditions": self._conditions(),
             "method": self.method.state_dict(),
         }
         self._random_state = None
@@ -347,6 +349,12 @@ class Learner(pl.LightningModule):
         self._totals = torch.tensor(state["totals"], dtype=torch.float64)
         self._random_state = state["random_state"]
         self.warnings.restore(state.get("warnings", []))
+        line = changed(state.get("conditions"), self._conditions())
+        if line is not None and self.processes.rank == 0:
+            self.warnings.add(line)
+
+    def _conditions(self) -> dict[str, Any]:
+        return conditions(self.method.training.device, self.processes.count)
 
     def keep_random_state(self) -> None:
         """Put the random states of all processes into the next checkpoint, as one within an epoch needs them."""
