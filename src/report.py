@@ -18,6 +18,7 @@ from pathlib import Path
 from budgetnet.errors import UsageError
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
+from src.output import keep_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", action="store_true", help="with --table: print what runs its rows")
     parser.add_argument("--short", action="store_true", help="with --commands: in a few epochs of a few images")
     options = parser.parse_args(arguments)
+    if arguments is None:
+        keep_output()
     try:
         if options.table is not None:
             paper_table(options)

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_named_with_what_removing_it_means_and_left_alone(tmp_
 
 @pytest.mark.parametrize("foreign", [checkpoint(6, 3.0, 6, 3.0), checkpoint(7, 1.0, 7, 1.0)])
 def test_the_file_of_another_run_of_the_same_widths_is_not_taken(foreign: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="best.ckpt is of another run: it should hold the weights of epoch 6"):
+    with pytest.raises(RunError, match=r"best.ckpt is of another run: it should hold the weights of epoch 6"):
         lost_best(tmp_path, write(tmp_path, LAST, foreign))
 
 
@@ -81,5 +81,7 @@ def test_before_the_first_best_epoch_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_damaged_last_checkpoint_is_said_with_what_is_left(tmp_path: Path) -> None:
     write(tmp_path, LAST, BEST)
     (tmp_path / "last.ckpt").write_bytes(b"half")
-    with pytest.raises(RunError, match="put best.ckpt, of an earlier epoch, in its place, or remove it to start again"):
+    with pytest.raises(
+        RunError, match=r"put best.ckpt, of an earlier epoch, in its place, or remove it to start again"
+    ):
         load_checkpoint(tmp_path / "last.ckpt")

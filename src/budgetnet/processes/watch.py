@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 EVERY = 2.0
@@ -102,8 +103,6 @@ class Watch:
 def end_now(line: str | None, code: int = 1) -> None:
     """End this process from any thread, whatever its main thread waits for. line: an error message, or None."""
     if line is not None:
-        try:
+        with suppress(OSError):
             print(f"error: {line}", file=sys.stderr, flush=True)
-        except OSError:
-            pass
     os._exit(code)

@@ -87,7 +87,7 @@ class _Owner:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.text = f"{machine()} {os.getpid()} {_started(os.getpid())}"
+        self.text = f"{machine()} {os.getpid()} {started(os.getpid())}"
 
     def take(self, deadline: float | None, flocked: bool) -> None:
         """Write the file, after waiting for another owner. flocked: whether this machine's lock is held.
@@ -100,7 +100,7 @@ class _Owner:
                 continue
             host, pid, started = (found.split() + ["?"] * 3)[:3]
             if host == machine():
-                ended = flocked or _started(int(pid) if pid.isdecimal() else 0) != started
+                ended = flocked or started(int(pid) if pid.isdecimal() else 0) != started
                 if not ended:
                     _wait(self.path, deadline)
                     continue
@@ -184,9 +184,10 @@ def machine() -> str:
     return f"{socket.gethostname() or '?'}-{boot}"
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process of this machine started, by the system's clock; "" if there is none, or that is unknown."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return "" if facts[0] in "ZX" else facts[19]
     except (OSError, IndexError):
         return ""

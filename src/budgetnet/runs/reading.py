@@ -1,4 +1,4 @@
-"""Text files of a run that may be damaged or of somebody else: read in bounded time, and nothing in them is resolved."""
+"""Text files of a run that may be damaged or of somebody else: read in bounded time, and nothing is resolved."""
 
 from __future__ import annotations
 

@@ -29,6 +29,4 @@ def changed(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | N
     differing = [f"{name}={now[name]} instead of {value}" for name, value in known.items() if value != now[name]]
     if not differing:
         return None
-    return (
-        f"continued with {', '.join(differing)}: the result is no longer, bit for bit, that of an uninterrupted run"
-    )
+    return f"continued with {', '.join(differing)}: the result is no longer, bit for bit, that of an uninterrupted run"
