@@ -23,3 +23,7 @@ def test_threads_are_those_in_effect() -> None:
     torch.set_num_threads(3)
     assert conditions(CPU, 1)["threads"] == 3
     torch.set_num_threads(before)
+
+
+def test_they_are_plain_values_for_a_checkpoint() -> None:
+    assert {type(value) for value in conditions(CPU, 1).values()} == {int, str}

@@ -15,7 +15,7 @@ def conditions(device: torch.device, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": f"{device.type} {name}",
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own class is no plain value
     }
 
 
