@@ -86,8 +86,8 @@ def write(rows: Sequence[Row], directory: Path) -> None:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "runs.csv").write_text(as_csv(rows))
-        (directory / "table.md").write_text(as_markdown(rows))
+        (directory / "runs.csv").write_text(as_csv(rows), encoding="utf-8")
+        (directory / "table.md").write_text(as_markdown(rows), encoding="utf-8")
         save(score_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error

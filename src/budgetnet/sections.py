@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from budgetnet.data.options import DatasetOptions
@@ -54,6 +55,9 @@ class Place:
                 continue
             if not value.strip() or not value.isprintable() or max(map(len, os.fsencode(value).split(b"/"))) > 255:
                 raise UsageError(f"run.{name}={value!r}: expected the name of a directory")
+            parts = PurePath(value).parts
+            if name in ("name", "experiment") and (not parts or ".." in parts or PurePath(value).is_absolute()):
+                raise UsageError(f"run.{name}={value!r} leaves run.root: for a directory anywhere else, give run.dir=")
 
 
 @dataclass(frozen=True)

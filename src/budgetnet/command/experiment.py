@@ -39,7 +39,16 @@ Config = Mapping[str, Any]
 EXPORTED = ("model.pt2", "model.onnx")
 _EXAMPLES = 6
 """The number of test images that a report shows."""
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ELOOP,
+)
 
 
 class Ending(Protocol):
@@ -150,6 +159,7 @@ def _train(
                 _forget_best(components, lost)
         _fit(components, checkpoint)
         summary = _evaluate(components, directory)
+        _check_budget(components)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
         components.processes.part()
@@ -223,6 +233,13 @@ def _test(components: Components, directory: Path, selected: bool) -> dict[str, 
             learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
         trainer.test(learner, datamodule=components.data, verbose=False)
     return results | {name: learner.results[name] for name in names}
+
+
+def _check_budget(components: Components) -> None:
+    """Raises RunError for a network, or a training, that exceeds a limit: there is no result above its budget."""
+    training = components.method.training
+    spent = {**components.method.costs(), "train_cost": training.ledger.spent}
+    training.budget.require_kept(spent, "the trained network")
 
 
 def _forget_best(components: Components, lost: str) -> None:

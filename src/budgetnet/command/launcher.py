@@ -23,6 +23,7 @@ from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.processes.launch import GRACE, LEADER, requeue, single_process_environment
 from budgetnet.runs.adoption import finished
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.files import append_to
 from budgetnet.runs.locking import started
 from budgetnet.runs.records import write_text
 
@@ -233,7 +234,7 @@ class _Jobs:
         environment = {**single_process_environment(), LEADER: str(os.getpid())}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        with open(self.sweep.log(job.name), "a") as log:
+        with append_to(self.sweep.log(job.name)) as log:
             print("$", shlex.join(["python", *command[1:]]), file=log, flush=True)
             start = log.tell()
             process = subprocess.Popen(
@@ -255,7 +256,7 @@ class _Jobs:
         try:
             check_same(checked(job.config), job.directory)
         except UsageError as error:
-            with open(self.sweep.log(job.name), "a") as log:
+            with append_to(self.sweep.log(job.name)) as log:
                 print(f"error: {error}", file=log)
             self._fail(job, str(error))
         else:
@@ -350,7 +351,7 @@ def _signals() -> Iterator[Callable[[], list[signal.Signals]]]:
 
 def _why(log: Path, start: int, code: int) -> str:
     """The reason why a job failed, on one line: its last error message or the last line of its output."""
-    with open(log, errors="replace") as file:
+    with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -99,7 +99,9 @@ def requeue() -> bool:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=20)
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job], capture_output=True, encoding="utf-8", errors="replace", timeout=20
+        )
         state = re.search(r"JobState=(\w+)", shown.stdout)
         if state is not None and state[1] != "RUNNING":
             return False

@@ -13,6 +13,7 @@ from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.files import folder_within
 from budgetnet.runs.records import write_text
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def draw_figures(run_dir: str | Path) -> list[str]:
     directory, and for damaged files, and OSError if nothing can be written.
     """
     run, failed = RunDirectory(run_dir), []
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = folder_within(run.path / "figures")
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from budgetnet.errors import RunError, in_one_line
 from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.files import replacing
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:
@@ -45,9 +45,8 @@ def lost_best(directory: Path, last: Mapping[str, Any]) -> str | None:
     if problem is None:
         return None
     if expected is not None and fingerprint(last["state_dict"]) == expected:
-        copy = path.with_name(path.name + ".tmp")
-        shutil.copyfile(directory / "last.ckpt", copy)
-        os.replace(copy, path)
+        with open(directory / "last.ckpt", "rb") as whole, replacing(path) as file:
+            shutil.copyfileobj(whole, file)
         return None
     value = last["callbacks"]["Checkpoint"]["best_value"]
     measured = "" if value is None else f", whose validation metric was {value:.2f}"

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from budgetnet.errors import RunError
+from budgetnet.runs.files import replacing
 
 CHECKPOINT_FORMAT = 4
 
@@ -47,14 +48,10 @@ class DurableFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)  # a checkpoint callback of the user may name a new folder
-        temporary = final.with_name(final.name + ".tmp")
         contents = io.BytesIO()
         torch.save(checkpoint, contents)
-        with open(temporary, "wb") as file:
+        with replacing(final) as file:
             file.write(contents.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
         directory = os.open(final.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

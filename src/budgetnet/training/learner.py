@@ -118,6 +118,8 @@ class Learner(pl.LightningModule):
             if plan is not None and stop:
                 self.stop_reason = plan.stop
             self._begin_phase(self._phase + 1, epochs)
+            if self.phase.final:
+                self.method.training.budget.require_kept(self.method.costs(), f"the network after epoch {epochs}")
 
     def _begin_phase(self, number: int, epochs: int) -> None:
         self._phase, self._phase_start = number, epochs
