@@ -151,6 +151,8 @@ def _train(
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
             Records(directory).task(described(learner.task))
+            for line in components.data.warnings:
+                learner.warnings.add(line)
             if components.warning is not None:
                 print(f"warning: {components.warning}", file=sys.stderr, flush=True)
         if checkpoint is not None:
