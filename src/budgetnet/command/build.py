@@ -14,7 +14,7 @@ import torch
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.command.configuration import Configuration, parse
-from budgetnet.command.made import blamed_on, make, make_data, make_network, make_task
+from budgetnet.command.made import blamed_on, check_smallest_batch, make, make_data, make_network, make_task
 from budgetnet.command.methods import method_class
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.costs.pricing import pricing_of
@@ -88,6 +88,9 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     warnings = Warnings()
     trainer = _trainer(options, directory, task, method, signals or Signals(), warnings)
     data.check(trainer.world_size)
+    share = data.images_per_epoch(trainer.world_size) // data.steps_per_epoch(trainer.world_size) // trainer.world_size
+    name = str(options.backbone.get("name", options.backbone["_target_"]))
+    check_smallest_batch(name, net, data.input_shape, share, options.trainer.micro_batches)
     processes = Processes(trainer)
     with blamed_on(f"method._target_={options.method['_target_']}"):
         full = ChannelGraph.of(reference)

@@ -18,6 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
+from budgetnet.command.refusals import refusal
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
 from budgetnet.processes.group import Processes, in_rank_order
@@ -91,7 +92,8 @@ def run(options: Configuration, directory: Path, command: str, ending: Ending | 
                 return _summary(config, directory)
             return _train(config, directory, command, components, checkpoint, ending)
         except BaseException as raised:
-            error = _explained(worker_death(raised) or raised, directory, command)
+            error = worker_death(raised) or refusal(raised, options) or raised
+            error = _explained(error, directory, command)
             signalled = signals.received is not None
             error = in_rank_order(error) if processes is None else processes.fail(error, signalled)
             if isinstance(error, Preempted):
