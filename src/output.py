@@ -51,7 +51,7 @@ def keep_output() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            stream = open(number, "w", encoding="utf-8", closefd=False)
+            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         if isinstance(stream, Lasting):
             continue
         with suppress(AttributeError, OSError, ValueError):

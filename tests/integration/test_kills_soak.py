@@ -116,7 +116,7 @@ def reached(directory: Path) -> str:
     return "while growing" if growing else "in fine-tuning and evaluation"
 
 
-# -- every method, in every phase ------------------------------------------------------------------------------------------
+# -- every method, in every phase --------------------------------------------------------------------------------------
 
 STEP = "budgetnet.training.learner.Learner.training_step"
 ELSEWHERE = {

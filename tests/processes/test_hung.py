@@ -60,8 +60,8 @@ def test_the_first_that_is_not_late_says_who_is_and_at_which_step_it_waits() -> 
     watch.steps = 7
     watch._end(0, 121.0)
     assert said == [
-        "the process of rank 0 is late: it has given no sign of life for 121 s (trainer.timeout=2 minutes), while rank 1 "
-        "is at step 7"
+        "the process of rank 0 is late: it has given no sign of life for 121 s (trainer.timeout=2 minutes), while rank "
+        "1 is at step 7"
     ]
 
 
@@ -131,5 +131,5 @@ def test_two_signals_at_once_are_one_request_and_those_of_a_fork_are_its_own(cap
 
 def test_a_timeout_is_in_minutes_above_zero() -> None:
     for wrong in (0.0, -1.0, 1e9):
-        with pytest.raises(UsageError, match="trainer.timeout=.*expected minutes"):
+        with pytest.raises(UsageError, match=r"trainer.timeout=.*expected minutes"):
             TrainerOptions(timeout=wrong)

@@ -13,8 +13,8 @@ def test_every_changed_condition_is_named_and_none_that_is_not_known() -> None:
     now = conditions(CPU, processes=1)
     assert changed(now, now) is None and changed(None, now) is None and changed({}, now) is None
     assert changed({**now, "threads": 99, "processes": 2}, now) == (
-        f"continued with threads={now['threads']} instead of 99, processes=1 instead of 2: the result is no longer, bit "
-        "for bit, that of an uninterrupted run"
+        f"continued with threads={now['threads']} instead of 99, processes=1 instead of 2: the result is no longer, "
+        "bit for bit, that of an uninterrupted run"
     )
 
 

@@ -137,9 +137,9 @@ def check_smallest_batch(name: str, net: torch.nn.Module, shape: tuple[int, int,
                 "trainer.micro_batches or the number of processes smaller, or " if size < images or images == 1 else ""
             )
             raise UsageError(
-                f"backbone={name}: a norm has one value of a channel where {size} of the {images} images that a process "
-                f"has of a batch are passed at once (trainer.micro_batches={parts}): make {means}dataset.batch_size "
-                "larger, or leave the norm out where the network has one pixel"
+                f"backbone={name}: a norm has one value of a channel where {size} of the {images} images that a "
+                f"process has of a batch are passed at once (trainer.micro_batches={parts}): make {means}"
+                "dataset.batch_size larger, or leave the norm out where the network has one pixel"
             ) from error
 
 

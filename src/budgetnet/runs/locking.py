@@ -71,7 +71,7 @@ def _locked(path: Path, deadline: float | None) -> Iterator[bool]:
 
 def _is_at(file: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
+        return os.path.samestat(os.fstat(file), path.stat(follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -170,7 +170,7 @@ class _Owner:
 
     def _renewed(self) -> int:
         try:
-            return os.stat(self.path, follow_symlinks=False).st_mtime_ns
+            return self.path.stat(follow_symlinks=False).st_mtime_ns
         except OSError:
             return 0
 
