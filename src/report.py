@@ -18,6 +18,7 @@ from pathlib import Path
 from budgetnet.errors import UsageError
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
+from src.output import keep_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commands", action="store_true", help="with --table: print what runs its rows")
     parser.add_argument("--short", action="store_true", help="with --commands: in a few epochs of a few images")
     options = parser.parse_args(arguments)
+    if arguments is None:
+        keep_output()
     try:
         if options.table is not None:
             paper_table(options)
@@ -83,8 +86,8 @@ def write(rows: Sequence[Row], directory: Path) -> None:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "runs.csv").write_text(as_csv(rows))
-        (directory / "table.md").write_text(as_markdown(rows))
+        (directory / "runs.csv").write_text(as_csv(rows), encoding="utf-8")
+        (directory / "table.md").write_text(as_markdown(rows), encoding="utf-8")
         save(score_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error

@@ -18,6 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from src.output import keep_output
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -43,6 +45,7 @@ def job(config: DictConfig) -> float | None:
 
 def main() -> int:
     """Return the exit code: 0, 1 after a failure, 2 if nothing can run, 130 after SIGINT, or 143 after SIGTERM."""
+    keep_output()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
     code = 0
     try:

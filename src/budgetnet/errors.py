@@ -31,6 +31,14 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"; known: {', '.join(options)}" if 0 < len(options) <= 20 else ""
 
 
+def in_one_line(error: BaseException, longest: int = 300) -> str:
+    """What an error says on one line: its own message, or, of an error that is not this project's, its type too."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, (UsageError, RunError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a line that says how to continue; at the command line it becomes exit code 130."""
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from budgetnet.data.options import DatasetOptions
@@ -54,6 +55,9 @@ class Place:
                 continue
             if not value.strip() or not value.isprintable() or max(map(len, os.fsencode(value).split(b"/"))) > 255:
                 raise UsageError(f"run.{name}={value!r}: expected the name of a directory")
+            parts = PurePath(value).parts
+            if name in ("name", "experiment") and (not parts or ".." in parts or PurePath(value).is_absolute()):
+                raise UsageError(f"run.{name}={value!r} leaves run.root: for a directory anywhere else, give run.dir=")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,19 @@ class Logging:
             raise UsageError(f"logger.mode={self.mode!r}: expected online, offline, disabled or null")
         if self.init_timeout <= 0:
             raise UsageError(f"logger.init_timeout={self.init_timeout}: expected a number of seconds above 0")
+        if self._target_ is None:
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """W&B takes names of 1 to 128 characters without some, and tags of 1 to 64 characters."""
+        for name, without in (("project", "/\\#?%:"), ("entity", "/\\#?%:"), ("group", "")):
+            value = getattr(self, name)
+            if value is not None and (not 0 < len(value.strip()) <= len(value) <= 128 or set(value) & set(without)):
+                but = f" without {' '.join(without)}" if without else ""
+                raise UsageError(f"logger.{name}={value!r}: W&B takes 1 to 128 characters{but}")
+        for tag in self.tags:
+            if not 0 < len(tag) <= 64:
+                raise UsageError(f"logger.tags={list(self.tags)}: W&B takes tags of 1 to 64 characters")
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,8 @@ class Checkpoints:
 class TrainerOptions:
     """conf/trainer: devices, precision and options of the trainer. The last four are further options of Lightning.
 
+    timeout: minutes after which several processes no longer wait for one that gives no sign of life.
+
     Raises UsageError for values out of range.
     """
 
@@ -126,6 +145,7 @@ class TrainerOptions:
     compile: str | None = None
     channels_last: bool = field(default=True, metadata=NO_EFFECT)
     progress: bool = field(default=True, metadata=NO_EFFECT)
+    timeout: float = field(default=10.0, metadata=NO_EFFECT)
     benchmark: bool | None = field(default=None, metadata=NO_EFFECT)
     detect_anomaly: bool = field(default=False, metadata=NO_EFFECT)
     inference_mode: bool = field(default=True, metadata=NO_EFFECT)
@@ -137,6 +157,8 @@ class TrainerOptions:
             raise UsageError(f"trainer.num_nodes={self.num_nodes}: expected 1 to {MOST_DEVICES}")
         if self.deterministic not in (True, False, "warn"):
             raise UsageError(f"trainer.deterministic={self.deterministic!r}: expected true, false or warn")
+        if not 0 < self.timeout <= 10_000:
+            raise UsageError(f"trainer.timeout={self.timeout}: expected minutes, above 0 and at most 10000")
         if self.micro_batches < 1:
             raise UsageError(f"trainer.micro_batches={self.micro_batches}: expected 1 or more")
         if self.check_val_every_n_epoch < 1:
@@ -161,7 +183,15 @@ class TrainerOptions:
     @property
     def lightning(self) -> dict[str, Any]:
         """The arguments of `pl.Trainer`, which does not take the options of this project."""
-        ours = ("test_every_epoch", "sync_batchnorm", "micro_batches", "compile", "channels_last", "progress")
+        ours = (
+            "test_every_epoch",
+            "sync_batchnorm",
+            "micro_batches",
+            "compile",
+            "channels_last",
+            "progress",
+            "timeout",
+        )
         return {name: value for name, value in as_mapping(self).items() if name not in ours}
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_an_option_that_the_method_does_not_read_is_refused_with_those_that_do(
 
 def test_a_run_is_named_by_its_overrides_whatever_their_order() -> None:
     assert run_name(["seed=1", "budget.flops=50%", "logger=csv"]) == run_name(["budget.flops=50%", "seed=1"])
-    assert run_name(["backbone=vgg16", "+new.option=a/b"]) == "backbone=vgg16,new.option=a_b"
+    assert re.fullmatch(r"backbone=vgg16,new.option=a_b-[0-9a-f]{8}", run_name(["backbone=vgg16", "+new.option=a/b"]))
     assert run_name([]) == "default"
 
 
@@ -136,3 +137,15 @@ def test_a_run_directory_can_be_given() -> None:
 def test_every_option_is_known() -> None:
     options = known_options()
     assert {"budget.flops", "growth.policy", "backbone", "dataset.batch_size", "seed", "run.dir"} <= set(options)
+
+
+def test_different_values_give_different_names() -> None:
+    values = ["a b", "a:b", "a/b", "a_b", "'a b'", "[a,b]", "[a, b]", "a,b", "é", "e", "a=b", "", " ", "a.b", "x" * 300]
+    values += ["x" * 299 + sign for sign in "yz /:"]
+    lists = [[f"dataset.name={value}"] for value in values]
+    lists += [["~dataset.name=a.b"], ["optim.lr=1,growth.ratio=2"], ["optim.lr=1", "growth.ratio=2"]]
+    lists += [["optim.lr=[1", "2]"], ["optim.lr=[1,2]"]]
+    for name in (run_name, lambda overrides: sweep_name("default", overrides)):
+        names = [name(overrides) for overrides in lists]
+        assert len(set(names)) == len(names) and max(map(len, names)) <= 120
+        assert not any(set(each) & set("/: '[]") for each in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -14,9 +15,12 @@ from typing import Any
 import pytest
 
 from budgetnet.command import launcher
+from budgetnet.command.gpus import places
 from budgetnet.command.launcher import Job, gpus_needed, run_jobs, visible_gpus
 from budgetnet.command.sweeps import SWEEP, Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
+from budgetnet.processes.launch import LEADER, end_with_parent
+from budgetnet.runs.locking import started
 
 COMMAND = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -50,6 +54,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(SWEEP, str(tmp_path / "sweep"))
     monkeypatch.setattr(launcher, "GRACE", 0.3)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sweep = Sweep.current()
     sweep.begin([])
     return sweep
@@ -155,6 +160,51 @@ def test_a_signal_to_the_sweep_leaves_no_process(number: signal.Signals) -> None
         time.sleep(0.02)
     assert len(pids) == 4 and not any(alive(pid) for pid in pids)
     assert not Path("run2").exists()
+
+
+def test_jobs_that_a_killed_leader_has_left_are_waited_for_before_any_begins(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orphan = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (sweep.folder / "job0.pid").write_text(f"{orphan.pid} {started(orphan.pid)}\n")
+    (sweep.folder / "job1.pid").write_text(f"{orphan.pid} of an earlier process with this number\n")
+    assert run_jobs([make_job(0)], []) == [70.0]
+    assert orphan.wait() == -signal.SIGKILL  # it did not end by itself within GRACE
+    assert "waits for 1 jobs that an earlier process of this sweep has left running" in capsys.readouterr().out
+    assert not list(sweep.folder.glob("*.pid"))
+
+
+def test_a_job_whose_leader_is_killed_ends_with_time_for_a_checkpoint() -> None:
+    reading, writing = os.pipe()
+    leader = os.fork()
+    if leader == 0:
+        parent = os.getpid()
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, lambda *_: (os.write(writing, b"checkpoint"), os._exit(143)))
+            os.environ[LEADER] = str(parent)
+            end_with_parent()
+            os.write(writing, b"begun ")
+            while True:
+                signal.pause()
+        signal.pause()
+    assert os.read(reading, 6) == b"begun "
+    os.kill(leader, signal.SIGKILL)
+    os.waitpid(leader, 0)
+    assert os.read(reading, 10) == b"checkpoint"
+
+
+def test_a_gpu_that_a_job_of_another_sweep_uses_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    used = places(["0", "1", "0"])[2].occupy()
+    assert used is not None and places(["0", "0"])[1].occupy() is None
+    assert run_jobs([make_job(0, gpus=1)], ["0", "0"]) == [70.0]  # the first place is free
+    threading.Timer(0.2, lambda: os.close(used)).start()
+    assert run_jobs([make_job(1, gpus=2)], ["0", "0"]) == [70.0]
+    assert capsys.readouterr().out.count("waits for GPUs that jobs of another sweep use") == 1
+    assert seen(1)[2] == "0,0"
 
 
 def alive(pid: int) -> bool:

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 from commands import FORGETFUL, SHORT, run, start
-from killed import learned
+from killed import At, kept, learned, rows
+from test_exit_methods import KILLED
+from test_exit_methods import SHORT as WITH_EXITS
+from test_methods import METHODS, command
 from zygote import Forked
 
 from budgetnet.runs.checkpoints import load_checkpoint
@@ -111,3 +114,62 @@ def reached(directory: Path) -> str:
         return "before the first checkpoint"
     growing = load_checkpoint(directory / "last.ckpt")["budgetnet"]["phase"] == 0
     return "while growing" if growing else "in fine-tuning and evaluation"
+
+
+# -- every method, in every phase --------------------------------------------------------------------------------------
+
+STEP = "budgetnet.training.learner.Learner.training_step"
+ELSEWHERE = {
+    "before a round is applied": At("budgetnet.training.callbacks.growth.Growth._round"),
+    "after a round is applied": At("budgetnet.training.callbacks.growth.Growth._round", after=True),
+    "in a checkpoint": At("os.replace", file="last.ckpt.tmp"),
+    "in the evaluation": At("budgetnet.command.experiment._test"),
+    "after the summary": At("budgetnet.training.loggers.log_summary"),
+}
+"""Places beside the phases; of a place that a continued run does not reach any more nothing is killed."""
+
+
+@pytest.mark.soak
+def test_every_method_killed_in_every_phase_goes_on_to_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    commands = {name: list(command(name, lambda _: tmp_path / "adenel")) for name in METHODS}
+    commands |= {name: [*WITH_EXITS, f"method={name}"] for name in KILLED}
+    table = []
+    for name, overrides in commands.items():
+        whole = [*overrides, "export=false", f"run.dir={tmp_path}/{name}"]
+        finished = run(*whole)
+        assert finished.returncode == 0, f"{name}: {finished.stderr}"
+        table.append((name, *killed_in_every_phase(name, overrides, tmp_path)))
+        with capsys.disabled():
+            print(f"\n| {name} | {', '.join(table[-1][1])} | {table[-1][2] or 'identical'} |", end="", flush=True)
+    kills = sum(len(places) for _, places, _ in table)
+    with capsys.disabled():
+        print(f"\n{len(table)} methods, {kills} kills in {time.monotonic() - begin:.0f} s")
+    assert [(name, differing) for name, _, differing in table if differing] == []
+
+
+def killed_in_every_phase(name: str, overrides: list[str], root: Path) -> tuple[list[str], list[str]]:
+    """Where a run of a method was killed, one place after the other, and what differs of it at the end."""
+    epochs = rows(root / name / "metrics.csv")
+    steps, phases = int(epochs[0]["step"]), [row["phase"] for row in epochs]
+    places: list[str] = []
+    again = [*overrides, "export=false", f"run.dir={root}/{name} again"]
+    for phase in dict.fromkeys(phases):
+        epoch = phases.index(phase)
+        done = kept(root / f"{name} again")[0]
+        ended = run(*again, before=At(STEP, (epoch - done) * steps + max(1, steps // 2)))
+        places += [f"in {phase}"] if ended.returncode == -signal.SIGKILL else []
+        if phase == phases[0]:
+            places += killed_at(again, ("before a round is applied", "after a round is applied", "in a checkpoint"))
+    places += killed_at(again, ("in the evaluation", "after the summary"))
+    ended = run(*again)
+    if ended.returncode != 0:
+        return places, [ended.stderr.splitlines()[-1]]
+    one, other = learned(root / name), learned(root / f"{name} again")
+    return places, [part for part in one if one[part] != other[part]]
+
+
+def killed_at(again: list[str], places: tuple[str, ...]) -> list[str]:
+    return [place for place in places if run(*again, before=ELSEWHERE[place]).returncode == -signal.SIGKILL]

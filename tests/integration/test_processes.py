@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from killed import kept, learned, rows
 from omegaconf import OmegaConf
 from ranks import notes, sha
 from several import DDP, SECONDS, TORCHRUN, WATCHED, Ended, forked, launched, of_each_rank
+from zygote import Forked
 
 from budgetnet.command.configuration import parse
 from budgetnet.command.made import make_data
@@ -240,6 +242,27 @@ def test_a_process_killed_under_torchrun_ends_the_others(runs: dict[str, Any]) -
     (line,) = ended.said
     assert line.startswith(f"error: rank 0 {LOST} (") and line.endswith(BUDGETS)
     assert runs["torchrun SIGKILL:1:1:8 kept"] == (1, 5)  # the 20th step
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_stopped_is_named_and_ends_the_others(rank: int, tmp_path: Path) -> None:
+    overrides = (*COMMAND, "trainer.timeout=0.1", f"run.dir={tmp_path}/run")
+    start = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(forked, tmp_path / "a", *overrides, trouble=f"SIGSTOP:{rank}:1:3")
+        while not (tmp_path / "a" / "trouble").exists() and time.monotonic() < start + 120:
+            time.sleep(0.1)
+        time.sleep(15)  # more than the timeout: the stopped one is still there, the other has ended
+        for process in list(Forked.running):
+            process.send_signal(signal.SIGKILL)
+        ended = job.result()
+    other = ended[1 - rank]
+    assert (other.code, len(other.said)) == (1, 1), other.errors
+    assert re.match(
+        rf"error: the process of rank {rank} is late: it has given no sign of life for \d+ s", other.said[0]
+    )
+    assert ended[rank].code == -signal.SIGKILL and kept(tmp_path / "run") == (1, 0)
 
 
 def test_under_torchrun_it_is_continued_to_the_same_bits(runs: dict[str, Any], uninterrupted: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from commands import FORGETFUL, SHORT, run, start
 from killed import At, InTurn, Replaced, SmallFiles, Steps, digest, kept, learned
 
+from budgetnet.runs.adoption import finished
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.records import Records
 
@@ -44,14 +45,14 @@ CHAINS: list[list[Place]] = [
         ("before the first checkpoint", At(STEP, 7), (0, 0)),
         ("before a resize", At(GROW, 3), (2, 0)),
         ("before a checkpoint is renamed", At("os.replace", 3, file=LAST), (4, 0)),
-        ("before best.ckpt is renamed", At("os.replace", 3, file=BEST), (7, 0)),
+        ("before best.ckpt is renamed", At("os.replace", 3, file=BEST), (8, 0)),
         ("in the report", At(DRAW, 2), (8, 0)),
     ],
     [
         ("before the first line of metrics.csv", At("builtins.open", 1, after=True, file="metrics.csv"), (0, 0)),
         ("after a resize", At("budgetnet.methods.method.Training.resize", 3, after=True), (2, 0)),
         ("after a growth round", At(GROW, 2, after=True), (3, 0)),
-        ("between best.ckpt and last.ckpt", At("os.replace", 3, after=True, file=BEST), (7, 0)),
+        ("between last.ckpt and best.ckpt", At("os.replace", 3, after=True, file=LAST), (6, 0)),
         ("before done.json", At("os.replace", file="done.json.tmp"), (8, 0)),
     ],
 ]
@@ -81,6 +82,7 @@ def assert_continues(command: list[str], uninterrupted: Path) -> None:
     continued = run(*command)
     assert continued.returncode == 0, continued.stderr
     assert learned(directory_of(command)) == learned(uninterrupted)
+    assert finished(directory_of(command))
     assert not list(directory_of(command).glob("*.tmp"))
 
 
@@ -107,7 +109,7 @@ def assert_killed(command: list[str], place: Place, steps: Path | None = None) -
     counted = [] if steps is None else [Steps(steps)]
     killed = run(*command, before=InTurn((*counted, killer)), figures=True)
     assert killed.returncode in (-signal.SIGKILL, -signal.SIGXFSZ), f"{name}: {killed.stderr}"
-    assert not (directory_of(command) / "done.json").exists()
+    assert not finished(directory_of(command))
     assert kept(directory_of(command)) == expected, name
 
 
@@ -209,7 +211,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continu
     for place, call, size, epochs in (
         (SAVE, 5, 100_000, 4),
         ("budgetnet.runs.records.Records.metrics", 2, 1000, 5),
-        ("budgetnet.reports.report.write_report", 1, 2000, 8),
+        ("budgetnet.command.experiment._finish", 1, 1000, 8),
     ):
         line = the_line(run(*command, before=SmallFiles(place, call, size), figures=True), 1)
         assert f"{tmp_path}/run" in line and "File too large" in line
@@ -333,6 +335,28 @@ def test_a_compiled_run_that_is_continued_in_the_middle_of_its_last_epoch_is_com
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["compile_seconds"] > round(kept["ledger"]["compile_seconds"], 3)
     assert weights(tmp_path / "run") == weights(short_run)
+
+
+def test_a_lost_best_checkpoint_is_said_in_the_summary_too_and_no_other_is_taken(
+    short_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    command = [*SHORT, f"run.dir={tmp_path}/run"]
+    (tmp_path / "run" / "done.json").unlink()
+    chosen = load_checkpoint(short_run / "last.ckpt")
+    told = chosen["callbacks"]["Checkpoint"]
+    told["best_epoch"], told["best_weights"] = 6, "of weights that are gone"
+    torch.save(chosen, tmp_path / "run" / "last.ckpt")
+    line = the_line(run(*command), 1)
+    assert "best.ckpt is of another run: it should hold the weights of epoch 6" in line
+    (tmp_path / "run" / "best.ckpt").unlink()  # as it advises
+    ended = run(*command)
+    assert ended.returncode == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (warning,) = summary["warnings"]
+    assert warning.startswith("best.ckpt with the weights of epoch 6") and f"warning: {warning}" in ended.stderr
+    assert warning in (tmp_path / "run" / "report.md").read_text()
+    assert summary["best_epoch"] == summary["epochs"] == 8 and summary["test_top1"] == summary["test_top1_last"]
 
 
 def weights(directory: Path) -> str:

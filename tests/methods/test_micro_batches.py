@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from short_run import Fit, metrics, weights
+from torch import nn
+
+from budgetnet.command.made import check_smallest_batch
+from budgetnet.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +49,18 @@ def test_a_network_grows_and_learns_in_bf16(fit: Fit, precision: str) -> None:
     assert rows[-1]["phase"] == "finetune"
     assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
     assert float(rows[-1]["val_top1"]) > 50
+
+
+@pytest.mark.parametrize(
+    ("images", "parts", "refused"), [(8, 8, True), (7, 3, True), (1, 1, True), (8, 4, False), (2, 1, False)]
+)
+def test_one_value_where_a_norm_needs_two_is_refused_before_training(images: int, parts: int, refused: bool) -> None:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with (
+        pytest.raises(UsageError, match="a norm has one value of a channel where 1 of the")
+        if refused
+        else nullcontext()
+    ):
+        check_smallest_batch("mine", head, (3, 8, 8), images, parts)
+    pixels = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    check_smallest_batch("mine", pixels, (3, 8, 8), images, parts)  # one image has many values of a channel

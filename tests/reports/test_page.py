@@ -8,15 +8,18 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import pareto_front
-from budgetnet.reports.page import page, write_page
+from budgetnet.reports.page import _run, page, write_page
 from budgetnet.reports.tables import as_csv, cells, final_row, header
 from budgetnet.runs.directory import RunDirectory
 from src.report import main
@@ -114,6 +117,96 @@ def test_names_are_text_not_markup(several: list[RunDirectory]) -> None:
     assert [tag for tag, _ in elements.tags].count("script") == 4
     assert elements.lines[-1][:3] == ["<b>&'bold\"", "adenel", EVIL]
     assert data_of(text)["runs"][-1]["path"]["names"] == ["<i>1", "a&b", 'c"d']
+
+
+BREAKING = (
+    "'\" onmouseover=window.broken=1 x='\"><img src=x onerror=window.broken=1><script>window.broken=1</script>$x\\"
+)
+
+
+def poisoned(path: Path) -> Iterator[Callable[[], None]]:
+    """Changes of a run directory, each of which puts markup into one value, or one name, of one of its files."""
+
+    def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+        """Containers and the keys of all their values, within them too."""
+        for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+            yield tree, key
+            if isinstance(value, (dict, list)):
+                yield from places(value)
+
+    def json_file(name: str, lines: bool = False) -> Iterator[Callable[[], None]]:
+        text = (path / name).read_text()
+        for number, (_, key) in enumerate(places(load(text, lines))):
+            for of_name in (False, True) if isinstance(key, str) else (False,):
+
+                def change(number: int = number, of_name: bool = of_name) -> None:
+                    tree = load(text, lines)
+                    container, at = list(places(tree))[number]
+                    container[BREAKING if of_name else at] = container.pop(at) if of_name else BREAKING
+                    written = "".join(json.dumps(line) + "\n" for line in tree) if lines else json.dumps(tree)
+                    (path / name).write_text(written)
+
+                yield change
+
+    def load(text: str, lines: bool) -> Any:
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+
+    def table(name: str) -> Iterator[Callable[[], None]]:
+        with open(path / name, newline="") as file:
+            rows = list(csv.reader(file))
+        for row in (0, 1):
+            for column in range(len(rows[0])):
+
+                def change(row: int = row, column: int = column) -> None:
+                    changed = [list(cells) for cells in rows]
+                    changed[row][column] = BREAKING
+                    with open(path / name, "w", newline="") as file:
+                        csv.writer(file, lineterminator="\n").writerows(changed)
+
+                yield change
+
+    yield from json_file("config.yaml")
+    yield from json_file("task.json")
+    yield from json_file("summary.json")
+    yield from json_file("growth.jsonl", lines=True)
+    yield from table("metrics.csv")
+    yield from table("saturation.csv")
+
+
+def all_poisoned(write: MakeRun, folder: Path) -> list[RunDirectory]:
+    """A run for every such change, of those that can be read."""
+    original, runs = write(folder / "original", rounds=1, epochs_per_round=1, finetune=1, names=("a",), full=(20,)), []
+    for number, _ in enumerate(poisoned(original)):
+        copied = shutil.copytree(original, folder / f"run{number}")
+        next(islice(poisoned(copied), number, None))()
+        run = RunDirectory(copied)
+        try:
+            _run(run, final_row(run))
+        except UsageError as error:
+            assert "damaged" in str(error), str(error)
+        else:
+            runs.append(run)
+    assert len(runs) > 20
+    return runs
+
+
+@pytest.fixture(scope="module")
+def poisoned_runs(write: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
+    return all_poisoned(write, tmp_path_factory.mktemp("poisoned"))
+
+
+def test_no_value_of_any_file_is_markup_in_the_page(poisoned_runs: list[RunDirectory]) -> None:
+    elements = Elements(page(poisoned_runs))
+    assert {name for _, attributes in elements.tags for name in attributes if name.startswith("on")} == set()
+    assert [tag for tag, _ in elements.tags].count("script") == 4 and "img" not in [tag for tag, _ in elements.tags]
+
+
+def test_only_the_scripts_of_the_page_may_run(several: list[RunDirectory]) -> None:
+    text = page(several)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    policy = unescape(policy)
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+    assert not re.search(r"script-src[^;]*unsafe", policy) and policy.count("'sha256-") == 3
 
 
 def test_panels_show_test_accuracy_on_the_front_that_validation_selects(make_run: MakeRun) -> None:
@@ -407,6 +500,24 @@ def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     labels = [label.text for label in visitor.all("#details .ytick text, #details .xtick text")]
     assert {"<i>1", "a&b", 'c"d'} <= set(labels)
     assert visitor.all("#details img, #details b b, td b") == []
+
+
+def test_a_run_of_somebody_else_runs_nothing(browser: Any, poisoned_runs: list[RunDirectory], tmp_path: Path) -> None:
+    visitor = Visitor(browser, poisoned_runs, tmp_path / "page.html")
+    for index in range(0, len(poisoned_runs), 13):  # a figure takes a twentieth of a second
+        visitor.browser.execute_script(f"showRun({index})")
+        assert visitor.one("#name").text == final_row(poisoned_runs[index]).name
+    shown = "[...document.querySelectorAll('#details .figure')].every(e => e.querySelector('.main-svg') || e.innerText)"
+    visitor.wait(lambda: visitor.script(shown))
+    handlers = "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on'))"
+    assert visitor.script(handlers) == []
+    assert visitor.script("document.querySelectorAll('img, #details script').length") == 0
+    assert visitor.script("window.broken === undefined")
+    browser.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.injected = 1'; document.body.append(s)"
+    )
+    assert visitor.script("window.injected === undefined")  # by the policy
+    browser.get_log("browser")
 
 
 def test_a_click_selects_the_whole_command(visitor: Visitor) -> None:

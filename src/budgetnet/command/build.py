@@ -14,7 +14,7 @@ import torch
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.command.configuration import Configuration, parse
-from budgetnet.command.made import blamed_on, make, make_data, make_network, make_task
+from budgetnet.command.made import blamed_on, check_smallest_batch, make, make_data, make_network, make_task
 from budgetnet.command.methods import method_class
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.costs.pricing import pricing_of
@@ -23,6 +23,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.method import Method, Training
 from budgetnet.processes.group import Processes
 from budgetnet.runs.records import Records, metric_columns
+from budgetnet.runs.warnings import Warnings
 from budgetnet.tasks import Task
 from budgetnet.tasks.distilled import distilled
 from budgetnet.tasks.multi_exit import task_of
@@ -84,8 +85,12 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         if options.backbone.get("multiplier") is not None and not method.needs_budget:
             reference = make_network({**options.backbone, "multiplier": None}, data, task)
         task = task_of(net, task)
-    trainer = _trainer(options, directory, task, method, signals or Signals())
+    warnings = Warnings()
+    trainer = _trainer(options, directory, task, method, signals or Signals(), warnings)
     data.check(trainer.world_size)
+    share = data.images_per_epoch(trainer.world_size) // data.steps_per_epoch(trainer.world_size) // trainer.world_size
+    name = str(options.backbone.get("name", options.backbone["_target_"]))
+    check_smallest_batch(name, net, data.input_shape, share, options.trainer.micro_batches)
     processes = Processes(trainer)
     with blamed_on(f"method._target_={options.method['_target_']}"):
         full = ChannelGraph.of(reference)
@@ -113,7 +118,7 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         )
         phases = method.start(training)
         training.pricing.update()
-        learner = Learner(method, phases, options.trainer.compile)
+        learner = Learner(method, phases, options.trainer.compile, warnings)
     if options.trainer.channels_last:
         _channels_last(net, data, trainer.strategy.root_device)
     method.check(continued=(directory / "last.ckpt").exists())
@@ -130,7 +135,9 @@ def make_method(options: Configuration) -> Method:
         return kind(**options.sections)
 
 
-def _trainer(options: Configuration, directory: Path, task: Task, method: Method, signals: Signals) -> pl.Trainer:
+def _trainer(
+    options: Configuration, directory: Path, task: Task, method: Method, signals: Signals, warnings: Warnings
+) -> pl.Trainer:
     """The trainer with its callbacks in the order in which they must run."""
     if options.trainer.compile is not None and method.create_graph:
         raise UsageError(
@@ -142,7 +149,7 @@ def _trainer(options: Configuration, directory: Path, task: Task, method: Method
     )
     checkpoint = Checkpoint(directory, options.checkpoint.every_n_steps)
     callbacks: list[pl.Callback] = [EpochTest()] if options.trainer.test_every_epoch else []
-    callbacks += [Recorder(records, partial(make_loggers, options.logger, options.plain, directory))]
+    callbacks += [Recorder(records, partial(make_loggers, options.logger, options.plain, directory, warnings))]
     callbacks += [Progress()] if options.trainer.progress else []
     callbacks += [Growth(records)]
     for name, callback in options.callbacks.items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,52 +18,82 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
+from budgetnet.command.refusals import refusal
 from budgetnet.data.folder import worker_death
-from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
+from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
 from budgetnet.processes.group import Processes, in_rank_order
+from budgetnet.processes.insisting import second_signal_ends
 from budgetnet.processes.launch import requeue
-from budgetnet.runs.adoption import check_same, occupied
+from budgetnet.runs.adoption import check_same, finished, occupied
+from budgetnet.runs.best import best_epoch, lost_best
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.records import Records, write_json
 from budgetnet.tasks import described
+from budgetnet.training.callbacks.checkpoint import Checkpoint
 from budgetnet.training.callbacks.preemption import Signals
 from budgetnet.training.loggers import close_loggers, log_summary
 from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
 
+EXPORTED = ("model.pt2", "model.onnx")
 _EXAMPLES = 6
 """The number of test images that a report shows."""
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ELOOP,
+)
 
 
-def run(
-    options: Configuration, directory: Path, command: str, report: Callable[[Path], None] | None = None
-) -> dict[str, Any]:
+class Ending(Protocol):
+    """The functions that are called at the end of a run (`budgetnet.reports.ending`)."""
+
+    def draw(self, directory: Path) -> list[str]:
+        """Draw the figures of the run, and return a line for each that cannot be drawn."""
+
+    def write(self, directory: Path) -> None:
+        """Write the report of the run."""
+
+    def show(self, directory: Path) -> None:
+        """Print the table of the run."""
+
+
+def run(options: Configuration, directory: Path, command: str, ending: Ending | None = None) -> dict[str, Any]:
     """Train one configuration in `directory` and return its summary.
 
     If there is done.json, its summary is returned at once; if there is last.ckpt, the run continues from it.
 
-    report: writes the report of a run directory, before done.json is written.
+    ending: draws the figures and writes the report, after summary.json and done.json.
     Raises UsageError for a configuration that cannot run, before anything is written; RunError for a run that fails;
     and Preempted or Interrupted after a signal.
     """
     config, signals = options.plain, Signals()
-    with ExitStack() as stack, signals.handled():
-        processes: Processes | None = None
+    processes: Processes | None = None
+    with (
+        ExitStack() as stack,
+        signals.handled(),
+        second_signal_ends(lambda: None if processes is None else processes.kill_children()),
+    ):
         try:
-            if (directory / "done.json").exists():
+            if finished(directory):
                 return _summary(config, directory)
             components = build(options, directory, signals)
             processes = components.processes
-            processes.join()
+            processes.join(options.trainer.timeout)
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
                 return _summary(config, directory)
-            return _train(config, directory, command, components, checkpoint, report)
+            return _train(config, directory, command, components, checkpoint, ending)
         except BaseException as raised:
-            error = _explained(worker_death(raised) or raised, directory, command)
+            error = worker_death(raised) or refusal(raised, options) or raised
+            error = _explained(error, directory, command)
             signalled = signals.received is not None
             error = in_rank_order(error) if processes is None else processes.fail(error, signalled)
             if isinstance(error, Preempted):
@@ -73,6 +103,9 @@ def run(
             if error is raised:
                 raise
             raise error from raised
+        finally:
+            if processes is not None:
+                processes.part()
 
 
 def _explained(error: BaseException, directory: Path, command: str) -> BaseException:
@@ -95,14 +128,15 @@ def _explained(error: BaseException, directory: Path, command: str) -> BaseExcep
 def _summary(config: Config, directory: Path) -> dict[str, Any]:
     """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
     check_same(config, directory)
-    path = directory / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        run = RunDirectory(directory)
+        for name in ("epochs", "best_epoch", f"test_{run.task_metrics[0].name}"):
+            run.fact(name)
+    except UsageError as error:
         raise RunError(
-            f"{path} is damaged ({error}): remove {directory / 'done.json'} to have it made again"
+            f"{error}; without {directory / 'done.json'} the same command makes the summary again"
         ) from error
-    return summary
+    return run.summary or {}
 
 
 def _train(
@@ -111,7 +145,7 @@ def _train(
     command: str,
     components: Components,
     checkpoint: Path | None,
-    report: Callable[[Path], None] | None,
+    ending: Ending | None,
 ) -> dict[str, Any]:
     """Train, evaluate and write the results, on every process."""
     trainer, learner = components.trainer, components.learner
@@ -119,14 +153,22 @@ def _train(
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
             Records(directory).task(described(learner.task))
+            for line in components.data.warnings:
+                learner.warnings.add(line)
             if components.warning is not None:
                 print(f"warning: {components.warning}", file=sys.stderr, flush=True)
+        if checkpoint is not None:
+            lost = components.processes.decide(lambda: lost_best(directory, load_checkpoint(checkpoint)))
+            if lost is not None:
+                _forget_best(components, lost)
         _fit(components, checkpoint)
         summary = _evaluate(components, directory)
+        _check_budget(components)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
+        components.processes.part()
         if trainer.is_global_zero:
-            _finish(config, directory, components, summary, report)
+            _finish(config, directory, components, summary, ending)
         return summary
     except SystemExit as error:  # raised by the trainer after Ctrl-C
         raise KeyboardInterrupt from error
@@ -166,11 +208,11 @@ def _evaluate(components: Components, directory: Path) -> dict[str, Any]:
     """
     learner, processes = components.learner, components.processes
     task = learner.task
-    epochs, best_epoch = processes.decide(lambda: _selected(directory))
-    results = _test(components, directory, best_epoch not in (None, epochs))
+    epochs, selected = processes.decide(lambda: _selected(directory))
+    results = _test(components, directory, selected not in (None, epochs))
     validated: dict[str, Any] = {}
     if (
-        best_epoch is None and components.data.splits.validation is not None
+        selected is None and components.data.splits.validation is not None
     ):  # the network changed after the last validation
         components.trainer.validate(learner, datamodule=components.data, verbose=False)
         validated = {f"val_{metric.name}": learner.results[f"val_{metric.name}"] for metric in task.metrics}
@@ -178,10 +220,10 @@ def _evaluate(components: Components, directory: Path) -> dict[str, Any]:
 
     def recorded() -> dict[str, Any]:
         metrics = RunDirectory(directory).metrics
-        at_best = validation_at(metrics, best_epoch or epochs, task)
+        at_best = validation_at(metrics, selected or epochs, task)
         return {**(validated or at_best), **best_test_epoch(metrics, first, task.metric)}
 
-    return {"epochs": epochs, "best_epoch": best_epoch or epochs, **results, **processes.decide(recorded)}
+    return {"epochs": epochs, "best_epoch": selected or epochs, **results, **processes.decide(recorded)}
 
 
 def _test(components: Components, directory: Path, selected: bool) -> dict[str, float]:
@@ -197,12 +239,26 @@ def _test(components: Components, directory: Path, selected: bool) -> dict[str, 
     return results | {name: learner.results[name] for name in names}
 
 
+def _check_budget(components: Components) -> None:
+    """Raises RunError for a network, or a training, that exceeds a limit: there is no result above its budget."""
+    training = components.method.training
+    spent = {**components.method.costs(), "train_cost": training.ledger.spent}
+    training.budget.require_kept(spent, "the trained network")
+
+
+def _forget_best(components: Components, lost: str) -> None:
+    """Select among the epochs to come, since best.ckpt is lost."""
+    if components.processes.rank == 0:
+        components.learner.warnings.add(lost)
+    for callback in components.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint):
+            callback.forgotten = True
+
+
 def _selected(directory: Path) -> tuple[int, int | None]:
     """The number of epochs of the run, and the epoch of best.ckpt if there is one."""
-    epochs = load_checkpoint(directory / "last.ckpt")["budgetnet"]["epochs"]
-    if not (directory / "best.ckpt").exists():
-        return epochs, None
-    return epochs, load_checkpoint(directory / "best.ckpt")["callbacks"]["Checkpoint"]["best_epoch"]
+    last = load_checkpoint(directory / "last.ckpt")
+    return last["budgetnet"]["epochs"], best_epoch(last) if (directory / "best.ckpt").exists() else None
 
 
 def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
@@ -217,26 +273,55 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
 
 
 def _finish(
-    config: Config,
-    directory: Path,
-    components: Components,
-    summary: dict[str, Any],
-    report: Callable[[Path], None] | None,
+    config: Config, directory: Path, components: Components, summary: dict[str, Any], ending: Ending | None
 ) -> None:
-    if config["export"]:
+    """Write what was learned: first summary.json and done.json, then what may fail without a loss.
+
+    The export, the figures, the loggers and the report are steps of their own. A step that fails costs a line in
+    `warnings`. done.json names those that are pending, because the process has ended before them or there was no room:
+    the same command does them again.
+    """
+    learner, records, warnings = components.learner, Records(directory), components.learner.warnings
+    with warnings.instead_of_failing("the examples of the report"):
+        if learner.task.has_examples:
+            records.examples(_examples(components))
+    for name, rows in components.method.tables().items():
+        records.table(name, rows)
+
+    def export(name: str) -> None:
         from budgetnet.runs.export import export_model
 
-        export_model(components.learner.net, components.data.input_shape, directory)
-    if components.learner.task.has_examples:
-        Records(directory).examples(_examples(components))
-    for name, rows in components.method.tables().items():
-        Records(directory).table(name, rows)
+        export_model(learner.net, components.data.input_shape, directory, [name])
+
+    def draw() -> None:
+        for line in ending.draw(directory) if ending else ():
+            warnings.add(line)
+
+    steps: dict[str, Callable[[], None]] = {
+        **({f"the export to {name}": partial(export, name) for name in EXPORTED} if config["export"] else {}),
+        **({"the figures": draw} if ending else {}),
+        "the loggers": lambda: log_summary(components.trainer.loggers, directory / "figures", summary),
+        **({"the report": lambda: ending.write(directory)} if ending else {}),
+    }
+    tested = f"test_{learner.task.metric.name}"
+    done = {"epochs": summary["epochs"], tested: summary[tested]}
+    summary["warnings"] = warnings.lines
     write_json(directory / "summary.json", summary)
-    if report is not None:
-        report(directory)
-    log_summary(components.trainer.loggers, directory / "figures", summary)
-    tested = f"test_{components.learner.task.metric.name}"
-    write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
+    write_json(directory / "done.json", {**done, "pending": list(steps)})
+    pending = []
+    for name, step in steps.items():
+        before = list(warnings.lines)
+        with warnings.instead_of_failing(name):
+            try:
+                step()
+            except OSError as error:
+                pending.append(name)
+                raise RunError(f"{in_one_line(error)}; make room, and the same command tries again") from error
+        if warnings.lines != before:
+            with warnings.instead_of_failing("the list of warnings in summary.json"):
+                write_json(directory / "summary.json", summary)
+    with warnings.instead_of_failing("the end of done.json"):
+        write_json(directory / "done.json", {**done, "pending": pending} if pending else done)
 
 
 @torch.no_grad()

@@ -5,24 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from budgetnet.command.names import SWEEP, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import end_with_parent, launch
 
 if TYPE_CHECKING:
+    from budgetnet.command.experiment import Ending
     from budgetnet.tasks import Metric
-
-
-class Ending(Protocol):
-    """The functions that are called at the end of a run (`budgetnet.reports.ending`)."""
-
-    def write(self, directory: Path) -> None:
-        """Write the report of the run."""
-
-    def show(self, directory: Path) -> None:
-        """Print the table of the run."""
 
 
 def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
@@ -58,7 +49,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
     command = experiment.command_line(overrides if multirun else None)
-    summary = experiment.run(configuration, directory, command, ending.write)
+    summary = experiment.run(configuration, directory, command, ending)
     if launch().rank == 0:  # once for all processes of a run
         ending.show(directory)
     return objective(directory, summary)
@@ -87,4 +78,6 @@ def score(directory: Path, summary: Mapping[str, Any] | None = None) -> tuple[Me
     validation = summary.get(f"val_{metric.name}")
     if validation is not None:
         return metric, float(validation), "validation"
+    if summary.get(f"test_{metric.name}") is None:
+        run.fact(f"test_{metric.name}")
     return metric, float(summary[f"test_{metric.name}"]), "test"

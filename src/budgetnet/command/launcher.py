@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -10,20 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from budgetnet.command.gpus import Place, places
 from budgetnet.command.job import score
 from budgetnet.command.names import run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
-from budgetnet.processes.launch import requeue, single_process_environment
-
-GRACE = 30.0
-"""Seconds in which jobs can write a checkpoint when the sweep is stopped, before they are killed."""
+from budgetnet.processes.launch import GRACE, LEADER, requeue, single_process_environment
+from budgetnet.runs.adoption import finished
+from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.files import append_to
+from budgetnet.runs.locking import started
+from budgetnet.runs.records import write_text
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class _Process:
     """A running job, in a process group of its own."""
 
     job: Job
-    gpus: list[str]
+    gpus: list[Place]
     process: subprocess.Popen[bytes]
     log_start: int
 
@@ -140,7 +142,8 @@ class _Jobs:
 
     def __init__(self, jobs: Sequence[Job], gpus: Sequence[str], n_jobs: int) -> None:
         self.sweep = Sweep.current()
-        self.jobs, self.free, self.n_jobs = jobs, list(gpus), n_jobs
+        self.jobs, self.free, self.n_jobs = jobs, places(gpus), n_jobs
+        self.waits_for_gpus = False
         self.waiting = list(jobs)
         self.running: list[_Process] = []
         self.values: dict[int, float | None] = {}
@@ -148,11 +151,12 @@ class _Jobs:
     def run(self) -> list[float | None]:
         with _signals() as received:
             try:
+                self._end_orphans(received)
                 while self.waiting or self.running:
                     if received():
                         raise self._stopped(received()[0])
-                    while (job := self._next()) is not None:
-                        self._begin(job)
+                    while (found := self._next()) is not None:
+                        self._begin(*found)
                     for process in list(self.running):
                         if process.process.poll() is not None:
                             self._end(process)
@@ -163,8 +167,44 @@ class _Jobs:
                     requeue()  # the jobs do not, since they do not know the Slurm job
         return [self.values[job.number] for job in self.jobs]
 
-    def _next(self) -> Job | None:
-        """The first job that can begin now, or None.
+    def _end_orphans(self, received: Callable[[], list[signal.Signals]]) -> None:
+        """Wait for the jobs of an earlier leader of this sweep that was killed, which end by themselves."""
+        left = {path: process for path in self.sweep.folder.glob("*.pid") if (process := _running(path)) is not None}
+        if left:
+            print(f"waits for {len(left)} jobs that an earlier process of this sweep has left running", flush=True)
+        deadline = time.monotonic() + GRACE
+        while left and not received():
+            for path, process in list(left.items()):
+                if _running(path) is None:
+                    del left[path]
+                elif time.monotonic() > deadline:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process, signal.SIGKILL)
+            time.sleep(0.05)
+        for path in self.sweep.folder.glob("*.pid"):
+            if path not in left:
+                path.unlink(missing_ok=True)
+
+    def _reserve(self, count: int) -> dict[Place, int] | None:
+        """So many free places with their locks, or None if jobs of others use them."""
+        reserved: dict[Place, int] = {}
+        for place in self.free:
+            if len(reserved) == count:
+                break
+            if (lock := place.occupy()) is not None:
+                reserved[place] = lock
+        if len(reserved) == count:
+            self.waits_for_gpus = False
+            return reserved
+        for lock in reserved.values():
+            os.close(lock)
+        if not self.waits_for_gpus:
+            print("waits for GPUs that jobs of another sweep use", flush=True)
+            self.waits_for_gpus = True
+        return None
+
+    def _next(self) -> tuple[Job, dict[Place, int]] | None:
+        """The first job that can begin now, with the locks of its places on GPUs, or None.
 
         It must find enough GPUs, no other job may run in its directory, and the run from which it takes its widths must
         have ended.
@@ -175,27 +215,36 @@ class _Jobs:
         unfinished = busy | {job.directory for job in self.waiting}
         for job in self.waiting:
             waits = source(job.config) in unfinished - {job.directory}
-            if job.gpus <= len(self.free) and job.directory not in busy and not waits:
-                return job
+            if job.gpus > len(self.free) or job.directory in busy or waits:
+                continue
+            if finished(job.directory):
+                return job, {}
+            if (reserved := self._reserve(job.gpus)) is not None:
+                return job, reserved
         return None
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Job, reserved: Mapping[Place, int]) -> None:
         self.waiting.remove(job)
-        if (job.directory / "done.json").exists():
+        if finished(job.directory):
             self._skip(job)
             return
-        gpus, self.free = self.free[: job.gpus], self.free[job.gpus :]
+        self.free = [place for place in self.free if place not in reserved]
+        gpus = [place.gpu for place in reserved]
         command = [sys.executable, "-m", "src.run", *job.arguments]
-        environment = single_process_environment()
+        environment = {**single_process_environment(), LEADER: str(os.getpid())}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        with open(self.sweep.log(job.name), "a") as log:
+        with append_to(self.sweep.log(job.name)) as log:
             print("$", shlex.join(["python", *command[1:]]), file=log, flush=True)
             start = log.tell()
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        self.running.append(_Process(job, gpus, process, start))
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                pass_fds=list(reserved.values()),
+            )  # fmt: skip
+        for lock in reserved.values():
+            os.close(lock)  # the job has it
+        write_text(self._pid_file(job), f"{process.pid} {started(process.pid)}\n")
+        self.running.append(_Process(job, list(reserved), process, start))
         how = "continues" if (job.directory / "last.ckpt").exists() else "starts"
         self._say(job, how, f"on GPU {','.join(gpus)}" if gpus else "")
 
@@ -207,14 +256,18 @@ class _Jobs:
         try:
             check_same(checked(job.config), job.directory)
         except UsageError as error:
-            with open(self.sweep.log(job.name), "a") as log:
+            with append_to(self.sweep.log(job.name)) as log:
                 print(f"error: {error}", file=log)
             self._fail(job, str(error))
         else:
             self._succeed(job, "skipped, done:")
 
+    def _pid_file(self, job: Job) -> Path:
+        return self.sweep.folder / f"{job.name}.pid"
+
     def _end(self, ended: _Process) -> None:
         ended.kill()
+        self._pid_file(ended.job).unlink(missing_ok=True)
         self.running.remove(ended)
         self.free += ended.gpus
         code = ended.process.returncode
@@ -226,7 +279,7 @@ class _Jobs:
     def _succeed(self, job: Job, how: str) -> None:
         try:
             metric, value, split = score(job.directory)
-            seconds = json.loads((job.directory / "summary.json").read_text())["seconds"]
+            seconds = RunDirectory(job.directory).fact("seconds")
         except UsageError as error:
             self._fail(job, str(error))
             return
@@ -262,6 +315,18 @@ class _Jobs:
         for each in self.running:
             each.kill()
             each.process.wait()
+        for path in self.sweep.folder.glob("*.pid"):
+            if _running(path) is None:
+                path.unlink(missing_ok=True)
+
+
+def _running(path: Path) -> int | None:
+    """The process that a file names, if it still runs: its number, and when it started."""
+    try:
+        number, start = path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return int(number) if number.isdecimal() and started(int(number)) == start else None
 
 
 @contextmanager
@@ -286,7 +351,7 @@ def _signals() -> Iterator[Callable[[], list[signal.Signals]]]:
 
 def _why(log: Path, start: int, code: int) -> str:
     """The reason why a job failed, on one line: its last error message or the last line of its output."""
-    with open(log, errors="replace") as file:
+    with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

@@ -118,6 +118,31 @@ def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, sha
         raise UsageError(f"backbone={name}: {error}") from error
 
 
+def check_smallest_batch(name: str, net: torch.nn.Module, shape: tuple[int, int, int], images: int, parts: int) -> None:
+    """Check that the smallest part of a batch that will occur can be trained, by running it on the meta device.
+
+    images: of a batch in one process, which is passed in `parts`. A norm needs two values of each channel.
+    Raises UsageError if it has one, which torch would refuse in the middle of training.
+    """
+    sizes = [len(part) for part in torch.empty(images).chunk(parts)]
+    whole = copy.deepcopy(net).to("meta").train()
+    for size in sorted(set(sizes)):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                whole(torch.empty(size, *shape, device="meta"))
+        except Exception as error:
+            if "Expected more than 1" not in str(error):
+                return  # what else does not run on this device is found where it runs
+            means = (
+                "trainer.micro_batches or the number of processes smaller, or " if size < images or images == 1 else ""
+            )
+            raise UsageError(
+                f"backbone={name}: a norm has one value of a channel where {size} of the {images} images that a "
+                f"process has of a batch are passed at once (trainer.micro_batches={parts}): make {means}"
+                "dataset.batch_size larger, or leave the norm out where the network has one pixel"
+            ) from error
+
+
 def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task | None = None) -> torch.nn.Module:
     """Build the network of conf/backbone for images of `shape` (channels, height, width).
 

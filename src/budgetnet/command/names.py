@@ -29,9 +29,13 @@ def run_name(overrides: Iterable[str]) -> str:
 
     >>> run_name(["seed=1", "backbone=vgg16", "budget.flops=50%", "logger=csv"])
     'backbone=vgg16,budget.flops=50%,seed=1'
+
+    Different overrides give different names: what a file name cannot hold as it is adds a hash.
+    >>> run_name(["dataset.name='a b'"]), run_name(["dataset.name='a:b'"])
+    ('dataset.name=_a_b_-08dfef36', 'dataset.name=_a_b_-5d890156')
     """
-    named = sorted(filter(_is_named, (override.lstrip("+~") for override in overrides)))
-    return _file_name(",".join(named)) or "default"
+    named = sorted(override.lstrip("+") for override in overrides if _is_named(override.lstrip("+~")))
+    return _file_name(named) or "default"
 
 
 def sweep_name(experiment: str, overrides: Iterable[str]) -> str:
@@ -41,7 +45,7 @@ def sweep_name(experiment: str, overrides: Iterable[str]) -> str:
     'default,backbone=vgg16,seed=0,1,2'
     """
     name = run_name(overrides)
-    return _file_name(experiment if name == "default" else f"{experiment},{name}")
+    return _file_name([experiment] if name == "default" else [experiment, *name.split(",")])
 
 
 def _is_named(override: str) -> bool:
@@ -53,8 +57,12 @@ def _is_named(override: str) -> bool:
     return not hydras_own and affects_result(option)
 
 
-def _file_name(text: str) -> str:
+def _file_name(parts: Sequence[str]) -> str:
+    """A file name of parts, with a hash of them if it does not hold all of their text, or not where a part ends."""
+    text = ",".join(parts)
     name = re.sub(r"[^\w.,=%+@-]+", "_", text)
-    if len(name) <= _LONGEST_NAME:
+    whole = name == text and all(part.count("=") < 2 for part in parts) and len(name) <= _LONGEST_NAME
+    if whole:
         return name
-    return name[: _LONGEST_NAME - 9] + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"

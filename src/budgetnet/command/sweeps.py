@@ -26,6 +26,7 @@ from budgetnet.command.names import SWEEP as SWEEP
 from budgetnet.command.names import run_name, sweep_name
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import launch
+from budgetnet.runs.files import append_to
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.records import write_text
 
@@ -51,7 +52,7 @@ class Sweep:
 
     def job_name(self, overrides: Iterable[str]) -> str:
         """The name of a job within the sweep: its overrides without those of the whole sweep."""
-        common = (self.folder / "overrides.txt").read_text().splitlines()
+        common = (self.folder / "overrides.txt").read_text(encoding="utf-8").splitlines()
         return run_name(each for each in overrides if each not in common)
 
     def log(self, job: str) -> Path:
@@ -65,7 +66,7 @@ class Sweep:
     @property
     def failures(self) -> dict[str, str]:
         """The error messages of failed jobs by their names."""
-        return {path.stem: path.read_text().strip() for path in sorted(self.folder.glob("*.failed"))}
+        return {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(self.folder.glob("*.failed"))}
 
     def end(self) -> int:
         """Print the failed jobs with their errors and logs. Returns the exit code: 1 if a job failed, else 0."""
@@ -89,7 +90,7 @@ def job_failed(overrides: Sequence[str], error: Exception) -> None:
     with redirect_stderr(printed):
         explain(error)
     text = printed.getvalue().strip().splitlines()[-1]
-    with open(sweep.log(job), "a") as log:
+    with append_to(sweep.log(job)) as log:
         traceback.print_exception(error, file=log)
         print(text, file=log)
     sweep.failed(job, text.removeprefix("error: "))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from budgetnet.errors import UsageError
+from budgetnet.errors import RunError, UsageError
 
 KINDS = ("flops", "params", "train_cost", "latency", "sequential_ops", "mean_flops")
 MOST_MACHINES = 1024
@@ -136,6 +136,20 @@ class Budget:
         self.require()
         used = self.used(costs)
         return max(used, key=lambda kind: used[kind])
+
+    def require_kept(self, costs: Mapping[str, int | float], what: str) -> None:
+        """Check a network at the end of a plan, or of a run. costs: contain every stated kind, or some.
+
+        Raises RunError, naming the limits that are exceeded: it must not happen, and is never a result.
+        """
+        limits = {kind: limit for kind, limit in self.limits.items() if kind in costs}
+        above = [
+            f"{amount(kind, costs[kind])} {kind} are above budget.{kind}={amount(kind, limit)}"
+            for kind, limit in limits.items()
+            if not costs[kind] <= limit  # true for nan, too
+        ]
+        if above:
+            raise RunError(f"{what} exceeds its budget, which is an error of this program: {'; '.join(above)}")
 
     def check(self, seed: Mapping[str, int | float], largest: Mapping[str, int | float]) -> None:
         """Check that growth can reach every limit.

@@ -126,6 +126,13 @@ class ImageArrays:
         """The images at `indices` (M,), in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
+    def not_finite(self) -> int | None:
+        """The number of the first image with a pixel that is nan or infinite, or None if there is none."""
+        if not self.images.is_floating_point() or bool(self.images.sum().isfinite()):
+            return None
+        wrong = (~self.images.flatten(1).isfinite()).any(1).nonzero()
+        return int(wrong[0]) if len(wrong) else None
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation (1 instead of 0) of each channel, (C,) each; uint8 pixels are divided by 255."""
         mean, std = [], []
@@ -141,6 +148,21 @@ class ImageArrays:
             mean.append(average)
             std.append(math.sqrt(variance) or 1.0)
         return tuple(mean), tuple(std)
+
+
+def alike(images: Tensor) -> str | None:
+    """What is said of images (N, C, H, W) that are all the same, or of which more than a hundredth have one value.
+
+    Of many images two thousand at equal distances are looked at. None if there is nothing to say.
+    """
+    images = images[:: max(1, len(images) // 2000)]
+    if len(images) > 1 and bool((images[1] == images[0]).all()) and bool((images == images[:1]).all()):
+        return f"all {len(images)} images are the same"
+    pixels = images.flatten(1)
+    constant = int((pixels.amin(1) == pixels.amax(1)).sum()) if pixels.shape[1] > 1 else 0
+    if constant > len(images) / 100:
+        return f"{constant} of {len(images)} images have a single value in all pixels"
+    return None
 
 
 def stratified_order(labels: Tensor, *key: object) -> Tensor:

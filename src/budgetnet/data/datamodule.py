@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
-from budgetnet.data.arrays import ImageArrays, hold_out, stratified_order
+from budgetnet.data.arrays import ImageArrays, alike, hold_out, stratified_order
 from budgetnet.data.device_loader import DeviceLoader
 from budgetnet.data.folder import FolderLoader, ImageFolder
 from budgetnet.data.imbalance import long_tailed
@@ -22,6 +22,8 @@ from budgetnet.errors import UsageError
 
 ImageSet = ImageArrays | ImageFolder
 Source = Callable[[str | Path, bool], tuple[ImageSet, ImageSet] | tuple[ImageSet, ImageSet, ImageSet]]
+_LOOKED_AT = 40
+"""Images of a folder that are looked at when the run begins."""
 Arrays = tuple[np.ndarray | Tensor, np.ndarray | Tensor | Sequence[int]]
 
 
@@ -48,6 +50,8 @@ class DataModule(pl.LightningDataModule):
         self.options, self.source, self.name = options, source, options.name
         self.channels_last = options.channels_last
         """Whether batches have the memory format channels_last; it can be set before the first batch."""
+        self.warnings: list[str] = []
+        """What is odd about the images, a line for each set."""
         self._splits: Splits | None = None
         self._mean, self._std = options.mean, options.std
 
@@ -122,12 +126,28 @@ class DataModule(pl.LightningDataModule):
                     f"{self.name}: the training set is {train}, the {role} set {other}: expected images of one shape "
                     "and labels of one kind"
                 )
+        for role, images in zip(("training", "test", "validation"), (train, test, *own), strict=False):
+            self._check_pixels(role, images)
         self._check_images(train)
         train, held_out = self._held_out(train, *own)
         train = _limit(train, options.limit_train, options.split_seed)
         if options.imbalance is not None:
             train = train.subset(long_tailed(train.labels, options.imbalance, train.num_classes))
         self._splits = Splits(train, held_out, _limit(test, options.limit_test, options.split_seed))
+
+    def _check_pixels(self, role: str, images: ImageSet) -> None:
+        """Note in `warnings` if images are alike. Raises UsageError, naming the image, for a value that is not finite."""
+        if isinstance(images, ImageArrays):
+            if (number := images.not_finite()) is not None:
+                raise UsageError(
+                    f"{self.name}: image {number} of the {role} set (the first is 0) has a pixel that is nan or "
+                    "infinite: repair or remove it"
+                )
+            line = alike(images.images)
+        else:
+            line = alike(images.sample(_LOOKED_AT))
+        if line is not None:
+            self.warnings.append(f"{self.name}: {line} of the {role} set: is it read as it should be?")
 
     def _held_out(self, train: ImageSet, own: ImageSet | None = None) -> tuple[ImageSet, ImageSet | None]:
         """The remaining training set and the validation set. own: the validation set of the source, if it has one."""

@@ -8,6 +8,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from budgetnet.data.device_loader import Normalise
+from budgetnet.data.pixels import as_rgb, is_upright, shown_size
 from budgetnet.data.sharding import Batch, ShardedLoader
 from budgetnet.errors import RunError, UsageError
 
@@ -101,6 +103,17 @@ class ImageFolder:
         """The images at `indices` (M,), in that order."""
         return replace(self, files=self.files[indices.numpy()], labels=self.labels[indices])
 
+    def sample(self, count: int) -> Tensor:
+        """So many images at equal distances, uint8 (N, C, H, W), cropped at the centre.
+
+        Those that cannot be read are left out, and named when a batch has them.
+        """
+        found = []
+        for index in np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist():
+            with suppress(UsageError):
+                found.append(decode(self.path(index), centre_crop, min(self.image_size, 64)))
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) if found else torch.zeros(0, 3, 1, 1)
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and standard deviation of each channel of ImageNet."""
         return IMAGENET_MEAN, IMAGENET_STD
@@ -131,7 +144,7 @@ def imagenet(root: str | Path, download: bool = False, image_size: int = 224) ->
 def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray:
     """Read an image file, crop it to `crop(width, height)`, and resize it to uint8 (size, size, 3).
 
-    Grey, palette and CMYK images are converted to RGB. A JPEG is decoded at half its size or less if the crop still has
+    The pixels are those of `pixels.as_rgb`, with their orientation. A JPEG is decoded at half its size or less if the crop still has
     `size` pixels on each side. Raises UsageError, naming the file, if it cannot be read or is so large that Pillow
     treats it as an attack.
     """
@@ -141,14 +154,16 @@ def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(BytesIO(data), formats=_FORMATS)
         with opened as image:
-            width, height = image.size
+            width, height = shown_size(image)
             left, top, right, bottom = crop(width, height)
             least = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright(image)
             pixels = _decode_jpeg(data, *least) if plain else None
             if pixels is None:
-                image.draft("RGB", least)
-                pixels = np.array(image.convert("RGB"))
+                image.draft("RGB", least if is_upright(image) else (max(least), max(least)))
+                pixels = np.array(as_rgb(image))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(
             f"{path} cannot be read as an image ({(str(error).splitlines() or [''])[0]}); replace or remove it"

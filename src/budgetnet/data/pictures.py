@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from budgetnet.data.pixels import as_rgb
 from budgetnet.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm")
@@ -31,8 +32,15 @@ def opened(path: Path) -> Image.Image:
 
 
 def read_picture(path: Path, grey: bool = False) -> Tensor:
-    """uint8 (3, H, W), or (1, H, W) of the luminance (ITU-R 601). Raises UsageError if it cannot be read."""
-    pixels = np.array(opened(path).convert("L" if grey else "RGB"))
+    """uint8 (3, H, W), or (1, H, W) of the luminance (ITU-R 601), of what `pixels.as_rgb` makes of the file.
+
+    Raises UsageError if it cannot be read.
+    """
+    try:
+        image = as_rgb(opened(path))
+    except UsageError as error:
+        raise error if str(path) in str(error) else UsageError(f"{path}: {error}") from error
+    pixels = np.array(image.convert("L") if grey else image)
     return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
 
 

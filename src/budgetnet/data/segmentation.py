@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from budgetnet.data.arrays import NO_CLASS, ImageArrays
+from budgetnet.data.pixels import as_rgb
 from budgetnet.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -86,7 +87,7 @@ def _classes(path: Path, num_classes: int | None) -> np.ndarray:
     with _opened(path) as image:
         if image.mode not in _NUMBERS:
             raise UsageError(f"{path} is a picture of mode {image.mode}: expected one number for each pixel, its class")
-        values = np.asarray(image)
+        values = np.asarray(ImageOps.exif_transpose(image))
     most = MOST_CLASSES if num_classes is None else num_classes
     wrong = values[(values.astype(np.int64) >= most) & (values != NO_CLASS)]
     if len(wrong):
@@ -99,7 +100,10 @@ def _classes(path: Path, num_classes: int | None) -> np.ndarray:
 def _picture(path: Path) -> np.ndarray:
     """The pixels of an image, uint8 (H, W, 3)."""
     with _opened(path) as image:
-        return np.asarray(image.convert("RGB"))
+        try:
+            return np.asarray(as_rgb(image))
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
 
 
 def _opened(path: Path) -> Image.Image:
@@ -155,7 +159,7 @@ def _part(root: Path, part: str) -> ImageArrays:
 def _listed(path: Path) -> list[tuple[str, str]]:
     """The pairs (NAME, NAME_0001) of the lines of a list."""
     try:
-        lines = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}): dataset.root is to hold the lists parts_train.txt, "

@@ -45,7 +45,7 @@ def tiny_imagenet(root: str | Path, download: bool = False) -> tuple[ImageArrays
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}): dataset.root is to hold {_FOLDER} with wnids.txt, train, and "
@@ -69,7 +69,7 @@ def _annotated(root: Path, line: str, number: dict[str, int]) -> tuple[Path, int
 
 def _names(path: Path, classes: list[str]) -> tuple[str, ...]:
     """The first word for each class; the class itself where there is none, or two share it."""
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     words = {name: rest.split(",")[0].strip() for name, _, rest in (line.partition("\t") for line in lines)}
     names = [words.get(name) or name for name in classes]
     times = Counter(names)

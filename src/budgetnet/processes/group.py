@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from budgetnet.errors import Preempted, RunError, UsageError
 from budgetnet.internals import process_group_backend
 from budgetnet.processes.launch import PARENT, launch
+from budgetnet.processes.rendezvous import LOOPBACK, local_store, stay_on_this_machine
+from budgetnet.processes.watch import Watch, end_now
 from budgetnet.tasks.task import each_of
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class Processes:
         self.several = self.count > 1
         self.children: list[subprocess.Popen[bytes]] = []
         """The processes that this one has launched, by rank from 1."""
+        self.watch: Watch | None = None
         if trainer is None:
             return
         self.strategy = trainer.strategy
@@ -71,14 +75,16 @@ class Processes:
                 "trainer=ddp and trainer.devices, their number on a machine"
             )
 
-    def join(self) -> None:
+    def join(self, timeout: float = 30.0) -> None:
         """Launch the other processes, unless torchrun or Slurm have done so, and connect all of them.
 
         Lightning would do so only when training begins. Connecting earlier allows rank 0 to decide for all processes,
-        for example about the run directory. Raises UsageError if the numbers of processes and devices differ.
+        for example about the run directory. timeout: minutes to wait for a process. Raises UsageError if the numbers of
+        processes and devices differ.
         """
         if not self.several:
             return
+        strategy, longest = cast("DDPStrategy", self.strategy), timedelta(minutes=timeout)
         os.environ.setdefault(PARENT, str(os.getpid()))
         try:
             if self.strategy.launcher is not None:
@@ -89,19 +95,49 @@ class Processes:
                 _end_with_children(self.children)
         except ValueError as error:  # raised by cluster environments
             raise UsageError(f"trainer.devices: {' '.join(str(error).split())}") from error
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-            self._meet_again(cast("DDPStrategy", self.strategy))
-        cast("DDPStrategy", self.strategy).setup_environment()
+        if strategy.num_nodes == 1:
+            stay_on_this_machine()
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if launch().by in ("user", "lightning") and strategy.num_nodes == 1:
+            environment = strategy.cluster_environment
+            assert environment is not None
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = LOOPBACK, str(environment.main_port)
+            self._connect(strategy, local_store(environment.main_port, self.rank == 0, longest), longest)
+        elif attempt != "0":  # torchrun has restarted all processes: with keys that differ from those in its store
+            self._connect(strategy, PrefixStore(f"attempt {attempt}", _store(longest)), longest)
+        strategy.setup_environment()
+        self.watch = Watch(
+            PrefixStore(f"watch {attempt}", _store(longest)), self.rank, self.count, 60 * timeout, self._end_all
+        )
+        self.watch.start()
 
-    def _meet_again(self, strategy: DDPStrategy) -> None:
-        """Connect after torchrun has restarted all processes, with keys that differ from those left in its store."""
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False)
-        attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    def _connect(self, strategy: DDPStrategy, store: torch.distributed.Store, timeout: timedelta) -> None:
+        """Connect through a store. Lightning makes its own only for processes that are not connected."""
         assert strategy.accelerator is not None
         strategy.accelerator.setup_device(strategy.root_device)
         backend = process_group_backend(strategy)
-        torch.distributed.init_process_group(backend, store=attempt, rank=self.rank, world_size=launch().processes)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.count, timeout=timeout
+        )
+
+    def _end_all(self, line: str | None) -> None:
+        """End this process and those it has launched, from any thread."""
+        _kill(self.children)
+        end_now(None if line is None else f"{line}; {_CONTINUES}")
+
+    def kill_children(self) -> None:
+        """Kill the processes that this one has launched."""
+        _kill(self.children)
+
+    def part(self) -> None:
+        """Stop to watch the others, when this process needs them no more."""
+        if self.watch is not None:
+            self.watch.stop()
+
+    def step(self) -> None:
+        """Count a training step, by which the others can tell where this process is."""
+        if self.watch is not None:
+            self.watch.steps += 1
 
     def decide(self, question: Callable[[], Value]) -> Value:
         """Call `question` on rank 0 and return its result on every process.
@@ -190,6 +226,11 @@ class Processes:
             f"rank {self.rank} lost the connection to the others ({reason[0].split('. ')[0]}): one of them has ended; "
             f"{_CONTINUES}"
         )
+
+
+def _store(timeout: timedelta) -> TCPStore:
+    """A connection of its own to the store of the processes."""
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, timeout=timeout)
 
 
 def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> None:

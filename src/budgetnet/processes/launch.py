@@ -14,6 +14,12 @@ from dataclasses import dataclass
 PARENT = "BUDGETNET_PARENT"
 """The environment variable with the id of the process that launched the others, with which they end."""
 
+GRACE = 30.0
+"""Seconds in which a job that is told to end can write a checkpoint, before it is killed."""
+
+LEADER = "BUDGETNET_LEADER"
+"""The environment variable with the id of the process of a sweep that has started this job, with which it ends."""
+
 LAUNCH_VARIABLES = ("LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_STEP_")
 """Prefixes of the environment variables of a process that was launched as one of several."""
 
@@ -46,7 +52,7 @@ def launch() -> Launch:
 
 def single_process_environment() -> dict[str, str]:
     """The environment for a new process, as if the user had launched it."""
-    single = ("RANK", "WORLD_SIZE", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", PARENT)
+    single = ("RANK", "WORLD_SIZE", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", PARENT, LEADER)
     return {
         name: value
         for name, value in os.environ.items()
@@ -57,8 +63,11 @@ def single_process_environment() -> dict[str, str]:
 def end_with_parent() -> None:
     """End this process soon after the one that launched it, for which it might wait for ever.
 
-    It is called first of all, and does nothing in a process that the user has launched.
+    It is called first of all, and does nothing in a process that the user has launched. A job of a sweep whose leader
+    is gone ends as by SIGTERM, with a checkpoint, before its GPUs are given to another.
     """
+    if launch().by == "user" and LEADER in os.environ:
+        threading.Thread(target=_end_without_leader, args=(int(os.environ[LEADER]),), daemon=True).start()
     if launch().by == "user" or (launch().by == "srun" and PARENT not in os.environ):
         return
     parent = int(os.environ.get(PARENT, os.getppid()))
@@ -69,6 +78,14 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def _end_without_leader(leader: int) -> None:
+    while os.getppid() == leader:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def requeue() -> bool:
@@ -82,7 +99,9 @@ def requeue() -> bool:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=20)
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job], capture_output=True, encoding="utf-8", errors="replace", timeout=20
+        )
         state = re.search(r"JobState=(\w+)", shown.stdout)
         if state is not None and state[1] != "RUNNING":
             return False

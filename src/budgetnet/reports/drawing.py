@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
+from budgetnet.runs.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +64,10 @@ def new_figure(width: float = SIZE[0], height: float = SIZE[1]) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, with the same bytes for the same figure, and return the path."""
-    with styled():
-        figure.savefig(path, format="png", metadata={"Software": None})
-    return Path(path)
+    path = Path(path)
+    with styled(), replacing(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return path
 
 
 def depth_colours(count: int) -> list[Any]:

@@ -1,15 +1,25 @@
-"""The report and the table at the end of a run."""
+"""The figures, the report and the table at the end of a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def write(directory: Path) -> None:
-    """Write the report of a run directory, finished or not. Raises UsageError if its files are damaged."""
-    from budgetnet.reports.report import write_report  # matplotlib is slow to import
+def draw(directory: Path) -> list[str]:
+    """Draw the figures of a run directory, and return a line for each that cannot be drawn.
 
-    write_report(directory)
+    Raises UsageError if files of the run are damaged.
+    """
+    from budgetnet.reports.report import draw_figures  # matplotlib is slow to import
+
+    return draw_figures(directory)
+
+
+def write(directory: Path) -> None:
+    """Write report.md, with the figures that are drawn. Raises UsageError if files of the run are damaged."""
+    from budgetnet.reports.report import write_text_of_report
+
+    write_text_of_report(directory)
 
 
 def show(directory: Path) -> None:
@@ -18,4 +28,5 @@ def show(directory: Path) -> None:
     from budgetnet.runs.directory import RunDirectory
 
     print_table([final_row(RunDirectory(directory))])
-    print(f"report: {directory / 'report.md'}")
+    if (directory / "report.md").exists():
+        print(f"report: {directory / 'report.md'}")

@@ -9,7 +9,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const SIGNS = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", "triangle-down": "▼", cross: "✚" };
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
 const smallest = (values) => values.reduce((least, value) => Math.min(least, value), Infinity);
 
@@ -85,7 +85,7 @@ const axis = (more = {}) => ({
   tickcolor: css("--grey"),
   automargin: true,
   ...more,
-  title: { text: more.title, standoff: 8 },
+  title: { text: plain(more.title ?? ""), standoff: 8 },
 });
 
 async function draw(element, traces, layout) {
@@ -186,7 +186,7 @@ function pointText(panel, point) {
   return (
     `<b>${folded(data.runs[point.runs[0]].name)}</b>${many ? "<br>and its repetitions" : ""}<br>` +
     `${plain(point.series)}<br>${plain(`${panel.score_title} ${point.score}`)}${seeds}<br>` +
-    `${plain(panel.label)} ${point.cost}`
+    plain(`${panel.label} ${point.cost}`)
   );
 }
 
@@ -220,7 +220,7 @@ function drawComparison() {
     const few = range[1] - range[0] < Math.log10(60);
     const drawn = await draw(element, panelTraces(panel), {
       xaxis: axis({ title: panel.label, type: "log", range, tickformat: "~s", dtick: few ? "D2" : 1 }),
-      yaxis: axis({ title: plain(panel.score_label), showgrid: true }),
+      yaxis: axis({ title: panel.score_label, showgrid: true }),
     });
     if (!drawn) return;
     element.removeAllListeners("plotly_click");

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import html
 import json
 import math
@@ -68,16 +69,34 @@ def page(runs: Sequence[RunDirectory]) -> str:
         "runs": [_run(run, row) for run, row in zip(runs, rows, strict=True)],
         "repetitions": [[number[id(row)] for row in group.rows] for group in groups],
     }
+    scripts = {name: f"\n{_file(f'{name}.js')}\n" for name in ("page", "page_run")}
     return Template(_file("page.html")).substitute(
-        title=html.escape(_title(rows)),
-        about=html.escape(_about(rows)),
-        comparison=html.escape(_comparison_title(rows)),
+        policy=_escaped(_policy(*scripts.values(), _plotly())),
+        title=_escaped(_title(rows)),
+        about=_escaped(_about(rows)),
+        comparison=_escaped(_comparison_title(rows)),
         style=_file("page.css"),
         table=_table(groups, number),
         data=_script_text(data),
         plotly=_packed_plotly(),
-        script=_file("page.js"),
-        run_script=_file("page_run.js"),
+        script=scripts["page"],
+        run_script=scripts["page_run"],
+    )
+
+
+def _escaped(value: object) -> str:
+    """A value as text of an element or of an attribute in double quotes: nothing of it is markup."""
+    return html.escape(str(value), quote=True)
+
+
+@cache
+def _policy(*scripts: str) -> str:
+    """The Content-Security-Policy of the page: these scripts run and no others, and nothing is loaded or sent."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{text}'" for text in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        "form-action 'none'"
     )
 
 
@@ -86,11 +105,17 @@ def _file(name: str) -> str:
 
 
 @cache
-def _packed_plotly() -> str:
-    """plotly.js, compressed and encoded as text: 2 MB instead of 4.8 MB."""
+def _plotly() -> str:
+    """plotly.js."""
     from plotly.offline import get_plotlyjs
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return str(get_plotlyjs())
+
+
+@cache
+def _packed_plotly() -> str:
+    """plotly.js, compressed and encoded as text: 2 MB instead of 4.8 MB."""
+    return base64.b64encode(gzip.compress(_plotly().encode(), mtime=0)).decode()
 
 
 def _script_text(value: object) -> str:
@@ -244,7 +269,7 @@ def _facts(run: RunDirectory, row: Row) -> list[list[str]]:
         for kind, name in (("Test", f"test_{metric.name}"), ("Validation", f"val_{metric.name}")):
             facts.setdefault(f"{kind} {metric.title} {metric.unit}".rstrip(), score_text(metric)(row.number(name)))
     summary = run.summary or {}
-    facts["Epochs"] = f"{row.epochs}, tested at {summary['best_epoch']}" if summary else str(row.epochs)
+    facts["Epochs"] = f"{row.epochs}, tested at {run.fact('best_epoch')}" if summary else str(row.epochs)
     facts["Train cost (FLOPs)"] = "" if row.train_cost_flops is None else format_quantity(row.train_cost_flops)
     facts["Time"] = "" if row.seconds is None else str(timedelta(seconds=round(row.seconds)))
     facts["Directory"] = row.directory
@@ -290,7 +315,7 @@ def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
 
 def _head(column: Column) -> str:
     """A heading that sorts the table. A line break does not separate the unit from the last word."""
-    text, first = html.escape(column.heading), "ascending" if column.smallest_first else "descending"
+    text, first = _escaped(column.heading), "ascending" if column.smallest_first else "descending"
     if column.unit:
         text = re.sub(r"(\S+ \S+)$", r"<span>\1</span>", text)
     return f'<th scope="col"{_kind(column)} data-first="{first}"><button type="button">{text}</button></th>'
@@ -299,29 +324,29 @@ def _head(column: Column) -> str:
 def _line(shown: Sequence[Column], row: Row, run: int) -> str:
     texts = []
     for column in shown:
-        text = html.escape(column.cell(row))
+        text = _escaped(column.cell(row))
         value = row.number(column.number) if column.number else None
         if column.heading == "Budget used":
             value = max(row.budget.values(), default=None)
         if column.heading == "Run":
             text = f'<a href="#run-{run}" title="{text}">{text.replace(",", ",<wbr>")}</a>'
         texts.append(_cell(column, text, value))
-    return f"<tr data-run={run}>{''.join(texts)}</tr>"
+    return f'<tr data-run="{run}">{"".join(texts)}</tr>'
 
 
 def _mean_line(shown: Sequence[Column], group: Repetitions) -> str:
     texts = []
     for column in shown:
         spread = group.spread(column.number) if column.number and column.heading != "Seed" else None
-        texts.append(_cell(column, html.escape(column.mean(group)), None if spread is None else spread.mean))
-    return f"<tr class=mean>{''.join(texts)}</tr>"
+        texts.append(_cell(column, _escaped(column.mean(group)), None if spread is None else spread.mean))
+    return f'<tr class="mean">{"".join(texts)}</tr>'
 
 
 def _cell(column: Column, text: str, value: float | None) -> str:
-    """A cell of the table. value: the number by which it is sorted; a cell without one is sorted by its text."""
-    data = "" if value is None or not math.isfinite(value) else f" data-value={value!r}"
+    """A cell of the table, of escaped text. value: the number by which it is sorted; without one its text is sorted."""
+    data = "" if value is None or not math.isfinite(value) else f' data-value="{_escaped(value)}"'
     return f"<td{_kind(column)}{data}>{text}</td>"
 
 
 def _kind(column: Column) -> str:
-    return " class=number" if column.number else ""
+    return ' class="number"' if column.number else ""

@@ -37,7 +37,7 @@ function roundNumbers(run, epochs, element) {
       y: 1,
       yref: "paper",
       yanchor: "bottom",
-      text: String(number),
+      text: plain(number),
       showarrow: false,
       font: { size: 10, color: css("--soft") },
     }));
@@ -91,7 +91,7 @@ function drawPath(run, element) {
       mode: "lines",
       line: { shape: "hv", color: colours[index], width: 2 },
       text: plain(name),
-      customdata: steps,
+      customdata: steps.map(plain),
       hovertemplate: `%{text}: ${run.deep ? "depth" : "width"} %{customdata} after %{x} epochs<extra></extra>`,
     };
   });
@@ -153,7 +153,7 @@ function drawSaturation(run, element) {
     zmax: 1,
     colorscale: "Cividis",
     hoverongaps: false,
-    text: names.map((name) => epochs.map((epoch) => `${plain(name)}, epoch ${epoch}`)),
+    text: names.map((name) => epochs.map((epoch) => plain(`${name}, epoch ${epoch}`))),
     hovertemplate: "%{text}: %{z:.0%} selected<extra></extra>",
     colorbar: { thickness: 12, outlinewidth: 0, tickformat: ".0%", nticks: 6, x: 1.01, xpad: 2 },
   };
@@ -178,10 +178,10 @@ function drawSizes(run, element) {
   const x = names.map((_, index) => index);
   const text = names.map((name, index) => {
     const share = full?.[index]
-      ? `<br>full backbone ${full[index]} (${((100 * final[index]) / full[index]).toFixed(0)} %)`
+      ? `<br>full backbone ${plain(full[index])} (${((100 * final[index]) / full[index]).toFixed(0)} %)`
       : "";
-    const start = run.round_ends.length ? `<br>seed network ${seed[index] ?? "without it"}` : "";
-    return `<b>${plain(name)}</b><br>${run.finished ? "final" : "so far"} ${final[index]}${share}${start}`;
+    const start = run.round_ends.length ? `<br>seed network ${plain(seed[index] ?? "without it")}` : "";
+    return `<b>${plain(name)}</b><br>${run.finished ? "final" : "so far"} ${plain(final[index])}${share}${start}`;
   });
   const bars = { type: "bar", x, text, textposition: "none", hovertemplate: "%{text}<extra></extra>" };
   const traces = [{ ...bars, y: final, width: 0.56, marker: { color: data.colours.final } }];

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
+from budgetnet.errors import UsageError, in_one_line
 from budgetnet.reports import drawing, edges, figures
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.files import folder_within
 from budgetnet.runs.records import write_text
 
 if TYPE_CHECKING:
@@ -70,20 +72,47 @@ def write_report(run_dir: str | Path) -> Path:
 
     Figures without data are left out. Raises UsageError for a path that is not a run directory, and for damaged files.
     """
-    run = RunDirectory(run_dir)
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    draw_figures(run_dir)
+    return write_text_of_report(run_dir)
+
+
+def draw_figures(run_dir: str | Path) -> list[str]:
+    """Draw figures/*.png into a run directory, those for which there is data.
+
+    Returns a line for each that cannot be drawn; the others are. Raises UsageError for a path that is not a run
+    directory, and for damaged files, and OSError if nothing can be written.
+    """
+    run, failed = RunDirectory(run_dir), []
+    folder = folder_within(run.path / "figures")
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
     left_out |= set() if run.examples else {"examples"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
-    shown = [name for name in _FIGURES if name not in left_out]
-    for name in shown:
-        drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
+    for name, (figure, _) in _FIGURES.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if name not in left_out:
+            try:
+                drawing.save(figure(run), path)
+            except (UsageError, OSError):
+                raise
+            except Exception as error:
+                path.unlink(missing_ok=True)
+                failed.append(f"the figure {name} failed ({in_one_line(error)})")
+    return failed
+
+
+def write_text_of_report(run_dir: str | Path) -> Path:
+    """Write report.md into a run directory, with the figures that are drawn, and return its path.
+
+    Raises UsageError for a path that is not a run directory, and for damaged files.
+    """
+    run = RunDirectory(run_dir)
+    drawn = [name for name in _FIGURES if (run.path / "figures" / f"{name}.png").exists()]
     sections = [
-        _head(run), _scores(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run),
-        _origin(run),
+        _head(run), _warnings(run), _scores(run), _edges(run), _figure_section(drawn), _sizes(run), _rounds(run),
+        _reading(run), _origin(run),
     ]  # fmt: skip
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
@@ -102,6 +131,12 @@ def _head(run: RunDirectory) -> str:
         used, limit = format_quantity(entry["used"]), format_quantity(entry["limit"])
         lines.append(f"Budget of {kind}: {used} of {limit} used ({entry['percent']:.2f} %).\n")
     return "\n".join(lines)
+
+
+def _warnings(run: RunDirectory) -> str:
+    """The section about what went wrong beside the training."""
+    lines = (run.summary or {}).get("warnings") or []
+    return "## Warnings\n\n" + "".join(f"* {line}\n" for line in lines) if lines else ""
 
 
 def _scores(run: RunDirectory) -> str:
@@ -205,7 +240,7 @@ def _reading(run: RunDirectory) -> str:
                 f"{summary[f'test_{metric.name}_best_epoch']}, which cannot be known without its labels."
             )
         lines.append(
-            f"* Test {metric.title} is that of epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}; the "
+            f"* Test {metric.title} is that of epoch {run.fact('best_epoch')} of {run.fact('epochs')}, {chosen}; the "
             f"metrics of the last epoch are given too. {read}"
         )
     lines += [
@@ -224,7 +259,7 @@ def _origin(run: RunDirectory) -> str:
     if summary is None:
         return ""
     seconds = {"in all": "seconds", "growing": "growth_seconds", "compiling": "compile_seconds"}
-    lines = [["seed", str(summary["seed"])]]
-    lines += [[f"seconds {name}", f"{summary[key]:.1f}"] for name, key in seconds.items()]
+    lines = [["seed", str(run.fact("seed"))]]
+    lines += [[f"seconds {name}", f"{run.fact(key):.1f}"] for name, key in seconds.items()]
     lines += [[name, str(value)] for part in ("hardware", "versions") for name, value in summary.get(part, {}).items()]
     return "## Where it ran\n\n" + markdown_table(("", ""), lines)

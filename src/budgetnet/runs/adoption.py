@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from budgetnet.errors import RunError, UsageError
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.locking import exclusive
+from budgetnet.runs.reading import Unreadable, read_json, read_text, read_yaml
 from budgetnet.runs.records import Records, write_text
 from budgetnet.sections import affects_result
 
@@ -23,6 +22,17 @@ Config = Mapping[str, Any]
 _LOCK = ".lock"
 _PATIENCE = 5.0
 """Seconds to wait for the lock, which the data workers of a killed process hold until they end too."""
+
+
+def finished(directory: Path) -> bool:
+    """Whether a run has nothing left to do: done.json is there, and names no step after it that is still pending."""
+    try:
+        pending = read_json(read_text(directory / "done.json")).get("pending")
+    except OSError:
+        return False
+    except (ValueError, AttributeError):
+        return True  # damaged: what it was is in the summary
+    return not pending
 
 
 @contextmanager
@@ -42,12 +52,12 @@ def occupied(config: Config, directory: Path) -> Iterator[Path | None]:
             stack.enter_context(exclusive(directory / _LOCK, _PATIENCE))
         except TimeoutError as error:
             raise UsageError(
-                f"run.dir={directory} is in use by another process: wait for it, or choose another directory"
+                f"run.dir={directory} is in use by another process ({error}): wait for it, or choose another directory"
             ) from error
         except OSError as error:
             raise UsageError(f"run.dir={directory}: cannot be written ({error.strerror})") from error
         _check_ours(config, directory)  # another process may have begun a run in the meantime
-        if done.exists():
+        if finished(directory):
             yield done
             return
         epochs = -1  # rows from before the first checkpoint are written again
@@ -71,7 +81,7 @@ def _check_ours(config: Config, directory: Path) -> None:
 
 def _transient(path: Path) -> bool:
     """Whether the file may be left from a run that was killed as it began."""
-    return path.name == _LOCK or path.suffix == ".tmp"
+    return path.name.startswith(_LOCK) or path.suffix == ".tmp"
 
 
 def check_same(config: Config, directory: Path) -> None:
@@ -82,8 +92,8 @@ def check_same(config: Config, directory: Path) -> None:
     """
     path = directory / "config.yaml"
     try:
-        saved = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        saved = read_yaml(path)
+    except (OSError, Unreadable) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{path} is damaged ({reason}): choose another run.dir or run.name") from error
     old, new = _flat(saved), _flat(config)

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from budgetnet.errors import RunError
+from budgetnet.runs.files import replacing
 
 CHECKPOINT_FORMAT = 4
 
@@ -28,8 +29,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not there: all nodes of a run must see its directory") from error
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, IndexError, ValueError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        best = path.with_name("best.ckpt")
+        other = f"put {best.name}, of an earlier epoch, in its place, or " if path != best and best.exists() else ""
         raise RunError(
-            f"{path} is damaged or not a checkpoint of this project ({reason}): remove it to start again"
+            f"{path} is damaged or not a checkpoint of this project ({reason}): {other}remove it to start again"
         ) from error
     if found != CHECKPOINT_FORMAT:
         raise RunError(
@@ -45,14 +48,10 @@ class DurableFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)  # a checkpoint callback of the user may name a new folder
-        temporary = final.with_name(final.name + ".tmp")
         contents = io.BytesIO()
         torch.save(checkpoint, contents)
-        with open(temporary, "wb") as file:
+        with replacing(final) as file:
             file.write(contents.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
         directory = os.open(final.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from budgetnet.errors import UsageError
+from budgetnet.runs.reading import (
+    FURTHER_IN_ROUND,
+    ROUND,
+    SUMMARY,
+    Unreadable,
+    a_count,
+    a_number,
+    a_score,
+    a_text,
+    checked,
+    or_none,
+    read_json,
+    read_text,
+    read_yaml,
+)
 
 if TYPE_CHECKING:
     from budgetnet.tasks import Metric
 
 SUMMARY_FORMAT = 1
+_MOST_BYTES = 2**30
+"""The most memory for the arrays of one file."""
 
 Record = dict[str, Any]
 Line = TypeVar("Line")
@@ -55,17 +72,11 @@ class RunDirectory:
     @cached_property
     def config(self) -> Record:
         """config.yaml: the resolved configuration. Raises UsageError if the file is damaged."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
-        yaml: Any = import_module("yaml")  # it has no type hints
-        try:
-            config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
-        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise _damaged(self.path / "config.yaml", " ".join(str(error).split())) from error
-        if not isinstance(config, dict):
-            raise _damaged(self.path / "config.yaml", "it holds no keys")
-        return {str(key): value for key, value in config.items()}
+        path = self.path / "config.yaml"
+        with _blamed_on(path):
+            config = read_yaml(path)
+            checked(config, {"seed": or_none(a_count)})
+            return config
 
     @cached_property
     def task_metrics(self) -> tuple[Metric, ...]:
@@ -81,10 +92,16 @@ class RunDirectory:
         path = self.path / "task.json"
         if not path.exists():
             return (TOP1, MIOU) if any("val_miou" in row for row in self.metrics) else Classification.metrics
-        try:
-            metrics = tuple(Metric(**entry) for entry in json.loads(path.read_text())["metrics"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, f"expected the metrics of a task ({error})") from error
+        with _blamed_on(path):
+            entries = read_json(read_text(path))
+            try:
+                metrics = tuple(Metric(**entry) for entry in entries["metrics"])
+            except (KeyError, TypeError) as error:
+                raise Unreadable(f"expected the metrics of a task ({error})") from error
+            for metric in metrics:
+                texts, truths = (metric.name, metric.title, metric.unit), (metric.higher_is_better, metric.in_tables)
+                if not all(map(a_text, texts)) or not all(isinstance(truth, bool) for truth in truths):
+                    raise Unreadable(f"{metric} is no metric of a task")
         if not metrics:
             raise _damaged(path, "a task has at least one metric")
         return metrics
@@ -95,7 +112,7 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / "metrics.csv")
+        return _read_csv(self.path / "metrics.csv", required=("epoch", "phase"), texts=("phase",))
 
     @cached_property
     def saturation(self) -> list[Record]:
@@ -103,7 +120,7 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / "saturation.csv")
+        return _read_csv(self.path / "saturation.csv", required=("epoch", "round"))
 
     @cached_property
     def edges(self) -> list[Record]:
@@ -111,12 +128,23 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / "edges.csv")
+        path = self.path / "edges.csv"
+        rows = _read_csv(path, required=("epoch", "decided"))
+        for kind in [name.removeprefix("full_") for row in rows[:1] for name in row if name.startswith("full_")]:
+            if not {f"sampled_{kind}", f"pruned_{kind}"} <= rows[0].keys():
+                raise _damaged(path, f"it has no column sampled_{kind} or pruned_{kind}")
+        return rows
 
     @cached_property
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per round. Raises UsageError if the file is damaged."""
-        return _read_json_lines(self.path / "growth.jsonl")
+        path = self.path / "growth.jsonl"
+        records = _read_json_lines(path)
+        for number, record in enumerate(records, 1):
+            with _blamed_on(path, f"round {number}: "):
+                checked(record, ROUND, required=True)
+                checked(record, FURTHER_IN_ROUND)
+        return records
 
     @cached_property
     def filters(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -125,8 +153,10 @@ class RunDirectory:
         for record in self.rounds:
             path = self.path / "filters" / f"round_{record['round']:03d}.npz"
             if path.exists():
-                with np.load(path, allow_pickle=False) as arrays:
-                    found.append((int(record["round"]), arrays["weights"], arrays["selected"]))
+                arrays = _read_arrays(path)
+                if not {"weights", "selected"} <= arrays.keys():
+                    raise _damaged(path, "it holds no filters")
+                found.append((int(record["round"]), arrays["weights"], arrays["selected"]))
         return found
 
     @cached_property
@@ -137,13 +167,7 @@ class RunDirectory:
         Raises UsageError if the file is damaged.
         """
         path = self.path / "examples.npz"
-        if not path.exists():
-            return {}
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(path, str(error)) from error
+        return _read_arrays(path) if path.exists() else {}
 
     @cached_property
     def summary(self) -> Record | None:
@@ -151,17 +175,24 @@ class RunDirectory:
         path = self.path / "summary.json"
         if not path.exists():
             return None
-        try:
-            summary = json.loads(path.read_text())
-        except ValueError as error:
-            raise _damaged(path, str(error)) from error
-        if not isinstance(summary, dict) or summary.get("format") != SUMMARY_FORMAT:
-            raise _damaged(path, f"expected a summary of format {SUMMARY_FORMAT}")
-        return summary
+        with _blamed_on(path):
+            summary = read_json(read_text(path))
+            if not isinstance(summary, dict) or summary.get("format") != SUMMARY_FORMAT:
+                raise Unreadable(f"expected a summary of format {SUMMARY_FORMAT}")
+            scores = {name: a_score for name in summary if name.startswith(("test_", "val_"))}
+            checked(summary, {**SUMMARY, **scores})
+        return {str(name): value for name, value in summary.items()}
+
+    def fact(self, name: str) -> Any:
+        """An entry that the summary of every finished run has. Raises UsageError if it is missing."""
+        summary = self.summary or {}
+        if summary.get(name) is None:
+            raise _damaged(self.path / "summary.json", f"it has no {name!r}")
+        return summary[name]
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished: done.json is the last file that it writes."""
+        """Whether the run is trained and evaluated: done.json is written after summary.json."""
         return (self.path / "done.json").exists()
 
     def column(self, name: str) -> list[Any]:
@@ -191,7 +222,7 @@ class RunDirectory:
             before = dict(changed[0]["widths"])
             before.update({name: old for name, (old, _) in changed[0]["plan"].items()})
         elif self.summary is not None:
-            before = self.summary["widths"]
+            before = self.fact("widths")
         elif self.rounds:
             before = self.rounds[0]["widths"]
         else:
@@ -234,6 +265,9 @@ def find_run_directories(paths: Iterable[str | Path]) -> list[RunDirectory]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         below = [path] if is_run_directory(path) else [config.parent for config in path.rglob("config.yaml")]
+        for run in below:
+            if (run / "summary.json").is_file() and not (run / "metrics.csv").is_file():
+                raise _damaged(run / "metrics.csv", "it is lost")
         runs = [run for run in below if is_run_directory(run)]
         if not runs:
             missing = "there is no such directory" if not path.is_dir() else "expected config.yaml and metrics.csv"
@@ -246,33 +280,66 @@ def _damaged(path: Path, problem: str) -> UsageError:
     return UsageError(f"{path} is damaged: {problem}; restore the file or repeat the run")
 
 
-def _read_csv(path: Path) -> list[Record]:
+@contextmanager
+def _blamed_on(path: Path, place: str = "") -> Iterator[None]:
+    """A context in which what cannot be read is an error that names the file. Raises UsageError."""
+    try:
+        yield
+    except (OSError, Unreadable) as error:
+        raise _damaged(path, f"{place}{error}") from error
+
+
+def _read_csv(path: Path, required: Sequence[str], texts: Sequence[str] = ()) -> list[Record]:
+    """The rows of a table of numbers. required: columns that every row has a value in. texts: the columns of text."""
     if not path.exists():
         return []
 
-    def parse(line: str) -> list[str]:
+    def parse(line: str) -> Record:
         cells = next(csv.reader([line]))
         if len(cells) != len(header):
             raise ValueError(f"{len(cells)} cells under {len(header)} names")
-        return cells
+        row = {name: cell or None if name in texts else _number(cell) for name, cell in zip(header, cells, strict=True)}
+        for name, value in row.items():
+            a_kind = a_score if name.startswith(("train_", "val_", "test_")) else a_number
+            if value is not None and name not in texts and not a_kind(value):
+                raise ValueError(f"{name!r} is {cells[header.index(name)][:40]!r}, expected a number")
+        for name in required:
+            if row.get(name) is None:
+                raise ValueError(f"it has no {name!r}")
+        return row
 
-    text = path.read_text(errors="replace")
+    with _blamed_on(path):
+        text = read_text(path)
     first, _, rest = text.partition("\n")
     header = next(csv.reader([first]), [])
     # without its line end, the last number of a row may have lost digits
     complete = rest[: rest.rfind("\n") + 1]
-    rows = _parse_lines(path, complete, parse, first_line=2)
-    return [{name: _number(cell) for name, cell in zip(header, row, strict=True)} for row in rows]
+    return _parse_lines(path, complete, parse, first_line=2)
 
 
 def _read_json_lines(path: Path) -> list[Record]:
     def parse(line: str) -> Record:
-        record = json.loads(line)
+        record = read_json(line)
         if not isinstance(record, dict):
             raise ValueError("expected a JSON object")
         return record
 
-    return _parse_lines(path, path.read_text(errors="replace"), parse) if path.exists() else []
+    if not path.exists():
+        return []
+    with _blamed_on(path):
+        return _parse_lines(path, read_text(path), parse)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name. Raises UsageError if it is damaged, or would fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(item.file_size for item in packed.infolist()) > _MOST_BYTES:
+                raise Unreadable(f"its arrays take more than {_MOST_BYTES} bytes, which no run writes")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
 
 
 def _parse_lines(path: Path, text: str, parse: Callable[[str], Line], first_line: int = 1) -> list[Line]:

@@ -6,13 +6,15 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from budgetnet.errors import RunError
+from budgetnet.errors import RunError, in_one_line
 from budgetnet.tasks import Output, each_of
 
 TOLERANCE = 1e-4
@@ -25,15 +27,21 @@ _TRACED_BATCH = 2  # a batch of 1 would be traced as a constant
 _CHECKED_BATCHES = (1, 3)
 
 
-def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Path) -> dict[str, float]:
+def export_model(
+    net: nn.Module,
+    input_shape: Sequence[int],
+    directory: str | Path,
+    names: Sequence[str] = ("model.pt2", "model.onnx"),
+) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
     net: a network from images to logits, or to a tuple of them. A copy (CPU, float32, eval mode) is exported, and the
     network does not change.
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
+    names: the files to write. Each format has networks that it cannot hold.
     Returns the largest difference of logits, relative to the largest logit, by file name.
-    Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither file is
-    written or replaced.
+    Raises RunError, naming the file and the difference, if logits differ by more than rounding, and naming what a
+    format does not hold; then no file is written or replaced.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,12 +51,30 @@ def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Pa
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     differences = {}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as work:
-        for name, (write, load) in _FORMATS.items():
-            write(net, example, Path(work, name))
-            differences[name] = _largest_difference(name, net, load(Path(work, name)), input_shape)
+        for name in names:
+            write, load = _FORMATS[name]
+            with _blamed_on(name):
+                write(net, example, Path(work, name))
+                exported = load(Path(work, name))
+            differences[name] = _largest_difference(name, net, exported, input_shape)
         for name in differences:
             os.replace(Path(work, name), directory / name)
     return differences
+
+
+@contextmanager
+def _blamed_on(name: str) -> Iterator[None]:
+    """A context in which whatever an exporter raises becomes RunError, except that a file cannot be written.
+
+    What it prints, such as the whole graph, is not shown.
+    """
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise RunError(f"{name} cannot hold this network ({in_one_line(error, 150)}): deploy from best.ckpt") from error
 
 
 def _write_pt2(net: nn.Module, example: Tensor, path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from budgetnet.runs.files import append_to, folder_within, replacing
+
 
 def metric_columns(metrics: Sequence[str], taught: bool = False) -> tuple[str, ...]:
     """The columns of metrics.csv for the names of a task's metrics, of which the first has a training column too.
@@ -60,12 +62,9 @@ class Records:
 
         weights: (filters, channels, height, width). selected: which of them the method selects, bool (filters,).
         """
-        folder = self.directory / "filters"
-        folder.mkdir(exist_ok=True)
-        temporary = folder / "round.tmp"
-        with open(temporary, "wb") as file:
+        folder = folder_within(self.directory / "filters")
+        with replacing(folder / f"round_{round:03d}.npz", folder / "round.tmp") as file:
             np.savez_compressed(file, weights=weights, selected=selected)
-        os.replace(temporary, folder / f"round_{round:03d}.npz")
 
     def task(self, description: Mapping[str, Any]) -> None:
         """Write task.json: the name and metrics of the task."""
@@ -73,15 +72,13 @@ class Records:
 
     def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write examples.npz: a few images of the test set and outputs of the network for them, in drawing order."""
-        temporary = self.directory / "examples.tmp"
-        with open(temporary, "wb") as file:
+        with replacing(self.directory / "examples.npz", self.directory / "examples.tmp") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, self.directory / "examples.npz")
 
     def cut(self, epochs: int) -> None:
         """Remove what was written after `epochs` epochs, which a resumed run writes again; -1 removes everything."""
         for path in (*sorted(self.directory.glob("*.csv")), *self.directory.glob("growth.jsonl")):
-            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             if path.suffix == ".csv" and not "epoch".startswith("".join(lines[:1])[:5]):
                 continue  # not written by this class, even if its header is cut off
             whole = [line for line in lines if line.endswith("\n")]
@@ -115,7 +112,7 @@ def _epoch_of_json(line: str) -> int | None:
 
 
 def _append(path: Path, text: str) -> None:
-    with open(path, "a") as file:
+    with append_to(path) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())  # the next checkpoint relies on these lines
@@ -123,12 +120,8 @@ def _append(path: Path, text: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically: readers see either the old text or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

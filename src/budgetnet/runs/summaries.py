@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from budgetnet.channels.untrained import UNBOUNDED
 from budgetnet.errors import UsageError
+from budgetnet.runs.reading import read_json, read_text
 
 
 def widths_of_run(path: str) -> Mapping[str, int]:
@@ -36,7 +36,7 @@ def _summary_of(path: str) -> dict[str, Any]:
         file = file / "summary.json" if file.is_dir() else file
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not a file")
-        summary: dict[str, Any] = dict(json.loads(file.read_text()))
+        summary: dict[str, Any] = dict(read_json(read_text(file)))
         widths = dict(summary["widths"])
         if not all(type(width) is int and 0 < width <= UNBOUNDED for width in widths.values()):
             raise ValueError("its widths are not numbers of channels")

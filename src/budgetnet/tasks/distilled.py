@@ -112,7 +112,7 @@ def distilled(task: Task, run: str, num_classes: int, input_shape: tuple[int, in
     if not isinstance(task, Classification):
         raise UsageError(f"distill.teacher={run}: task={task.name} has no classes for an image: leave it out")
     try:
-        flops = json.loads(Path(run, "summary.json").read_text())["flops"]
+        flops = json.loads(Path(run, "summary.json").read_text(encoding="utf-8"))["flops"]
         program = torch.export.load(Path(run, "model.pt2"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]

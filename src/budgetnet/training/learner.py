@@ -23,8 +23,10 @@ from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
 from budgetnet.processes.group import Processes
 from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
+from budgetnet.runs.warnings import Warnings
 from budgetnet.seeding import keyed_seed
 from budgetnet.tasks import Output, Task
+from budgetnet.training.conditions import changed, conditions
 
 _COLLECT_EVERY = 25  # steps between two collections of the losses, each of which waits for the device
 
@@ -35,11 +37,15 @@ class Learner(pl.LightningModule):
     method: a method whose `start` has been called.
     phases: the phases of the run, in order.
     compiler: a backend of torch.compile for training steps in the final phase, in which no shape changes.
+    warnings: where warnings of the run are kept, which are part of a checkpoint.
     """
 
-    def __init__(self, method: Method, phases: list[Phase], compiler: str | None = None) -> None:
+    def __init__(
+        self, method: Method, phases: list[Phase], compiler: str | None = None, warnings: Warnings | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.warnings = warnings or Warnings()
         self.method, self.phases, self.compiler = method, phases, compiler
         training = method.training
         self.net = training.net
@@ -112,6 +118,8 @@ class Learner(pl.LightningModule):
             if plan is not None and stop:
                 self.stop_reason = plan.stop
             self._begin_phase(self._phase + 1, epochs)
+            if self.phase.final:
+                self.method.training.budget.require_kept(self.method.costs(), f"the network after epoch {epochs}")
 
     def _begin_phase(self, number: int, epochs: int) -> None:
         self._phase, self._phase_start = number, epochs
@@ -151,6 +159,7 @@ class Learner(pl.LightningModule):
         self._losses.append(loss)
         self._sums.append(sums)
         self.batches_done = batch_idx + 1
+        self.processes.step()
         for count, flops in self.method.computed(len(targets) * self.trainer.world_size):
             training.ledger.add(count, flops)
         training.ledger.teacher += len(targets) * self.trainer.world_size * self.task.teacher_flops
@@ -312,6 +321,8 @@ class Learner(pl.LightningModule):
             "batches": self.batches_done,
             "totals": self._totals.tolist(),
             "random_state": self._random_state,
+            "warnings": list(self.warnings.lines),
+            "conditions": self._conditions(),
             "method": self.method.state_dict(),
         }
         self._random_state = None
@@ -339,6 +350,13 @@ class Learner(pl.LightningModule):
         self.batches_done = state["batches"]
         self._totals = torch.tensor(state["totals"], dtype=torch.float64)
         self._random_state = state["random_state"]
+        self.warnings.restore(state.get("warnings", []))
+        line = changed(state.get("conditions"), self._conditions())
+        if line is not None and self.processes.rank == 0:
+            self.warnings.add(line)
+
+    def _conditions(self) -> dict[str, Any]:
+        return conditions(self.method.training.device, self.processes.count)
 
     def keep_random_state(self) -> None:
         """Put the random states of all processes into the next checkpoint, as one within an epoch needs them."""

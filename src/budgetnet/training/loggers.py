@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import netrc
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,11 +19,14 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 
-from budgetnet.errors import UsageError
+from budgetnet.errors import UsageError, in_one_line
+from budgetnet.runs.warnings import Warnings
 from budgetnet.sections import Logging
 
-log = logging.getLogger(__name__)
+_ANSWER, _UPLOAD = 30.0, 300.0
+"""The most seconds to wait for W&B to take some numbers, and to upload them at the end."""
 
 
 class Wandb(WandbLogger):
@@ -38,9 +43,147 @@ class Wandb(WandbLogger):
             self._experiment = self.start()
         return self._experiment
 
+    @property
+    def folder(self) -> Path | None:
+        """Where W&B keeps what was logged, or None if its run has not begun."""
+        return None if self._experiment is None else Path(self._experiment.dir).parent
 
-def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -> list[Any]:
-    """The loggers of the trainer for conf/logger, for the first process of a run.
+    def send(self, figures: Path, summary: Mapping[str, Any]) -> None:
+        """Send the summary, and the figures of the report."""
+        import wandb
+
+        self.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
+        self.experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
+
+    def finish(self, failed: bool) -> None:
+        """End the W&B run, if it has begun."""
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=int(failed))
+
+    def abandon(self) -> None:
+        """Let go of a W&B run that does not answer, so that nothing waits for it when this process ends."""
+        import wandb
+
+        with suppress(AttributeError):
+            wandb.run = None
+        with suppress(Exception, SystemExit):
+            _within(1.0, wandb.teardown)
+
+
+class Unfailing(Logger):
+    """Another logger, of which the first error, or a wait for longer than `patience` seconds, ends the logging alone.
+
+    The error becomes a warning of the run. After it, nothing is logged. patience: None waits for ever.
+    """
+
+    def __init__(self, logger: Logger, warnings: Warnings, patience: float | None = None) -> None:
+        super().__init__()
+        self.logger, self.warnings, self.patience = logger, warnings, patience
+        self.stopped = False
+
+    def ask(self, action: Callable[..., Any], *arguments: Any, patience: float | None = None, **options: Any) -> Any:
+        """Call a function of the logger and return its result, or None if it fails or logging has stopped."""
+        if self.stopped:
+            return None
+        longest = self.patience if self.patience is None or patience is None else patience
+        try:
+            call = partial(action, *arguments, **options)
+            return call() if longest is None else _within(longest, call)
+        except (Exception, SystemExit) as error:
+            self.stopped = True
+            wandb = self.logger if isinstance(self.logger, Wandb) else None
+            name = "W&B" if wandb is not None else type(self.logger).__name__
+            folder = None if wandb is None else wandb.folder
+            later = "" if folder is None else f"; what was logged before: wandb sync {folder}"
+            self.warnings.add(
+                f"logging to {name} stopped ({in_one_line(error)}); the run goes on, and its own files have every "
+                f"number{later}"
+            )
+            if wandb is not None:
+                wandb.abandon()
+            return None
+
+    def begin(self) -> None:
+        """Begin the run of W&B, which other loggers do by themselves."""
+        if isinstance(self.logger, Wandb):
+            self.ask(lambda: self.experiment_of_logger, patience=_UPLOAD)
+
+    @property
+    def experiment_of_logger(self) -> Any:
+        """The experiment of the logger itself."""
+        return self.logger.experiment  # type: ignore[attr-defined]
+
+    @property
+    def experiment(self) -> Any:
+        """The experiment of the logger, or one that does nothing after logging has stopped."""
+        found = self.ask(lambda: self.experiment_of_logger, patience=_UPLOAD)
+        return DummyLogger().experiment if self.stopped else found
+
+    @property
+    def name(self) -> str | None:
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self.logger.save_dir
+
+    @property
+    def log_dir(self) -> str | None:
+        return self.logger.log_dir
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.ask(self.logger.log_metrics, dict(metrics), step)
+
+    def log_hyperparams(self, params: Any, *arguments: Any, **options: Any) -> None:
+        self.ask(self.logger.log_hyperparams, params, *arguments, **options)
+
+    def log_graph(self, *arguments: Any, **options: Any) -> None:
+        self.ask(self.logger.log_graph, *arguments, **options)
+
+    def save(self) -> None:
+        self.ask(self.logger.save)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        self.ask(self.logger.after_save_checkpoint, checkpoint_callback)
+
+    def finalize(self, status: str) -> None:
+        self.ask(self.logger.finalize, status)
+
+    def __getattr__(self, name: str) -> Any:
+        """Further attributes of the logger; its methods stop the logging alone when they fail, too."""
+        found = getattr(self.__dict__["logger"], name)
+        return partial(self.ask, found) if callable(found) else found
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> Any:
+    """The result of an action, or its error. Raises TimeoutError if it takes longer; it then goes on in its thread."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="logger")
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+def make_loggers(
+    options: Logging, config: Mapping[str, Any], directory: Path, warnings: Warnings | None = None
+) -> list[Any]:
+    """The loggers of the trainer for conf/logger, for the first process of a run. Each is `Unfailing`.
 
     There is no logger for "csv", since the CSV files are always written. With `_target_` there is a logger of that
     class, else one of W&B. W&B is online if a key is found, else offline. If it does not answer within `init_timeout`
@@ -49,14 +192,15 @@ def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -
 
     Raises UsageError for a `_target_` that cannot be built or is no logger.
     """
+    warnings = warnings or Warnings()
     if options._target_ is not None:
-        return [_own_logger(config["logger"], directory)]
+        return [Unfailing(_own_logger(config["logger"], directory), warnings)]
     if options.name == "csv" or options.mode == "disabled":
         return []
-    return [Wandb(lambda: _start_run(options, config, directory))]
+    return [Unfailing(Wandb(lambda: _start_run(options, config, directory, warnings)), warnings, _ANSWER)]
 
 
-def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> Any:
+def _start_run(options: Logging, config: Mapping[str, Any], directory: Path, warnings: Warnings) -> Any:
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -68,9 +212,9 @@ def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> 
         return wandb.init(
             project=options.project,
             entity=options.entity,
-            group=group,
+            group=group[:_LONGEST_NAME],
             tags=list(options.tags),
-            name=directory.name,
+            name=directory.name[:_LONGEST_NAME],
             id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
             resume="allow" if mode == "online" else None,
             dir=str(directory),
@@ -81,12 +225,18 @@ def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> 
 
     try:
         experiment = start(mode)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.warning("W&B cannot be reached (%s); logging offline", str(error).splitlines()[0])
+    except Exception as error:  # whatever it is, W&B may still be able to write files
+        if mode == "offline":
+            raise
+        warnings.add(f"W&B cannot be reached ({in_one_line(error)}); logging offline, to be uploaded by wandb sync")
         experiment = start("offline")
     experiment.define_metric("train_cost_flops")
     experiment.define_metric("*", step_metric="train_cost_flops")
     return experiment
+
+
+_LONGEST_NAME = 128
+"""Characters of a name that W&B takes."""
 
 
 def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
@@ -109,26 +259,22 @@ def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
 
 def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
     """Send the numbers of the summary to all loggers, and the figures of the report to W&B."""
-    numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
+    numbers = {f"summary/{key}": float(value) for key, value in summary.items() if isinstance(value, (int, float))}
     for logger in loggers:
-        if isinstance(logger, Wandb):
-            import wandb
-
-            logger.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
-            texts = {key: value for key, value in summary.items() if isinstance(value, str)}
-            logger.experiment.summary.update({**texts, **numbers})
+        if isinstance(logger.logger, Wandb):
+            logger.ask(logger.logger.send, figures, summary, patience=_UPLOAD)
         else:
-            logger.log_metrics({f"summary/{key}": float(value) for key, value in numbers.items()})
+            logger.log_metrics(numbers)
 
 
 def close_loggers(loggers: list[Any]) -> None:
     """End all loggers, as failed ones if an exception is being handled, so that the next job does not log to them."""
     failed = sys.exc_info()[0] is not None
     for logger in loggers:
-        if not isinstance(logger, Wandb):
+        if isinstance(logger.logger, Wandb):
+            logger.ask(logger.logger.finish, failed, patience=_UPLOAD)
+        else:
             logger.finalize("failed" if failed else "success")
-    if loggers and (wandb := sys.modules.get("wandb")):  # otherwise no W&B run has begun
-        wandb.finish(exit_code=int(failed))
 
 
 def _has_key() -> bool:

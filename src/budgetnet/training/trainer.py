@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ def make_trainer(
         if why := next((_REFUSED[kind.__name__] for kind in type(callback).__mro__ if kind.__name__ in _REFUSED), None):
             raise UsageError(f"callbacks: {type(callback).__name__} cannot be used here: {why}")
     lightning: dict[str, Any] = options.lightning
-    if unused_parameters and options.strategy == "ddp":
-        lightning["strategy"] = "ddp_find_unused_parameters_true"
+    if options.strategy == "ddp":
+        lightning["strategy"] = DDPStrategy(
+            find_unused_parameters=unused_parameters, timeout=timedelta(minutes=options.timeout)
+        )
     trainer = pl.Trainer(
         **lightning,
         max_epochs=epochs,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetnet.costs.model import CostModel
-from budgetnet.errors import UsageError, nearest
+from budgetnet.errors import RunError, UsageError, nearest
 from budgetnet.methods.plan import WidthPlan
 
 FULL = 0.99
@@ -104,6 +104,8 @@ class Planner:
             for order in (candidates, list(self.max_widths)):
                 after = self._top_up(after, self._ranked(order, saturation), limits, self.max_widths, FULL)
         used = self._used(after, limits)
+        if not self._fits(after, limits):
+            raise RunError(f"the plan of round {round} exceeds the budget ({used}), which is an error of this program")
         stop = max(used, key=used.__getitem__) if reached else None
         return WidthPlan(round, before, after, dict(saturation), tuple(candidates), clipped=clipped, stop=stop)
 

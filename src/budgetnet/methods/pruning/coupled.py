@@ -18,6 +18,10 @@ Scores = Mapping[str, Tensor]
 """The importance of each channel, (width,) by width group; channels with higher scores are kept."""
 
 
+_LARGEST = 1e30
+"""A score that sums of scores stay finite with."""
+
+
 @dataclass(frozen=True)
 class CoupledChannels:
     """A set of channels that compete with each other: the range start..stop of every group in `groups`.
@@ -38,8 +42,9 @@ class CoupledChannels:
         return self.stop - self.start
 
     def scores(self, scores: Scores) -> Tensor:
-        """The mean scores over the groups, (channels,) in double precision."""
-        return torch.stack([scores[name][self.start : self.stop].double() for name in self.groups]).mean(0)
+        """The mean scores over the groups, (channels,) in double precision and finite: nan counts as the lowest, 0."""
+        found = torch.stack([scores[name][self.start : self.stop].double() for name in self.groups])
+        return found.nan_to_num(0.0, _LARGEST, -_LARGEST).clamp(-_LARGEST, _LARGEST).mean(0)
 
     def best(self, scores: Scores, count: int) -> list[int]:
         """The `count` channels with the highest scores, as increasing indices; among equals the first come first."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from budgetnet.runs.best import fingerprint
 from budgetnet.training.learner import Learner
 
 
@@ -14,7 +15,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
     """Writes last.ckpt and best.ckpt. It runs after the other callbacks, so that last.ckpt holds the grown network.
 
     best.ckpt is selected by the first metric of the task on the validation set, among the epochs in which the network
-    has its final shape. Without a validation set it is that of the last epoch.
+    has its final shape. Without a validation set it is that of the last epoch. last.ckpt tells its epoch, its value and
+    the fingerprint of its weights (`budgetnet.runs.best`).
 
     every_n_steps: the number of steps after which last.ckpt is also written within an epoch, or None.
     """
@@ -24,6 +26,9 @@ class Checkpoint(pl.callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_value: float | None = None
         self.best_epoch = 0
+        self.best_weights: str | None = None
+        self.forgotten = False
+        """Whether best.ckpt is lost, so that what a checkpoint tells of it is not taken over."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,11 +51,13 @@ class Checkpoint(pl.callbacks.Checkpoint):
             better = final and value is not None and worse
         if better:
             self.best_value, self.best_epoch = value, epochs
+            if trainer.is_global_zero:
+                self.best_weights = fingerprint(pl_module.state_dict())
         if pl_module.finished(epochs):
             trainer.should_stop = True
-        if better:  # before last.ckpt, which holds the value of best.ckpt
-            trainer.save_checkpoint(self.directory / "best.ckpt")
         trainer.save_checkpoint(self.directory / "last.ckpt")
+        if better:  # after last.ckpt, of which it is made if the process ends between the two
+            trainer.save_checkpoint(self.directory / "best.ckpt")
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write last.ckpt after a step within an epoch. Raises RunError for a loss that is not finite."""
@@ -61,7 +68,9 @@ class Checkpoint(pl.callbacks.Checkpoint):
         trainer.save_checkpoint(self.directory / "last.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value, "best_epoch": self.best_epoch}
+        return {"best_value": self.best_value, "best_epoch": self.best_epoch, "best_weights": self.best_weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+        if not self.forgotten:
+            self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+            self.best_weights = state_dict.get("best_weights")

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import Logger
 
 from budgetnet.runs.records import Records
 from budgetnet.training.learner import Learner
-from budgetnet.training.loggers import Wandb
+from budgetnet.training.loggers import Unfailing
 
 
 def log(trainer: pl.Trainer, values: dict[str, float]) -> None:
@@ -51,8 +51,8 @@ class Recorder(pl.Callback):
         if not self._logging:
             self._logging, begin = True, time.perf_counter()
             for logger in trainer.loggers:
-                if isinstance(logger, Wandb):
-                    _ = logger.experiment  # begins the W&B run
+                if isinstance(logger, Unfailing):
+                    logger.begin()
             if self._start is not None:  # not counted in the seconds of the epoch
                 self._start += time.perf_counter() - begin
 
