@@ -33,8 +33,16 @@ class MultiExit(Task):
     def losses(self, output: Output, targets: Tensor) -> Tensor:
         return torch.stack([self.task.losses(each, targets) for each in output]).sum(0)
 
+    def labels(self, targets: Tensor) -> Tensor:
+        """The labels in the targets of a training batch."""
+        return targets
+
+    def exit_losses(self, output: Output, targets: Tensor) -> Tensor:
+        """The loss of every example at every exit, (N, exits), that training minimises."""
+        return torch.stack([self.task.training_losses(each, targets) for each in output], 1)
+
     def training_losses(self, output: Output, targets: Tensor) -> Tensor:
-        return torch.stack([self.task.training_losses(each, targets) for each in output]).sum(0)
+        return self.exit_losses(output, targets).sum(1)
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
         return torch.stack([self.task.loss(each, targets) for each in output]).sum()

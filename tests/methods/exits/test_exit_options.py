@@ -41,6 +41,8 @@ TINY = (
         (("budget.flops=50%",), "budget.flops is not kept by method=l2w"),
         (("method=adenel",), "budget.mean_flops is not kept by method=adenel: use method=exits, l2w"),
         (("method.centring=column",), "method.centring='column' is unknown"),
+        (("method.imta=true", "epochs=150"),
+         "and finetune.epochs=150 do not fit into epochs=150: raise it to 151 or shorten one of them"),
         (("method.q=0",), "method.q=0.0: expected a number above 0"),
     ],
 )  # fmt: skip
