@@ -13,10 +13,10 @@ from commands import run
 from killed import At, learned, rounds, rows
 from several import DDP, WATCHED, launched, of_each_rank
 
-from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
-from budgetnet.methods.exits.budgeted import early_exit
+from budgetnet.methods.exits.imta import Collaborating
+from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
 from budgetnet.runs.checkpoints import load_checkpoint
 
 NETWORK = (
@@ -70,20 +70,24 @@ def test_the_mean_budget_is_kept_on_the_images_held_out_and_the_best_accuracy_th
     assert {"val_exit1_top1", "val_exit2_top1", "val_exit3_top1"} <= rows(whole("l2w") / "metrics.csv")[0].keys()
 
 
+@pytest.mark.parametrize("method", ["l2w", "imta"])
 def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_early(
-    whole: Callable[[str], Path], tmp_path: Path
+    method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Up to an image whose confidence convolutions of another batch size round to the other side of a threshold."""
-    summary = json.loads((whole("l2w") / "summary.json").read_text())
-    parts = build(composed(["method=l2w", *SHORT]), tmp_path / "run")
-    parts.learner.load_state_dict(load_checkpoint(whole("l2w") / "best.ckpt")["state_dict"])
-    net = parts.learner.net.eval()
-    assert isinstance(net, ExitNetwork)
+    summary = json.loads((whole(method) / "summary.json").read_text())
+    parts = build(composed(["method=train", *NETWORK]), tmp_path / "run")
+    state = load_checkpoint(whole(method) / "best.ckpt")
+    net = in_phase(parts.learner.net, state["budgetnet"])
+    assert isinstance(net, Collaborating) is (method == "imta")
+    weights = state["state_dict"].items()
+    net.load_state_dict({name.removeprefix("net."): value for name, value in weights if name.startswith("net.")})
+    early = leaving_early(net, state["state_dict"])
+    assert isinstance(early, EarlyExit)
     ((images, targets),) = parts.data.test_dataloader()
-    limits = torch.tensor([*summary["exits"]["thresholds"], -torch.inf], dtype=torch.float64)
-    logits, left = early_exit(net, images, limits)
-    assert abs(int((logits.argmax(1) == targets).sum()) - summary["test_top1"] / 2) <= 1
-    gone = torch.bincount(left, minlength=3)
+    found = early.predict(images)
+    assert abs(int((found.classes == targets).sum()) - summary["test_top1"] / 2) <= 1
+    gone = torch.bincount(found.exits, minlength=3)
     assert (gone - torch.tensor(summary["exits"]["test_leaving"])).abs().sum() <= 2
     flops = torch.tensor(summary["exits"]["flops"], dtype=torch.float64)
     assert float(gone.double() @ flops) / 50 == pytest.approx(summary["exits"]["test_mean_flops"], rel=0.04)

@@ -227,6 +227,7 @@ def _finish(
         from budgetnet.runs.export import export_model
 
         export_model(components.learner.net, components.data.input_shape, directory)
+        components.method.export(directory)
     if components.learner.task.has_examples:
         Records(directory).examples(_examples(components))
     for name, rows in components.method.tables().items():

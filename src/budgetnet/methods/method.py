@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -296,6 +297,9 @@ class Method:
     def tables(self) -> dict[str, list[dict[str, float]]]:
         """Rows about the final network, by file: {"budgeted": [...]} becomes budgeted.csv once it has been tested."""
         return {}
+
+    def export(self, directory: Path) -> None:
+        """Write what the final network is deployed by besides model.pt2 and model.onnx, into a run directory."""
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -78,9 +78,9 @@ def meta_step(
     """Leaves the predictor the gradient of the loss on `meta` after a pseudo-step on `train`; that loss, ().
 
     The pseudo-step is the one that the network's optimizer would take now. The targets of `meta` are its labels; its
-    samples are allocated by the confidence of the network that the step leads to. The network, in train mode, and its optimizer stay as they are; its own
-    gradients and running statistics too. It runs in the precision of the parameters, also under autocast: rounded to
-    bfloat16, what is left of the gradient is noise.
+    samples are allocated by the confidence of the network that the step leads to. The network, in train mode, and its
+    optimizer stay as they are; its own gradients and running statistics too. It runs in the precision of the
+    parameters, also under autocast: rounded to bfloat16, what is left of the gradient is noise.
     """
 
     def losses(params: Tensors) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,10 +163,12 @@ class Exits(Method):
         return [*super().computed(images), *([(images, self._first.flops)] if taught else [])]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "taught": isinstance(self.training.task, OneForAll)}
+        """taught: whether imta is in its second phase; None without it."""
+        taught = isinstance(self.training.task, OneForAll) if self.imta else None
+        return {**super().state_dict(), "taught": taught}
 
     def rebuild(self, state: Mapping[str, Any]) -> None:
-        if state["taught"] and not isinstance(self.training.task, OneForAll):
+        if state.get("taught") and not isinstance(self.training.task, OneForAll):
             self._begin_second()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -229,6 +232,15 @@ class Exits(Method):
             return {"exits": costs}
         setting = {"q": chosen.q, "thresholds": list(chosen.thresholds[:-1]), "val_mean_flops": chosen.mean_flops}
         return {"exits": costs | setting | self._test}
+
+    def export(self, directory: Path) -> None:
+        """exit_1.onnx and so on, and exits.json: see `export_exits`."""
+        from budgetnet.methods.exits.export import export_exits
+
+        settings, network = self.settings, self._final.network
+        export_exits(
+            network, self.training.input_shape, directory, self.exits.lazy["flops"], settings.chosen, settings.curve
+        )
 
     def tables(self) -> dict[str, list[dict[str, float]]]:
         """budgeted.csv: accuracies, in percent, and mean FLOPs of all settings, on the images held out and the test."""
