@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.reports import drawing, edges, figures
+from budgetnet.reports import drawing, edges, exits, figures
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
@@ -45,6 +45,21 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "Each row is an edge and each column an epoch. After a search that has converged, every edge is either dark or "
         "bright.",
     ),
+    "accuracy_against_mean_flops": (
+        exits.accuracy_against_mean_flops,
+        "A point is one of 39 settings of the thresholds, all set on the images held out; what images then cost in the "
+        "mean on the test set need not be the same. Dots are what was chosen for the budget.",
+    ),
+    "accuracy_of_exits": (exits.accuracy_of_exits, "Each line is an exit at which every image would leave."),
+    "weights_of_exits": (
+        exits.weights_of_exits,
+        "On the left an epoch is a point and the last one a dot: where a line goes up, an exit comes to count more. On "
+        "the right, above 0 an exit learns more from the samples that are hard for it, below 0 from the easy ones.",
+    ),
+    "images_of_exits": (
+        exits.images_of_exits,
+        "The first test images that leave at each exit, and what part of the test set does.",
+    ),
     "accuracy_against_train_cost": (
         figures.score_against_train_cost,
         "Equal distances to the right cost equal amounts of computation, so the slim epochs of the growing phase lie "
@@ -76,7 +91,12 @@ def write_report(run_dir: str | Path) -> Path:
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
-    left_out |= set() if run.examples else {"examples"}
+    strip = any(name.startswith("exit ") for name in run.examples)
+    left_out |= {"examples"} if strip or not run.examples else set()
+    left_out |= set() if strip else {"images_of_exits"}
+    left_out |= set() if run.table("budgeted") else {"accuracy_against_mean_flops"}
+    left_out |= set() if run.table("weights") else {"weights_of_exits"}
+    left_out |= set() if (run.summary or {}).get("exits") else {"accuracy_of_exits"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:

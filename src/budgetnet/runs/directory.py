@@ -113,6 +113,13 @@ class RunDirectory:
         """
         return _read_csv(self.path / "edges.csv")
 
+    def table(self, name: str) -> list[Record]:
+        """The rows of a file of the method's own, <name>.csv; none if there is no such file.
+
+        Raises UsageError if the file is damaged.
+        """
+        return _read_csv(self.path / f"{name}.csv")
+
     @cached_property
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per round. Raises UsageError if the file is damaged."""

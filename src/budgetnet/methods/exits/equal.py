@@ -25,6 +25,9 @@ from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.tasks import Classification, Output, each_of
 from budgetnet.tasks.multi_exit import MultiExit
 
+MOST_SHOWN = 10
+"""Of each exit, the most images that a report shows."""
+
 
 class Settings(nn.Module):
     """Settings of a network's thresholds, found on images held out; saved and loaded with the weights they suit.
@@ -74,6 +77,7 @@ class Exits(Method):
 
     budgets = ("mean_flops",)
     needs_budget = False
+    has_examples = True
 
     def __init__(self, optim: Optimization, finetune: FineTuning, method: Techniques) -> None:
         super().__init__(optim)
@@ -232,6 +236,13 @@ class Exits(Method):
             return {"exits": costs}
         setting = {"q": chosen.q, "thresholds": list(chosen.thresholds[:-1]), "val_mean_flops": chosen.mean_flops}
         return {"exits": costs | setting | self._test}
+
+    def examples(self, images: Tensor) -> dict[str, Tensor]:
+        """By exit, the first images that leave there, under the setting that was chosen."""
+        if (chosen := self.settings.chosen) is None:
+            return {}
+        left = leaving(confidences([each.float() for each in each_of(self.evaluate(images))]), _limits(chosen))
+        return {f"exit {k + 1}": (left == k).nonzero().flatten()[:MOST_SHOWN] for k in range(len(self.flops))}
 
     def export(self, directory: Path) -> None:
         """exit_1.onnx and so on, and exits.json: see `export_exits`."""

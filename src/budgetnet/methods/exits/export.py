@@ -1,6 +1,6 @@
 """A network with exits as files that any runtime can leave early: an ONNX file for each stage, and exits.json.
 
-One file for each stage, and not one with the thresholds inside: an ONNX file has no batch that shrinks on its way but by
+One file for each stage, and not one with the thresholds inside: in one file a batch shrinks on its way only by
 operators that few runtimes have, and thresholds beside the files can be changed for another budget.
 """
 
@@ -41,11 +41,11 @@ def export_exits(
 ) -> None:
     """Write exit_1.onnx and so on, and exits.json, and check them against the network left early.
 
-    A stage reads `images`, or those of map_1, map_2, ... that it needs, and gives `logits` and next_1, next_2, ..., which
-    are map_1, map_2, ... of the stage after it, for the images that are to go on. exits.json has the thresholds, by exit (null for the last one, at which all leave), the FLOPs
-    of an image that leaves there, and every setting of `curve`. The thresholds are those of `chosen`; without, no image
-    leaves early. Raises RunError if what the files compute is another than what the network does; then no file is
-    written or replaced.
+    A stage reads `images`, or those of map_1, map_2, ... that it needs, and gives `logits` and next_1, next_2, ...;
+    these are map_1, map_2, ... of the stage after it, for the images that are to go on. exits.json has the thresholds,
+    by exit (null for the last one, at which all leave), the FLOPs of an image that leaves there, and all of `curve`.
+    The thresholds are those of `chosen`; without, no image leaves early. Raises RunError if what the files compute is
+    another than what the network does; then no file is written or replaced.
     """
     network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -54,7 +54,7 @@ def export_exits(
     names = [f"exit_{number}.onnx" for number in range(1, network.exits + 1)]
     about = {
         "stages": names,
-        "confidence": "the largest probability, softmax of the logits: an image leaves where it is at least the threshold",
+        "confidence": "the largest probability: an image leaves where it is at least the threshold",
         "thresholds": [*limits, None],
         "flops": list(flops),
         "chosen": None if chosen is None else _plain(chosen),

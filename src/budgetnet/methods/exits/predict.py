@@ -23,7 +23,7 @@ ABOUT = "exits.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of images: the likeliest class, int64 (N,), probabilities (N, classes), and the exit taken, from 0, int64 (N,)."""
+    """Of N images: the likeliest classes, int64 (N,), probabilities (N, classes), and exits from 0, int64 (N,)."""
 
     classes: Tensor
     probabilities: Tensor
