@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ def with_exits(run: Path) -> Path:
         ]
     write(run / "metrics.csv", metrics)
     summary = json.loads((run / "summary.json").read_text())
-    summary |= {
-        "budget": {"mean_flops": {"limit": 2_000_000, "used": 1_900_000, "percent": 95.0}}, "test_exit1_top1": 44.0,
-        "test_exit2_top1": 55.0, "exits": {
-            "flops": [1_000_000, 3_000_000], "val_mean_flops": 1.9e6, "test_mean_flops": 1.8e6, "test_leaving": [3, 1],
-        },
+    summary |= {"budget": {"mean_flops": {"limit": 2_000_000, "used": 1_900_000, "percent": 95.0}}}
+    summary |= {"test_exit1_top1": 44.0, "test_exit2_top1": 55.0}
+    summary["exits"] = {
+        "params": [100_000, 200_000], "flops": [1_000_000, 3_000_000], "thresholds": [0.75], "val_mean_flops": 1.9e6,
+        "test_mean_flops": 1.8e6, "test_leaving": [3, 1],
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary))
     pictures = {"exit 1": np.full((3, 3, 4, 4), 0.25, np.float32), "exit 2": np.zeros((0, 3, 4, 4), np.float32)}
@@ -88,3 +89,7 @@ def test_the_strip_has_a_row_for_each_exit_and_the_report_shows_all_four(make_ru
     names = ("accuracy_against_mean_flops", "accuracy_of_exits", "weights_of_exits", "images_of_exits")
     assert all(f"](figures/{name}.png)" in text and (run / "figures" / f"{name}.png").exists() for name in names)
     assert "](figures/examples.png)" not in text
+    assert (
+        "| 1 | 1.00M | 100k | 44.00 | 0.7500 | 3 |" in text and "| 2 | 3.00M | 200k | 55.00 | all leave | 1 |" in text
+    )
+    assert re.search(r"\| held out \| [\d.]+ \| 1.90M \|\n\| test \| [\d.]+ \| 1.80M \|", text)

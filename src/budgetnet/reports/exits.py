@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.drawing import (
     BLUE,
     GREY,
@@ -18,6 +19,7 @@ from budgetnet.reports.drawing import (
     shade_phases,
     styled,
 )
+from budgetnet.reports.tables import markdown_table, score_text
 from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -25,6 +27,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPLITS = {"val": ("held out", GREY), "test": ("test", BLUE)}
+
+
+def section(run: RunDirectory) -> str:
+    """The section about the exits of a finished run, and what its budget came to on both sets of images."""
+    summary, metric = run.summary or {}, run.task_metrics[0]
+    exits: dict[str, Any] = summary.get("exits", {})
+    if not exits:
+        return ""
+    text = score_text(metric)
+    lines = []
+    for number, (flops, params) in enumerate(zip(exits["flops"], exits["params"], strict=True), start=1):
+        score = summary.get(f"test_exit{number}_{metric.name}")
+        line = [str(number), format_quantity(flops), format_quantity(params), "" if score is None else text(score)]
+        if "thresholds" in exits:
+            limits = [f"{limit:.4f}" if limit <= 1 else "none leave" for limit in exits["thresholds"]]
+            line += [[*limits, "all leave"][number - 1], str(exits["test_leaving"][number - 1])]
+        lines.append(line)
+    header = ["Exit", "FLOPs", "Params", f"Test {metric.title}, all images"]
+    found = "## Exits\n\n"
+    if "thresholds" not in exits:
+        return found + markdown_table(header, lines)
+    sets = [
+        [name, text(summary[f"{split}_{metric.name}"]), format_quantity(exits[f"{split}_mean_flops"])]
+        for split, (name, _) in _SPLITS.items()
+    ]
+    found += markdown_table([*header, "Confidence to leave", "Test images that leave"], lines) + "\n"
+    found += markdown_table(["Images", metric.title, "Mean FLOPs"], sets)
+    limit = summary["budget"]["mean_flops"]["limit"]
+    return (
+        found
+        + f"\nThe budget of {format_quantity(limit)} is kept on the images held out; on the test set it may not be.\n"
+    )
 
 
 def accuracy_against_mean_flops(run: RunDirectory) -> Figure:

@@ -102,8 +102,8 @@ def write_report(run_dir: str | Path) -> Path:
     for name in shown:
         drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
     sections = [
-        _head(run), _scores(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run),
-        _origin(run),
+        _head(run), _scores(run), _edges(run), exits.section(run), _figure_section(shown), _sizes(run), _rounds(run),
+        _reading(run), _origin(run),
     ]  # fmt: skip
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
