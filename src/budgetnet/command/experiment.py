@@ -229,7 +229,9 @@ def _finish(
         export_model(components.learner.net, components.data.input_shape, directory)
         components.method.export(directory)
     if components.learner.task.has_examples or components.method.has_examples:
-        Records(directory).examples(_examples(components))
+        examples = _examples(components)
+        if examples:
+            Records(directory).examples(examples)
     for name, rows in components.method.tables().items():
         Records(directory).table(name, rows)
     write_json(directory / "summary.json", summary)
@@ -242,21 +244,19 @@ def _finish(
 
 @torch.no_grad()
 def _examples(components: Components) -> dict[str, np.ndarray]:
-    """Test images as pixels in 0..1: those that the method chooses (`Method.examples`), or a few beside the examples of
-    the task for the network's outputs (`Task.examples`).
+    """Test images as pixels in 0..1: those that the method chooses (`Method.examples`), and a few with what the task
+    shows of the network's outputs (`Task.examples`).
     """
     learner, data = components.learner.eval(), components.data
     images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
     images, targets = images.to(device), targets.to(device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    chosen = learner.method.examples(images)
-    if not chosen:
-        images, targets = images[:_EXAMPLES], targets[:_EXAMPLES]
     pixels = (images.float() * std + mean).clamp(0, 1)
-    shown = {title: pixels[indices] for title, indices in chosen.items()} or {"input": pixels}
+    shown = {title: pixels[indices] for title, indices in learner.method.examples(images).items()}
     if learner.task.has_examples:
-        shown |= learner.task.examples(learner.method.evaluate(images), targets)
+        few, expected = images[:_EXAMPLES], targets[:_EXAMPLES]
+        shown |= {"input": pixels[:_EXAMPLES], **learner.task.examples(learner.method.evaluate(few), expected)}
     return {
         name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
         for name, values in shown.items()
