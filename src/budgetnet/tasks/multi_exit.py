@@ -77,5 +77,15 @@ class MultiExit(Task):
 
 
 def task_of(net: nn.Module, task: Task) -> Task:
-    """The task that a network is trained for, on data for `task`: a network with exits has it once for each."""
-    return MultiExit(task, net.exits) if isinstance(net, ExitNetwork) else task
+    """The task that a network is trained for, on data for `task`: a network with exits has it once for each.
+
+    Raises UsageError for a network with exits and a task with a teacher.
+    """
+    if not isinstance(net, ExitNetwork):
+        return task
+    if task.teacher_flops:
+        raise UsageError(
+            "distill.teacher: a network with exits has no one output that could learn from it: leave it out, or take "
+            "method.imta=true, by which exits learn from the last one"
+        )
+    return MultiExit(task, net.exits)
