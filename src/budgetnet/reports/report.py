@@ -96,7 +96,7 @@ def write_report(run_dir: str | Path) -> Path:
     left_out |= set() if strip else {"images_of_exits"}
     left_out |= set() if run.table("budgeted") else {"accuracy_against_mean_flops"}
     left_out |= set() if run.table("weights") else {"weights_of_exits"}
-    left_out |= set() if (run.summary or {}).get("exits") else {"accuracy_of_exits"}
+    left_out |= {"growth_path"} if run.leaves_early else {"accuracy_of_exits"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
@@ -178,7 +178,7 @@ def _sizes(run: RunDirectory) -> str:
 
 
 def _rounds(run: RunDirectory) -> str:
-    if not run.rounds:
+    if not run.rounds or run.leaves_early:  # of which the only round is the end of a phase
         return ""
     title, who, ends = ("Growth rounds", "Grown", "Growth ends by") if run.grew else _NARROWING
     header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)

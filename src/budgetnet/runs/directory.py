@@ -113,6 +113,11 @@ class RunDirectory:
         """
         return _read_csv(self.path / "edges.csv")
 
+    @property
+    def leaves_early(self) -> bool:
+        """Whether it is a finished run of a method with exits."""
+        return bool((self.summary or {}).get("exits"))
+
     def table(self, name: str) -> list[Record]:
         """The rows of a file of the method's own, <name>.csv; none if there is no such file.
 
