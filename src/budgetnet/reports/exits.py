@@ -78,9 +78,10 @@ def accuracy_against_mean_flops(run: RunDirectory) -> Figure:
         found = [
             summary.get(f"test_exit{number}_{metric.name}") for number in range(1, 1 + len(exits.get("flops", ())))
         ]
-        if found and None not in found:
+        scores = [score for score in found if score is not None]
+        if scores and len(scores) == len(found):
             axes.plot(
-                exits["flops"], found, linestyle="", marker="s", markersize=5, markerfacecolor="white",
+                exits["flops"], scores, linestyle="", marker="s", markersize=5, markerfacecolor="white",
                 color=BLUE, label="test, all images at one exit",
             )  # fmt: skip
         limit = (summary.get("budget") or {}).get("mean_flops")
@@ -164,7 +165,7 @@ def images_of_exits(run: RunDirectory) -> Figure:
 
 def _of_exits(rows: list[dict[str, Any]], name: str) -> list[str]:
     """The columns of all exits, the first exit first."""
-    found = []
+    found: list[str] = []
     while rows and name.format(len(found) + 1) in rows[0]:
         found.append(name.format(len(found) + 1))
     return found
