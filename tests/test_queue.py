@@ -44,17 +44,20 @@ def test_entries_are_numbered_and_their_runs_counted_and_the_first_can_be_compos
     checked(composed(queue[0].jobs[0]))
 
 
-def test_every_row_of_budgeted_super_networks_is_queued_once_by_its_name() -> None:
+@pytest.mark.parametrize(("paper", "numbers", "runs"), [("bsn", range(5, 10), 57), ("l2w", range(1, 5), 13)])
+def test_every_row_of_a_paper_is_queued_once_by_its_name(paper: str, numbers: range, runs: int) -> None:
     queued: list[tuple[str, set[str]]] = []
-    for job in (job for entry in read() for job in entry.jobs if {"experiment=bsn", "seed=0"} <= set(job)):
+    for job in (job for entry in read() for job in entry.jobs if {f"experiment={paper}", "seed=0"} <= set(job)):
+        if any(word.startswith("run.experiment=") for word in job):
+            continue  # of no table
         values = dict(override.split("=", 1) for override in job)
         name = values["run.name"].replace("\\", "").replace("${backbone.name}", values["backbone"])
         for option, value in values.items():
             name = name.replace(f"${{{option}}}", value)
         queued.append((name, {word for word in job if not word.startswith(("experiment=", "seed=", "run.name="))}))
-    rows = [row for number in range(5, 10) for row in find_table(f"bsn_table{number}").rows.values()]
+    rows = [row for number in numbers for row in find_table(f"{paper}_table{number}").rows.values()]
     assert dict(queued) == {f"{row.row}-0": set(shlex.split(row.overrides)) for row in rows}
-    assert len(queued) == 57
+    assert len(queued) == runs
 
 
 @pytest.mark.soak
@@ -83,6 +86,10 @@ def test_a_cost_is_the_closed_form_of_epochs_images_and_the_budget() -> None:
     assert most_flops(pruned) == 3 * 45_000 * (4 * 40_933_632 + 6 * 20_000_000)
     ((fixed, _),) = of("method=train epochs=10 dataset.limit_train=1000").runs
     assert most_flops(fixed) == 3 * 10 * 1_000 * 40_927_872
+    short = "backbone=msdnet backbone.exits=2 dataset=digits dataset.validation=0 epochs=2"
+    ((equal, _),) = of(f"method=exits {short}").runs
+    ((weighted, _),) = of(f"method=l2w method.interval=4 {short}").runs
+    assert most_flops(weighted) == 1.75 * most_flops(equal) > 0
     assert most_flops(fixed, source=grown) == 3 * 10 * 1_000 * 42_000_000
 
 

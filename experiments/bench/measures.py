@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import images, network, optimizer, processes, startup, training
+from . import exits, images, network, optimizer, processes, startup, training
 from .timing import ratios
 
 
@@ -80,6 +80,10 @@ MEASURES = [
     Measure(
         "2 processes, ResNet-18: model and measured step, smaller / larger", "ratio", False, 0.8, None,
         lambda _: processes.predicted_against_measured(7),
+    ),
+    Measure(
+        "leaving early, MSDNet: speed-up / that of the FLOPs", "ratio", False, 0.8, None,
+        lambda _: exits.of_what_flops_promise(31),
     ),
     Measure(
         "CIFAR-10 epoch, ResNet-20, bf16, compiled", "s", True, None, 1.0,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.tables import markdown_table
-from experiments.paper.rows import PaperRow, Result
+from experiments.paper.rows import PaperRow, Result, top1_of_exits
 
 
 def _mean(lines: Sequence[Result], measure: str, text: Callable[[float], str]) -> str:
@@ -47,6 +47,11 @@ def beside(rows: Sequence[PaperRow], results: Sequence[Result]) -> str:
         method = f"{row.method} ({row.second_hand})" if row.second_hand else row.method
         line = {"Row": row.row, "Method": method, "Budget": row.budget, "Top-1 %: paper": row.top1}
         line |= {name: ours.pop(name) for name in ("last epoch", "selected epoch", "best test epoch")}
+        if row.exits:  # all of them, after the last epoch
+            its = [line for line in results if line["row"] == row.row]
+            found = [_mean(its, name, "{:.2f}".format) for name in top1_of_exits(row.exits)]
+            line = {**line, "last epoch": " / ".join(found) if all(found) else ""}
+            del line["selected epoch"], line["best test epoch"], line["Budget"]
         if top5:
             line |= {"Top-5 %: paper": row.top5}
             line |= {name: ours.pop(name) for name in ("top-5, last", "top-5, selected")}
@@ -57,7 +62,8 @@ def beside(rows: Sequence[PaperRow], results: Sequence[Result]) -> str:
             line |= {"Params: paper": f"{row.params_M}M" if row.params_M else "", "params": ours.pop("params")}
             line |= {"FLOPs: paper": f"{row.flops_G}G" if row.flops_G else "", "FLOPs": ours.pop("FLOPs")}
             against = f" ({row.cost})" if row.cost else ""
-            line |= {"Train cost %: paper": row.train_cost_percent + against, **ours}
+            line |= {} if row.exits else {"Train cost %: paper": row.train_cost_percent + against}
+            line |= ours
         lines.append(line)
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])
 

@@ -139,6 +139,8 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     limit = limits.get("flops", full["flops"])
     of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(_full_epochs(config), config["epochs"])
     flops = images * (of_full * full["flops"] + (config["epochs"] - of_full) * limit)
+    if config["method"]["name"] == "l2w":  # three more passes in a batch with a step of the predictor
+        flops += 3 * flops / config["method"]["interval"]
     return _PASSES * int(min(flops, limits.get("train_cost", flops)))
 
 

@@ -34,7 +34,8 @@ class PaperRow:
     """A row of the paper: what it prints, as text, and how it is repeated here.
 
     Columns of rows.csv that have a default here may be missing there. params_M in millions, flops_G in 10⁹
-    multiply-accumulates, sequential_ops on so many machines. cost: what train_cost_percent is relative to: "a" the
+    multiply-accumulates, sequential_ops on so many machines. exits: how many a network has; then top1, params_M and
+    flops_G have a number for each, between slashes. cost: what train_cost_percent is relative to: "a" the
     full backbone, "b" the final network, "neither". overrides: empty for a method that does not exist here; `{name}` in
     them stands for the run directory of another row. short: further overrides, for minutes instead of days.
     """
@@ -50,6 +51,7 @@ class PaperRow:
     flops_G: str = field(default="", kw_only=True)
     sequential_ops: str = field(default="", kw_only=True)
     machines: str = field(default="", kw_only=True)
+    exits: str = field(default="", kw_only=True)
     train_cost_percent: str = field(default="", kw_only=True)
     cost: str = field(default="", kw_only=True)
     second_hand: str = field(default="", kw_only=True)
@@ -71,6 +73,11 @@ class PaperRow:
         return [override.replace(f"{{{self.source}}}", directory) for override in overrides]
 
 
+def top1_of_exits(exits: str) -> tuple[str, ...]:
+    """The columns of results.csv, and entries of summary.json, with the accuracy of every exit in the last epoch."""
+    return tuple(f"test_exit{number}_top1_last" for number in range(1, 1 + int(exits or 0)))
+
+
 def run_name(row: str, length: str) -> str:
     """What the run of a row is called (run.name)."""
     return f"{row}-short-${{seed}}" if length == SHORT else f"{row}-${{seed}}"
@@ -87,7 +94,7 @@ def read_rows(path: Path) -> dict[str, PaperRow]:
 def read_results(path: Path, columns: Sequence[str], rows: Collection[str]) -> list[Result]:
     """results.csv, with these columns, of these rows. Raises UsageError where it is missing or damaged."""
     lines = _read(path, columns)
-    measures = [name for name in columns if name in (*MEASURES, "sequential_ops")]
+    measures = [name for name in columns if name not in ("row", "length", "seed", "hardware", "versions")]
     for number, line in enumerate(lines, 2):
         numbers = all(re.fullmatch(_NUMBER, line[name]) for name in measures)
         if line["row"] not in rows or line["length"] not in (FULL, SHORT) or not numbers:

@@ -32,6 +32,7 @@ from experiments.paper.rows import (
     read_results,
     read_rows,
     run_name,
+    top1_of_exits,
 )
 
 EXPERIMENTS = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ class PaperTable:
 
     @property
     def experiment(self) -> str:
-        """Of its rows, in conf/experiment: table1, or bsn, which the tables of that paper share."""
+        """Of its rows, in conf/experiment: table1, or bsn or l2w, which the tables of those papers share."""
         return self.name.partition("_table")[0]
 
     @property
@@ -66,7 +67,8 @@ class PaperTable:
         """Of its results.csv."""
         after = RESULT_COLUMNS.index("flops") + 1
         own = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
-        return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:])
+        exits = top1_of_exits(next(iter(self.rows.values())).exits)
+        return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:-2], *exits, *RESULT_COLUMNS[-2:])
 
     @cached_property
     def rows(self) -> dict[str, PaperRow]:
@@ -216,7 +218,9 @@ def _chosen(row: PaperRow) -> set[str]:
 
 def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
-    numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in MEASURES}
+    numbers = {
+        name: "" if summary.get(name) is None else str(summary[name]) for name in (*MEASURES, *top1_of_exits(row.exits))
+    }
     if row.machines:
         counted = (run.config["budget"].get("machines") or 1) == int(row.machines)  # a fixed network's: on one
         numbers["sequential_ops"] = str(summary["sequential_ops"]) if counted and "sequential_ops" in summary else ""

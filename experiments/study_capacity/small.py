@@ -1,4 +1,4 @@
-"""A task on which a run takes minutes on a CPU: CIFAR-10 at 16×16, and a plain and a residual backbone for it."""
+"""Tasks on which a run takes minutes on a CPU: CIFAR at 16×16, and a plain and a residual backbone for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from budgetnet.backbones import resnet_cifar
 from budgetnet.backbones.common import initialise
 from budgetnet.data.arrays import ImageArrays
-from budgetnet.data.readers import cifar10
+from budgetnet.data.readers import cifar10, cifar100
 
 PYRAMID = (16, 16, 32, 32, 64, 64, 128, 128)
 
@@ -19,6 +19,12 @@ PYRAMID = (16, 16, 32, 32, 64, 64, 128, 128)
 def cifar10_at_16(root: str, download: bool) -> tuple[ImageArrays, ImageArrays]:
     """CIFAR-10's training and test set with every 2×2 pixels averaged."""
     train, test = cifar10(root, download)
+    return halved(train), halved(test)
+
+
+def cifar100_at_16(root: str, download: bool) -> tuple[ImageArrays, ImageArrays]:
+    """CIFAR-100's training and test set with every 2×2 pixels averaged."""
+    train, test = cifar100(root, download)
     return halved(train), halved(test)
 
 

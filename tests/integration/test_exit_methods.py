@@ -13,10 +13,10 @@ from commands import run
 from killed import At, learned, rounds, rows
 from several import DDP, WATCHED, launched, of_each_rank
 
-from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
-from budgetnet.methods.exits.budgeted import early_exit
+from budgetnet.methods.exits.imta import Collaborating
+from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
 from budgetnet.runs.checkpoints import load_checkpoint
 
 NETWORK = (
@@ -25,9 +25,16 @@ NETWORK = (
     "optim.lr=0.05", "epochs=2", "threads=1", "logger=csv", "trainer.progress=false", "export=false",
 )  # fmt: skip
 SHORT = (*NETWORK, "budget.mean_flops=50%")
+METHODS = {
+    "exits": ("method=exits",),
+    "l2w": ("method=l2w",),
+    "imta": ("method=l2w", "method.imta=true", "finetune.epochs=1"),
+}
+BETWEEN_THE_HALVES = At("budgetnet.methods.exits.l2w.meta_step", 10)  # of the fifth batch
 KILLED = {
     "exits": At("budgetnet.training.learner.Learner.training_step", 5),
-    "l2w": At("budgetnet.methods.exits.l2w.meta_step", 10),  # between the halves of the fifth batch
+    "l2w": BETWEEN_THE_HALVES,
+    "imta": BETWEEN_THE_HALVES,  # in the second phase
 }
 
 
@@ -38,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def made_once(method: str) -> Path:
         if not (root / method).exists():
-            finished = run(f"method={method}", *SHORT, f"run.dir={root}/{method}")
+            finished = run(*METHODS[method], *SHORT, f"run.dir={root}/{method}")
             assert finished.returncode == 0, finished.stderr
         return root / method
 
@@ -63,30 +70,34 @@ def test_the_mean_budget_is_kept_on_the_images_held_out_and_the_best_accuracy_th
     assert {"val_exit1_top1", "val_exit2_top1", "val_exit3_top1"} <= rows(whole("l2w") / "metrics.csv")[0].keys()
 
 
+@pytest.mark.parametrize("method", ["l2w", "imta"])
 def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_early(
-    whole: Callable[[str], Path], tmp_path: Path
+    method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Up to an image whose confidence convolutions of another batch size round to the other side of a threshold."""
-    summary = json.loads((whole("l2w") / "summary.json").read_text())
-    parts = build(composed(["method=l2w", *SHORT]), tmp_path / "run")
-    parts.learner.load_state_dict(load_checkpoint(whole("l2w") / "best.ckpt")["state_dict"])
-    net = parts.learner.net.eval()
-    assert isinstance(net, ExitNetwork)
+    summary = json.loads((whole(method) / "summary.json").read_text())
+    parts = build(composed(["method=train", *NETWORK]), tmp_path / "run")
+    state = load_checkpoint(whole(method) / "best.ckpt")
+    net = in_phase(parts.learner.net, state["budgetnet"])
+    assert isinstance(net, Collaborating) is (method == "imta")
+    weights = state["state_dict"].items()
+    net.load_state_dict({name.removeprefix("net."): value for name, value in weights if name.startswith("net.")})
+    early = leaving_early(net, state["state_dict"])
+    assert isinstance(early, EarlyExit)
     ((images, targets),) = parts.data.test_dataloader()
-    limits = torch.tensor([*summary["exits"]["thresholds"], -torch.inf], dtype=torch.float64)
-    logits, left = early_exit(net, images, limits)
-    assert abs(int((logits.argmax(1) == targets).sum()) - summary["test_top1"] / 2) <= 1
-    gone = torch.bincount(left, minlength=3)
+    found = early.predict(images)
+    assert abs(int((found.classes == targets).sum()) - summary["test_top1"] / 2) <= 1
+    gone = torch.bincount(found.exits, minlength=3)
     assert (gone - torch.tensor(summary["exits"]["test_leaving"])).abs().sum() <= 2
     flops = torch.tensor(summary["exits"]["flops"], dtype=torch.float64)
     assert float(gone.double() @ flops) / 50 == pytest.approx(summary["exits"]["test_mean_flops"], rel=0.04)
 
 
-@pytest.mark.parametrize("method", ["exits", "l2w"])
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_within_a_step_it_goes_on_to_the_same_bits(
     method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    again = (f"method={method}", *SHORT, "checkpoint.every_n_steps=1", f"run.dir={tmp_path}/run")
+    again = (*METHODS[method], *SHORT, "checkpoint.every_n_steps=1", f"run.dir={tmp_path}/run")
     assert run(*again, before=KILLED[method]).returncode == -9
     assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 1
     continued = run(*again)
@@ -105,6 +116,20 @@ def test_two_steps_of_half_a_batch_cost_what_one_does_and_a_meta_step_three_more
     assert weighted == 4 * equal
 
 
+def test_the_network_is_frozen_in_the_second_phase_of_imta_and_its_pass_as_a_teacher_is_counted(
+    whole: Callable[[str], Path],
+) -> None:
+    phases = [row["phase"] for row in rows(whole("imta") / "metrics.csv")]
+    assert phases == ["train", "finetune"]
+    (end,) = rounds(whole("imta"))
+    assert (end["epoch"], end["stop"], end["plan"]) == (1, "epochs", {})
+    summary, plain = (json.loads((whole(method) / "summary.json").read_text()) for method in ("imta", "l2w"))
+    first, second = plain["flops"], summary["flops"]
+    assert first < second == summary["exits"]["flops"][-1]
+    assert summary["train_cost_flops"] == 48 * (4 * first + 4 * second + first)
+    assert summary["best_epoch"] == 2
+
+
 def test_growth_takes_the_sum_of_the_exits_as_its_loss(tmp_path: Path) -> None:
     grown = run(
         "method=adenel", *NETWORK, "budget.flops=50%", "growth.seed_width=2", "growth.epochs_per_round=1",
@@ -120,11 +145,11 @@ def test_growth_takes_the_sum_of_the_exits_as_its_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("method", ["exits", "l2w"])
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_killed_and_continued_end_in_the_bits_of_two_that_were_not(method: str, tmp_path: Path) -> None:
     ended = {}
     for name, trouble in (("whole", None), ("killed", "SIGKILL:1:1:1")):
-        command = (f"method={method}", *SHORT, *DDP, f"run.dir={tmp_path}/{name}/run", "checkpoint.every_n_steps=1",
+        command = (*METHODS[method], *SHORT, *DDP, f"run.dir={tmp_path}/{name}/run", "checkpoint.every_n_steps=1",
                    "+callbacks.parameters._target_=ranks.Parameters", *WATCHED[1:])  # fmt: skip
         if trouble is not None:
             assert launched(tmp_path / name, *command, trouble=trouble).code == 1

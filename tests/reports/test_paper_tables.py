@@ -17,11 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from budgetnet import backbones
+from budgetnet.backbones import msdnet
 from budgetnet.backbones.resnet_cifar import DEPTHS, CifarResNet, full_widths
 from budgetnet.channels import ChannelGraph
 from budgetnet.command.compose import CONF, composed, plain
 from budgetnet.command.configuration import checked
 from budgetnet.costs import CostModel
+from budgetnet.costs.exits import ExitCosts
 from budgetnet.errors import UsageError
 from budgetnet.runs.directory import find_run_directories
 from experiments.paper import tables
@@ -30,6 +32,7 @@ from src.report import main
 
 MakeRun = Callable[..., Path]
 NAMES = ("table1", "table2", "table3", "table4")
+L2W = tuple(f"l2w_table{number}" for number in range(1, 5))
 BSN = tuple(f"bsn_table{number}" for number in range(5, 10))
 HEADER = ",".join(tables.RESULT_COLUMNS) + "\n"
 
@@ -101,7 +104,7 @@ def test_an_option_that_does_not_exist_is_hydras_error() -> None:
         composed(["backbone=vgg16", "growth.sed_width=3"])
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BSN])
+@pytest.mark.parametrize("name", [*NAMES, *BSN, *L2W])
 def test_the_readme_has_the_table_that_its_files_give(name: str) -> None:
     table = find_table(name)
     assert (table.folder / "README.md").read_text() == table.readme()
@@ -307,6 +310,40 @@ def test_every_row_of_budgeted_super_networks_can_be_run(name: str, length: str)
         if row.method.startswith("B-"):
             assert config["method"]["search_epochs"] is None  # all of them
             assert config["method"]["warmup_epochs"] == (1 if length == SHORT else 50)
+
+
+def test_rows_of_weighted_samples_are_those_of_the_supplement_and_can_be_run() -> None:
+    found = {name: find_table(name).rows for name in L2W}
+    assert [len(rows) for rows in found.values()] == [2, 2, 2, 7]
+    assert found["l2w_table2"]["imagenet-s6-weighted"].top1 == "60.05/69.13/73.33/75.19/76.30"
+    assert found["l2w_table3"]["imagenet-s7-equal"].params_M == "4.24/11.89/20.58/29.16/47.54"
+    assert found["l2w_table4"]["cifar100-d4-w500"].top1 == "63.13/66.09/69.41/71.96/73.06"
+    network = msdnet.build(100, 3, (32, 32))
+    published = ExitCosts(network, (3, 32, 32)).cumulative["published"]
+    for name, rows in found.items():
+        for row in rows.values():
+            config = checked(composed(overrides_of(find_table(name), row.row)))
+            method, batch = config["method"], config["dataset"]["batch_size"]
+            assert config["dataset"]["validation"] == 0 and config["epochs"] == (300 if name[-1] == "4" else 100)
+            step = batch // 2 if method["name"] == "l2w" else batch
+            assert config["optim"]["lr"] == pytest.approx(0.1 * step / (64 if name[-1] == "4" else 256))
+            if name == "l2w_table4":
+                assert row.flops_G == "/".join(f"{flops / 1e9:.5f}" for flops in published)
+
+
+def test_the_accuracies_of_all_exits_stand_beside_the_papers(
+    make_run_of: MakeRunOf, copy: Callable[[str], PaperTable], tmp_path: Path
+) -> None:
+    table = copy("l2w_table4")
+    for seed in (0, 1):
+        run = make_run_of(f"runs/{seed}", overrides_of(table, "cifar100-equal"), seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        summary |= {f"test_exit{number}_top1_last": 60.0 + number + seed for number in range(1, 6)}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert table.collect(find_run_directories([tmp_path / "runs"])) == 2
+    (row,) = re.findall(r"^\| cifar100-equal \|.*$", table.markdown(), re.MULTILINE)
+    ours = " / ".join(f"{61.5 + number:.2f} ± 0.71" for number in range(5))
+    assert f"| 61.12/63.60/69.00/71.32/72.51 | {ours} |" in row
 
 
 def test_operations_of_fixed_networks_count_only_on_the_machines_of_the_table(

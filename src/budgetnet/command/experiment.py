@@ -283,8 +283,8 @@ def _finish(
     """
     learner, records, warnings = components.learner, Records(directory), components.learner.warnings
     with warnings.instead_of_failing("the examples of the report"):
-        if learner.task.has_examples:
-            records.examples(_examples(components))
+        if (learner.task.has_examples or components.method.has_examples) and (shown := _examples(components)):
+            records.examples(shown)
     for name, rows in components.method.tables().items():
         records.table(name, rows)
 
@@ -299,6 +299,7 @@ def _finish(
 
     steps: dict[str, Callable[[], None]] = {
         **({f"the export to {name}": partial(export, name) for name in EXPORTED} if config["export"] else {}),
+        **({"the export of the method": lambda: components.method.export(directory)} if config["export"] else {}),
         **({"the figures": draw} if ending else {}),
         "the loggers": lambda: log_summary(components.trainer.loggers, directory / "figures", summary),
         **({"the report": lambda: ending.write(directory)} if ending else {}),
@@ -326,14 +327,19 @@ def _finish(
 
 @torch.no_grad()
 def _examples(components: Components) -> dict[str, np.ndarray]:
-    """A few test images as pixels in 0..1, and the examples of the task for the network's outputs (`Task.examples`)."""
+    """Test images as pixels in 0..1: those that the method chooses (`Method.examples`), and a few with what the task
+    shows of the network's outputs (`Task.examples`).
+    """
     learner, data = components.learner.eval(), components.data
     images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
-    images, targets = images[:_EXAMPLES].to(device), targets[:_EXAMPLES].to(device)
+    images, targets = images.to(device), targets.to(device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    shown = {"input": (images.float() * std + mean).clamp(0, 1)}
-    shown |= learner.task.examples(learner.method.evaluate(images), targets)
+    pixels = (images.float() * std + mean).clamp(0, 1)
+    shown = {title: pixels[indices] for title, indices in learner.method.examples(images).items()}
+    if learner.task.has_examples:
+        few, expected = images[:_EXAMPLES], targets[:_EXAMPLES]
+        shown |= {"input": pixels[:_EXAMPLES], **learner.task.examples(learner.method.evaluate(few), expected)}
     return {
         name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
         for name, values in shown.items()

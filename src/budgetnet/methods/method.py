@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -131,6 +132,7 @@ class Method:
     create_graph: whether a step differentiates through gradients.
     unused_parameters: whether a step may leave some parameters without a gradient, for which
     DistributedDataParallel then has to search.
+    has_examples: whether `examples` chooses any images.
     modules: modules of the method's own, whose parameters and buffers are moved, synchronised and saved like those of
     the network.
     """
@@ -139,6 +141,7 @@ class Method:
     needs_budget: ClassVar[bool] = True
     create_graph: ClassVar[bool] = False
     unused_parameters: ClassVar[bool] = False
+    has_examples: ClassVar[bool] = False
     optim: Optimization
     training: Training
 
@@ -296,6 +299,13 @@ class Method:
     def tables(self) -> dict[str, list[dict[str, float]]]:
         """Rows about the final network, by file: {"budgeted": [...]} becomes budgeted.csv once it has been tested."""
         return {}
+
+    def examples(self, images: Tensor) -> dict[str, Tensor]:
+        """Which of a batch of test images a report shows: by title of a row, their indices, int64 (N,)."""
+        return {}
+
+    def export(self, directory: Path) -> None:
+        """Write what the final network is deployed by besides model.pt2 and model.onnx, into a run directory."""
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError, in_one_line
-from budgetnet.reports import drawing, edges, figures
+from budgetnet.reports import drawing, edges, exits, figures
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
@@ -46,6 +46,21 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         edges.probabilities,
         "Each row is an edge and each column an epoch. After a search that has converged, every edge is either dark or "
         "bright.",
+    ),
+    "accuracy_against_mean_flops": (
+        exits.accuracy_against_mean_flops,
+        "A point is one of 39 settings of the thresholds, all set on the images held out; what images then cost in the "
+        "mean on the test set need not be the same. Dots are what was chosen for the budget.",
+    ),
+    "accuracy_of_exits": (exits.accuracy_of_exits, "Each line is an exit at which every image would leave."),
+    "weights_of_exits": (
+        exits.weights_of_exits,
+        "On the left an epoch is a point and the last one a dot: where a line goes up, an exit comes to count more. On "
+        "the right, above 0 an exit learns more from the samples that are hard for it, below 0 from the easy ones.",
+    ),
+    "images_of_exits": (
+        exits.images_of_exits,
+        "The first test images that leave at each exit, and what part of the test set does.",
     ),
     "accuracy_against_train_cost": (
         figures.score_against_train_cost,
@@ -87,7 +102,12 @@ def draw_figures(run_dir: str | Path) -> list[str]:
     left_out = {"growth_path"} if not run.saturation and not run.rounds else set()
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
-    left_out |= set() if run.examples else {"examples"}
+    strip = any(name.startswith("exit ") for name in run.examples)
+    left_out |= {"examples"} if strip or not run.examples else set()
+    left_out |= set() if strip else {"images_of_exits"}
+    left_out |= set() if run.table("budgeted") else {"accuracy_against_mean_flops"}
+    left_out |= set() if run.table("weights") else {"weights_of_exits"}
+    left_out |= {"growth_path"} if run.leaves_early else {"accuracy_of_exits"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     for name, (figure, _) in _FIGURES.items():
         path = folder / f"{name}.png"
@@ -111,7 +131,8 @@ def write_text_of_report(run_dir: str | Path) -> Path:
     run = RunDirectory(run_dir)
     drawn = [name for name in _FIGURES if (run.path / "figures" / f"{name}.png").exists()]
     sections = [
-        _head(run), _warnings(run), _scores(run), _edges(run), _figure_section(drawn), _sizes(run), _rounds(run),
+        _head(run), _warnings(run), _scores(run), _edges(run), exits.section(run), _figure_section(drawn), _sizes(run),
+        _rounds(run),
         _reading(run), _origin(run),
     ]  # fmt: skip
     report = run.path / "report.md"
@@ -193,7 +214,7 @@ def _sizes(run: RunDirectory) -> str:
 
 
 def _rounds(run: RunDirectory) -> str:
-    if not run.rounds:
+    if not run.rounds or run.leaves_early:  # of which the only round is the end of a phase
         return ""
     title, who, ends = ("Growth rounds", "Grown", "Growth ends by") if run.grew else _NARROWING
     header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)

@@ -135,6 +135,18 @@ class RunDirectory:
                 raise _damaged(path, f"it has no column sampled_{kind} or pruned_{kind}")
         return rows
 
+    @property
+    def leaves_early(self) -> bool:
+        """Whether it is a finished run of a method with exits."""
+        return bool((self.summary or {}).get("exits"))
+
+    def table(self, name: str) -> list[Record]:
+        """The rows of a file of the method's own, <name>.csv; none if there is no such file.
+
+        Raises UsageError if the file is damaged.
+        """
+        return _read_csv(self.path / f"{name}.csv")
+
     @cached_property
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per round. Raises UsageError if the file is damaged."""

@@ -33,8 +33,16 @@ class MultiExit(Task):
     def losses(self, output: Output, targets: Tensor) -> Tensor:
         return torch.stack([self.task.losses(each, targets) for each in output]).sum(0)
 
+    def labels(self, targets: Tensor) -> Tensor:
+        """The labels in the targets of a training batch."""
+        return targets
+
+    def exit_losses(self, output: Output, targets: Tensor) -> Tensor:
+        """The loss of every example at every exit, (N, exits), that training minimises."""
+        return torch.stack([self.task.training_losses(each, targets) for each in output], 1)
+
     def training_losses(self, output: Output, targets: Tensor) -> Tensor:
-        return torch.stack([self.task.training_losses(each, targets) for each in output]).sum(0)
+        return self.exit_losses(output, targets).sum(1)
 
     def loss(self, output: Output, targets: Tensor) -> Tensor:
         return torch.stack([self.task.loss(each, targets) for each in output]).sum()
@@ -69,5 +77,15 @@ class MultiExit(Task):
 
 
 def task_of(net: nn.Module, task: Task) -> Task:
-    """The task that a network is trained for, on data for `task`: a network with exits has it once for each."""
-    return MultiExit(task, net.exits) if isinstance(net, ExitNetwork) else task
+    """The task that a network is trained for, on data for `task`: a network with exits has it once for each.
+
+    Raises UsageError for a network with exits and a task with a teacher.
+    """
+    if not isinstance(net, ExitNetwork):
+        return task
+    if task.teacher_flops:
+        raise UsageError(
+            "distill.teacher: a network with exits has no one output that could learn from it: leave it out, or take "
+            "method.imta=true, by which exits learn from the last one"
+        )
+    return MultiExit(task, net.exits)

@@ -18,7 +18,7 @@ from budgetnet.backbones import msdnet
 from budgetnet.errors import UsageError
 from budgetnet.methods.exits.bilevel import Weighting, halves, meta_step, training_loss
 from budgetnet.methods.exits.exchange import ALONE, Exchange, among_processes
-from budgetnet.methods.exits.weights import Centring, WeightPrediction
+from budgetnet.methods.exits.weights import Centring, WeightPrediction, exit_losses
 
 SAMPLES, EXITS, Q, DELTA = 24, 3, 0.75, 0.8
 
@@ -47,7 +47,7 @@ def problem(
     labels = torch.randint(5, (SAMPLES,))
     weighting = Weighting(WeightPrediction(EXITS, width=9).double(), centring, DELTA)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.3, momentum=0.9, weight_decay=0.02)
-    training_loss(network(images), labels, weighting).backward()
+    training_loss(exit_losses(network(images), labels), weighting)[0].backward()
     optimizer.step()
     optimizer.zero_grad()
     return network, optimizer, weighting, images, labels
@@ -109,7 +109,7 @@ def test_a_meta_step_is_the_algorithm_written_out(centring: Centring, way: str) 
 def test_the_training_loss_gives_no_gradient_to_what_predicts_the_weights() -> None:
     torch.manual_seed(0)
     network, _, weighting, images, labels = problem(WithoutNorm().double(), (3, 4, 4), "sample")
-    training_loss(network(images), labels, weighting).backward()
+    training_loss(exit_losses(network(images), labels), weighting)[0].backward()
     assert all(parameter.grad is None for parameter in weighting.predictor.parameters())
 
 

@@ -16,7 +16,8 @@ from budgetnet.costs.exits import ExitCosts
 from budgetnet.costs.pricing import ExitPricing, pricing_of
 from budgetnet.errors import UsageError
 from budgetnet.tasks import Classification
-from budgetnet.tasks.multi_exit import MultiExit
+from budgetnet.tasks.distilled import Distilled
+from budgetnet.tasks.multi_exit import MultiExit, task_of
 
 TINY = (
     "method=l2w", "backbone=msdnet", "backbone.exits=2", "backbone.channels=2", "backbone.growth=2", "dataset=digits",
@@ -41,6 +42,8 @@ TINY = (
         (("budget.flops=50%",), "budget.flops is not kept by method=l2w"),
         (("method=adenel",), "budget.mean_flops is not kept by method=adenel: use method=exits, l2w"),
         (("method.centring=column",), "method.centring='column' is unknown"),
+        (("method.imta=true", "epochs=150"),
+         "and finetune.epochs=150 do not fit into epochs=150: raise it to 151 or shorten one of them"),
         (("method.q=0",), "method.q=0.0: expected a number above 0"),
     ],
 )  # fmt: skip
@@ -79,6 +82,15 @@ def test_the_loss_is_the_sum_over_exits_and_each_exit_has_its_metric() -> None:
     first, last = (single.compute(single.sums(each, targets).double()) for each in logits)
     assert values == {**last, "exit1_top1": first["top1"], "exit2_top1": last["top1"]}
     assert list(values) == [metric.name for metric in task.metrics] and task.metric == single.metric
+
+
+def test_a_teacher_of_a_network_with_exits_is_refused() -> None:
+    net = msdnet.build(10, 1, (16, 16), exits=2, channels=2, growth=2)
+    assert isinstance(task_of(net, Classification()), MultiExit)
+    with pytest.raises(
+        UsageError, match=r"distill.teacher: a network with exits has no one output .* method.imta=true"
+    ):
+        task_of(net, Distilled(Classification(), lambda _: lambda images: images, teacher_flops=5))
 
 
 @pytest.mark.parametrize(

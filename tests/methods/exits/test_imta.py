@@ -13,7 +13,7 @@ from torch import Tensor
 from budgetnet.backbones import msdnet, ranet
 from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.costs.exits import ExitCosts
-from budgetnet.methods.exits.imta import Collaborating, Equilibrated, equilibrated, one_for_all_losses, rescale
+from budgetnet.methods.exits.imta import Collaborating, equilibrated, one_for_all_losses, rescale
 from budgetnet.methods.exits.meta import applied, meta_gradient, step_of
 from budgetnet.methods.exits.weights import exit_losses, weighted_loss
 
@@ -71,7 +71,7 @@ def test_a_rescaled_gradient_is_rescaled_in_every_kind_of_derivative() -> None:
 
 def test_with_equilibrium_both_ways_still_give_the_same_meta_gradient() -> None:
     network, images = network_and_images()
-    net = Equilibrated(network)
+    net = Collaborating(network).freeze(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     weights = 1 + torch.rand(3, 3, dtype=torch.float64)
 
@@ -82,7 +82,8 @@ def test_with_equilibrium_both_ways_still_give_the_same_meta_gradient() -> None:
     def meta_loss(params: dict[str, Tensor]) -> Tensor:
         return losses(params, 1).mean()
 
-    params, step = dict(net.named_parameters()), step_of(optimizer, net)
+    params = {name: value for name, value in net.named_parameters() if value.requires_grad}
+    step = step_of(optimizer, net)
     graph = meta_gradient(losses, meta_loss, params, weights, step, "graph").gradient
     jvp = meta_gradient(losses, meta_loss, params, weights, step, "jvp").gradient
     assert graph.abs().min() > 1e-9
@@ -94,7 +95,7 @@ def test_the_losses_of_one_teacher_are_the_definition() -> None:
     logits = tuple(torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     labels, gamma, temperature = torch.tensor([0, 4, 2, 2]), 0.3, 2.0
-    losses = one_for_all_losses(logits, teacher, labels, gamma, temperature)
+    losses = one_for_all_losses(exit_losses(logits, labels), logits, teacher, gamma, temperature)
     for i in range(4):
         target = [math.exp(float(t) / temperature) for t in teacher[i]]
         for k in range(3):
@@ -115,7 +116,8 @@ def test_a_collaborating_network_learns_in_its_linear_classifiers_alone() -> Non
     both = Collaborating(network)
     optimizer = torch.optim.SGD([p for p in both.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
-        losses = one_for_all_losses(both.train()(images), both.teacher(images), LABELS)
+        logits = both.train()(images)
+        losses = one_for_all_losses(exit_losses(logits, LABELS), logits, both.teacher(images))
         weighted_loss(losses, torch.ones_like(losses)).backward()
         optimizer.step()
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

@@ -4,13 +4,14 @@ Algorithm 1 of Han et al., ECCV 2022. A batch is halved; the network trains on o
 it, and those weights learn from the other; then the halves change places. Each half is
 
     meta_step(...) and a step of the predictor's optimizer, where the interval has come
-    loss = training_loss(...), its gradient, and a step of the network's optimizer
+    loss, _ = training_loss(...), its gradient, and a step of the network's optimizer
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from budgetnet.methods.exits.meta import Tensors, applied, meta_gradient, step_o
 from budgetnet.methods.exits.weights import Centring, centred, exit_losses, weighted_loss
 
 Batch = tuple[Tensor, Tensor]
+Losses = Callable[[tuple[Tensor, ...], Tensor], Tensor]
+"""From logits by exit, (batch, classes), and the targets of a batch to the losses that are weighted, (batch, exits)."""
 
 
 def halves(images: Tensor, labels: Tensor) -> tuple[Batch, Batch]:
@@ -55,14 +58,11 @@ class Weighting:
         return centred(self.predictor(every), self.centring, self.delta)[first : first + len(losses)]
 
 
-def training_loss(
-    logits: tuple[Tensor, ...], labels: Tensor, weighting: Weighting, label_smoothing: float = 0
-) -> Tensor:
-    """Σ_k mean_i w_ik·l_ik; the weights are constants."""
-    losses = exit_losses(logits, labels, label_smoothing)
+def training_loss(losses: Tensor, weighting: Weighting) -> tuple[Tensor, Tensor]:
+    """Σ_k mean_i w_ik·l_ik, and w: the weights are constants. losses: l, (batch, exits)."""
     with torch.no_grad():
         weights = weighting(losses)
-    return weighted_loss(losses, weights)
+    return weighted_loss(losses, weights), weights
 
 
 def meta_step(
@@ -72,20 +72,19 @@ def meta_step(
     train: Batch,
     meta: Batch,
     q: float,
-    label_smoothing: float = 0,
+    losses_of: Losses = exit_losses,
     way: Literal["jvp", "graph"] = "jvp",
 ) -> Tensor:
     """Leaves the predictor the gradient of the loss on `meta` after a pseudo-step on `train`; that loss, ().
 
-    The pseudo-step is the one that the network's optimizer would take now. The samples of `meta` are allocated by the
-    confidence of the network that it leads to. The network, in train mode, and its optimizer stay as they are; its own
-    gradients and running statistics too. It runs in the precision of the parameters, also under autocast: rounded to
-    bfloat16, what is left of the gradient is noise.
+    The pseudo-step is the one that the network's optimizer would take now. The targets of `meta` are its labels; its
+    samples are allocated by the confidence of the network that the step leads to. The network, in train mode, and its
+    optimizer stay as they are; its own gradients and running statistics too. It runs in the precision of the
+    parameters, also under autocast: rounded to bfloat16, what is left of the gradient is noise.
     """
 
     def losses(params: Tensors) -> Tensor:
-        logits: Any = applied(network, params, train[0])
-        return exit_losses(logits, train[1], label_smoothing)
+        return losses_of(applied(network, params, train[0]), train[1])
 
     def meta_loss(params: Tensors) -> Tensor:
         return allocated_loss(applied(network, params, meta[0]), meta[1], q, exchange)

@@ -6,12 +6,13 @@ Huang et al., Multi-Scale Dense Networks for Resource Efficient Image Classifica
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.errors import UsageError
 from budgetnet.methods.exits.allocation import confidences, counts
 
@@ -105,11 +106,18 @@ def within(confidence: Tensor, correct: Tensor, flops: Tensor, budget: float) ->
     return max([cheapest, *fits], key=lambda setting: (setting.accuracy, -setting.mean_flops))
 
 
+class Lazy(Protocol):
+    """What gives the logits of one exit after the other: an ExitNetwork, or what was exported of it."""
+
+    def lazily(self, images: Tensor) -> Generator[Tensor, Tensor | None, None]:
+        """As `ExitNetwork.lazily`."""
+
+
 @torch.no_grad()
-def early_exit(network: ExitNetwork, images: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+def early_exit(network: Lazy, images: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
     """(logits (batch, num_classes), number of the exit int64 (batch,)): each image is computed up to where it leaves.
 
-    thresholds: (exits,), the last -inf. The network is in eval mode; an image's logits are those that the whole network
+    thresholds: (exits,), the last -inf. A network is in eval mode; an image's logits are those that the whole network
     gives at its exit, to the rounding of convolutions of other batch sizes.
     """
     stages = network.lazily(images)

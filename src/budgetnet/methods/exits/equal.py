@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from budgetnet.channels import ChannelGraph
+from budgetnet.costs.exits import ExitCosts
 from budgetnet.costs.pricing import ExitPricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.exits.allocation import confidences
 from budgetnet.methods.exits.budgeted import Setting, check_budget, curve, evaluate, leaving, within
-from budgetnet.methods.method import Method, Training
-from budgetnet.methods.options import Optimization
+from budgetnet.methods.exits.imta import Collaborating, OneForAll
+from budgetnet.methods.method import Images, Method, Training, must_fit
+from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
+from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.tasks import Classification, Output, each_of
 from budgetnet.tasks.multi_exit import MultiExit
+
+MOST_SHOWN = 10
+"""Of each exit, the most images that a report shows."""
 
 
 class Settings(nn.Module):
@@ -50,18 +60,28 @@ def _setting(row: list[float]) -> Setting:
     return Setting(q, tuple(thresholds), accuracy, mean_flops)
 
 
+@dataclass(frozen=True)
+class Techniques:
+    """conf/method/exits.yaml: whether a network with exits is trained by the techniques of imta.py, in two phases."""
+
+    imta: bool = False
+
+
 class Exits(Method):
     """Trains all exits alike, and sets thresholds of confidence at which images leave.
 
     The thresholds are set on the images held out after every epoch. With budget.mean_flops the most accurate setting
     within it is chosen, and the accuracy that it has there selects the network; without, that of the last exit does.
+    With imta the epochs of fine-tuning are the second phase: the network is frozen, and new classifiers learn.
     """
 
     budgets = ("mean_flops",)
     needs_budget = False
+    has_examples = True
 
-    def __init__(self, optim: Optimization) -> None:
+    def __init__(self, optim: Optimization, finetune: FineTuning, method: Techniques) -> None:
         super().__init__(optim)
+        self.finetune, self.imta = finetune, method.imta
         self.settings = Settings()
         self.modules["settings"] = self.settings
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -69,6 +89,16 @@ class Exits(Method):
         self._tested: list[tuple[float, float]] = []
         """Accuracy and mean FLOPs on the test set of each setting of the curve."""
         self._test: dict[str, Any] = {}
+
+    @property
+    def exits(self) -> ExitCosts:
+        """Costs of the exits of the final network."""
+        return self._final.exits
+
+    @property
+    def flops(self) -> Tensor:
+        """(exits,) of an image that leaves the final network there, float64."""
+        return torch.tensor(self.exits.lazy["flops"], dtype=torch.float64)
 
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a network with one output, and a mean budget that cannot be kept or checked."""
@@ -81,9 +111,10 @@ class Exits(Method):
             )
         if not (isinstance(task, MultiExit) and isinstance(task.task, Classification)):
             raise UsageError(f"task={task.name}: the exits of this method classify whole images; leave task out")
-        self.exits = pricing.exits
-        self.flops = torch.tensor(self.exits.lazy["flops"], dtype=torch.float64)
-        """(exits,) of an image that leaves there."""
+        phases = [self.optim.phase("train", training.epochs, final=True)]
+        self._first = self._final = pricing
+        if self.imta:
+            phases = self._two_phases()
         if (most := training.budget.limits.get("mean_flops")) is not None:
             check_budget(most, self.flops)
             if training.validation_every is None:
@@ -96,7 +127,53 @@ class Exits(Method):
                     f"trainer.check_val_every_n_epoch={training.validation_every}: with budget.mean_flops thresholds "
                     "are set after every epoch; leave it out"
                 )
-        return [self.optim.phase("train", training.epochs, final=True)]
+        return phases
+
+    # -- two phases ---------------------------------------------------------------------------------------------------
+
+    def _two_phases(self) -> list[Phase]:
+        """Replaces the network by one with new classifiers, which wait for the second phase."""
+        training, epochs = self.training, self.finetune.epochs
+        must_fit(training.epochs, epochs + 1, "an epoch of the first phase of method.imta=true", f"finetune.{epochs=}")
+        net = Collaborating(self._first.network)
+        ChannelGraph.trace(net, torch.empty(1, *training.input_shape))
+        training.net, self._final = net.freeze(False), ExitPricing(net)
+        return [self.optim.phase("train", training.epochs - epochs), self.finetune.phase(self.optim)]
+
+    def plan(self, epochs: int, batch: Images | None) -> Plan | None:
+        """With imta, the end of the first phase."""
+        if not self.imta or epochs != self.training.epochs - self.finetune.epochs:
+            return None
+        widths = self.graph.widths
+        return WidthPlan(self.training.round + 1, widths, widths, stop="epochs")
+
+    def apply(self, plan: Plan, batch: Images | None) -> None:
+        self._begin_second()
+
+    def _begin_second(self) -> None:
+        """Freezes the network, whose last exit teaches the new classifiers from now on."""
+        net, training = self.net, self.training
+        assert isinstance(net, Collaborating) and isinstance(training.task, MultiExit)
+        net.freeze()
+        training.pricing = self._final
+        training.task = OneForAll(training.task, net.teacher)
+
+    def first_filters(self, plan: Plan) -> None:
+        """None: no filters are selected."""
+
+    def computed(self, images: int) -> list[tuple[int, int]]:
+        """In the second phase the teacher passes the images too."""
+        taught = isinstance(self.training.task, OneForAll)
+        return [*super().computed(images), *([(images, self._first.flops)] if taught else [])]
+
+    def state_dict(self) -> dict[str, Any]:
+        """taught: whether imta is in its second phase; None without it."""
+        taught = isinstance(self.training.task, OneForAll) if self.imta else None
+        return {**super().state_dict(), "taught": taught}
+
+    def rebuild(self, state: Mapping[str, Any]) -> None:
+        if state.get("taught") and not isinstance(self.training.task, OneForAll):
+            self._begin_second()
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -159,6 +236,22 @@ class Exits(Method):
             return {"exits": costs}
         setting = {"q": chosen.q, "thresholds": list(chosen.thresholds[:-1]), "val_mean_flops": chosen.mean_flops}
         return {"exits": costs | setting | self._test}
+
+    def examples(self, images: Tensor) -> dict[str, Tensor]:
+        """By exit, the first images that leave there, under the setting that was chosen."""
+        if (chosen := self.settings.chosen) is None:
+            return {}
+        left = leaving(confidences([each.float() for each in each_of(self.evaluate(images))]), _limits(chosen))
+        return {f"exit {k + 1}": (left == k).nonzero().flatten()[:MOST_SHOWN] for k in range(len(self.flops))}
+
+    def export(self, directory: Path) -> None:
+        """exit_1.onnx and so on, and exits.json: see `export_exits`."""
+        from budgetnet.methods.exits.export import export_exits
+
+        settings, network = self.settings, self._final.network
+        export_exits(
+            network, self.training.input_shape, directory, self.exits.lazy["flops"], settings.chosen, settings.curve
+        )
 
     def tables(self) -> dict[str, list[dict[str, float]]]:
         """budgeted.csv: accuracies, in percent, and mean FLOPs of all settings, on the images held out and the test."""

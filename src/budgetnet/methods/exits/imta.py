@@ -7,6 +7,7 @@ collaboration), and all but the last learn from the logits of the frozen network
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetnet.backbones.exits import ExitNetwork, State, mapped
-from budgetnet.methods.exits.weights import exit_losses
+from budgetnet.tasks import Output
+from budgetnet.tasks.multi_exit import MultiExit
 
 
 class _Rescale(torch.autograd.Function):
@@ -63,15 +65,14 @@ def equilibrated(network: ExitNetwork, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def one_for_all_losses(
-    logits: tuple[Tensor, ...], teacher: Tensor, labels: Tensor, gamma: float = 0.1, temperature: float = 1.0
+    losses: Tensor, logits: tuple[Tensor, ...], teacher: Tensor, gamma: float = 0.1, temperature: float = 1.0
 ) -> Tensor:
     """Losses of samples at exits, (batch, exits), that learn from one teacher: the loss is the sum of the exits' means.
 
     The last one's is the cross-entropy, the others' (1 − γ) CE + γ T² KL(teacher/T ‖ exit/T), with the mean over
-    classes in place of their sum, as the authors' code has it. logits: by exit, (batch, classes). teacher: (batch,
-    classes); no gradient goes there.
+    classes in place of their sum, as the authors' code has it. losses: the cross-entropies, (batch, exits). logits: by
+    exit, (batch, classes). teacher: (batch, classes); no gradient goes there.
     """
-    losses = exit_losses(logits, labels)
     targets = F.log_softmax(teacher.detach() / temperature, 1)
     divergences = [
         F.kl_div(F.log_softmax(each / temperature, 1), targets, reduction="none", log_target=True).mean(1)
@@ -81,15 +82,37 @@ def one_for_all_losses(
     return torch.cat([others, losses[:, -1:]], 1)
 
 
-class Equilibrated(nn.Module):
-    """A network whose forward pass is `equilibrated`."""
+class OneForAll(MultiExit):
+    """The task of a network with exits whose training losses are `one_for_all_losses`; evaluation is as it was.
 
-    def __init__(self, network: ExitNetwork) -> None:
-        super().__init__()
-        self.network = network
+    The targets of a training batch, (N, 1 + K), are the labels and, beside each, the teacher's logits of the image.
+    teacher: images to logits (N, K).
+    """
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return equilibrated(self.network, images)
+    def __init__(self, task: MultiExit, teacher: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(task.task, task.exits)
+        self._teacher = teacher
+
+    def taught(self, images: Tensor, targets: Tensor) -> Tensor:
+        logits = self._teacher(images).float()
+        return torch.cat([targets[:, None].to(logits.dtype), logits], 1)
+
+    def labels(self, targets: Tensor) -> Tensor:
+        return targets if targets.dim() == 1 else targets[:, 0].long()
+
+    def exit_losses(self, output: Output, targets: Tensor) -> Tensor:
+        assert isinstance(output, tuple)
+        losses = super().exit_losses(output, self.labels(targets))
+        return losses if targets.dim() == 1 else one_for_all_losses(losses, output, targets[:, 1:])
+
+    def loss(self, output: Output, targets: Tensor) -> Tensor:
+        return self.exit_losses(output, targets).mean(0).sum()
+
+    def losses(self, output: Output, targets: Tensor) -> Tensor:
+        return super().losses(output, self.labels(targets))
+
+    def sums(self, output: Output, targets: Tensor) -> Tensor:
+        return super().sums(output, self.labels(targets))
 
 
 class Listening(nn.Module):
@@ -112,25 +135,38 @@ class Listening(nn.Module):
 
 
 class Collaborating(ExitNetwork):
-    """A trained network, frozen, whose classifiers read their features and what the classifier before them said.
+    """A network whose classifiers read their features and what the classifier before them said, in both phases.
 
-    The frozen part stays in eval mode, so that its running statistics do not move. Images go to a tuple of logits.
+    Images go to a tuple of logits. In the second phase the network is frozen, and stays in eval mode, so that its
+    running statistics do not move. In the first, forward is `equilibrated`, by the network's own classifiers; only
+    forward: exits are priced, and left early, as they will be in the end.
     """
 
     def __init__(self, network: ExitNetwork) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False)
+        self.network = network
         linears: list[Any] = [classifier.linear for classifier in network.classifiers]
         self.classifiers = nn.ModuleList(
             Listening(linear.in_features, linear.out_features, first=number == 0).to(linear.weight)
             for number, linear in enumerate(linears)
         )
-        self.train(self.training)
+        self.freeze()
+
+    def freeze(self, frozen: bool = True) -> Collaborating:
+        """Begin the second phase; with False, the first."""
+        self.frozen = frozen
+        self.network.requires_grad_(not frozen)
+        self.classifiers.requires_grad_(frozen)
+        return self.train(self.training)
 
     def train(self, mode: bool = True) -> Collaborating:
         super().train(mode)
-        self.network.eval()
+        if self.frozen:
+            self.network.eval()
         return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(images) if self.frozen else equilibrated(self.network, images)
 
     def begin(self, images: Tensor) -> State:
         """[the network's state, what the last classifier said]."""

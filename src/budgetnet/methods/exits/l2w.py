@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.errors import UsageError
-from budgetnet.methods.exits.bilevel import Weighting, halves, meta_step
-from budgetnet.methods.exits.equal import Exits
+from budgetnet.methods.exits.bilevel import Weighting, halves, meta_step, training_loss
+from budgetnet.methods.exits.equal import Exits, Techniques
 from budgetnet.methods.exits.exchange import ALONE, among_processes
-from budgetnet.methods.exits.weights import AXES, Centring, WeightPrediction, exit_losses, weighted_loss
+from budgetnet.methods.exits.weights import AXES, Centring, WeightPrediction
 from budgetnet.methods.method import Training, detached
-from budgetnet.methods.options import Optimization
+from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.options import require_not_negative, require_one_of, require_positive
+from budgetnet.tasks.multi_exit import MultiExit
 
 MOST_UNITS, MOST_LAYERS = 2**16, 64
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Techniques):
     """conf/method/l2w.yaml."""
 
     delta: float = 0.8
@@ -55,8 +56,8 @@ class L2W(Exits):
     create_graph = True
     unused_parameters = True
 
-    def __init__(self, optim: Optimization, method: Weights) -> None:
-        super().__init__(optim)
+    def __init__(self, optim: Optimization, finetune: FineTuning, method: Weights) -> None:
+        super().__init__(optim, finetune, method)
         self.options = method
         self._exchange = ALONE
         self._counted: list[Tensor] = []
@@ -112,7 +113,8 @@ class L2W(Exits):
         for group in predictor.param_groups:
             group["lr"] = options.lr * network.param_groups[0]["lr"] / self.optim.lr
         weighting = Weighting(self.predictor, cast(Centring, options.centring), options.delta, self._exchange)
-        smoothing = self.optim.label_smoothing
+        task = training.task
+        assert isinstance(task, MultiExit)
         first, second = halves(images, targets)
         found, sums = [], []
         for train, meta in ((first, second), (second, first)):
@@ -120,25 +122,24 @@ class L2W(Exits):
                 network.step()
                 network.zero_grad(set_to_none=True)
             if training.batch % options.interval == 0:
-                meta_step(self.net, network, weighting, train, meta, options.q, smoothing)
+                labelled = (meta[0], task.labels(meta[1]))
+                meta_step(self.net, network, weighting, train, labelled, options.q, task.exit_losses)
                 predictor.step()
                 predictor.zero_grad(set_to_none=True)
             output = self.forward(train[0])
-            assert isinstance(output, tuple)
-            losses = exit_losses(output, train[1], smoothing)
-            with torch.no_grad():
-                weights = weighting(losses)
-            loss = weighted_loss(losses, weights)
+            losses = task.exit_losses(output, train[1])
+            loss, weights = training_loss(losses, weighting)
             training.backward(loss)
             self._count(weights, losses.detach())
             found.append(loss.detach())
-            sums.append(training.task.sums(detached(output), train[1]))
+            sums.append(task.sums(detached(output), train[1]))
         return torch.stack(found).mean(), torch.stack(sums).sum(0)
 
     def computed(self, images: int) -> list[tuple[int, int]]:
         """In a meta step every image is passed three times more: weighted, classified, and differentiated forwards."""
         times = 4 if self.training.batch % self.options.interval == 0 else 1
-        return [(times * images, self.training.pricing.flops)]
+        (_, flops), *teacher = super().computed(images)
+        return [(times * images, flops), *teacher]
 
     # -- what is recorded of the weights ------------------------------------------------------------------------------
 
