@@ -194,7 +194,11 @@ def _test(components: Components, directory: Path, selected: bool) -> dict[str, 
         if trainer.is_global_zero:  # the trainer broadcasts the weights to the other processes
             learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
         trainer.test(learner, datamodule=components.data, verbose=False)
-    return results | {name: learner.results[name] for name in names}
+    results |= {name: learner.results[name] for name in names}
+    for own, loader in components.data.further_tests().items():
+        trainer.test(learner, dataloaders=loader, verbose=False)
+        results |= {f"{name}_{own}": learner.results[name] for name in names}
+    return results
 
 
 def _selected(directory: Path) -> tuple[int, int | None]:
@@ -243,9 +247,8 @@ def _finish(
 def _examples(components: Components) -> dict[str, np.ndarray]:
     """A few test images as pixels in 0..1, and the examples of the task for the network's outputs (`Task.examples`)."""
     learner, data = components.learner.eval(), components.data
-    images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
-    images, targets = images[:_EXAMPLES].to(device), targets[:_EXAMPLES].to(device)
+    images, targets = (part.to(device) for part in data.shown(_EXAMPLES))
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
     shown = {"input": (images.float() * std + mean).clamp(0, 1)}
     shown |= learner.task.examples(learner.method.evaluate(images), targets)
