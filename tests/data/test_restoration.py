@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
-from torch import Tensor
+from pictures import photograph
 
 from budgetnet.data import restoration
 from budgetnet.data.pictures import files_of, read_picture
 from budgetnet.errors import UsageError
-
-
-def photograph(height: int = 96, width: int = 120) -> Tensor:
-    """uint8 (3, H, W): a part of a real picture."""
-    pixels = load_sample_image("flower.jpg")[180 : 180 + height, 200 : 200 + width]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def matlab_weights(before: int, after: int) -> np.ndarray:
