@@ -230,7 +230,8 @@ def _finish(
     if config["export"]:
         from budgetnet.runs.export import export_model
 
-        export_model(components.learner.net, components.data.input_shape, directory)
+        learner = components.learner
+        export_model(learner.net, components.data.input_shape, directory, learner.task.any_size)
     if components.learner.task.has_examples:
         Records(directory).examples(_examples(components))
     for name, rows in components.method.tables().items():

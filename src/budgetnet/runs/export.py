@@ -6,7 +6,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,14 +23,19 @@ OPSET = 17
 
 _TRACED_BATCH = 2  # a batch of 1 would be traced as a constant
 _CHECKED_BATCHES = (1, 3)
+_OTHER_SIZE = (3, 8)
+"""What is added to height and width in the larger batch to check a network of any size."""
 
 
-def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Path) -> dict[str, float]:
+def export_model(
+    net: nn.Module, input_shape: Sequence[int], directory: str | Path, any_size: bool = False
+) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
     net: a network from images to logits, or to a tuple of them. A copy (CPU, float32, eval mode) is exported, and the
     network does not change.
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
+    any_size: whether height and width are dynamic, too, as of a network from images to images.
     Returns the largest difference of logits, relative to the largest logit, by file name.
     Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither file is
     written or replaced.
@@ -41,19 +46,20 @@ def export_model(net: nn.Module, input_shape: Sequence[int], directory: str | Pa
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.contiguous()
     example = torch.zeros(_TRACED_BATCH, *input_shape)
+    dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     differences = {}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as work:
         for name, (write, load) in _FORMATS.items():
-            write(net, example, Path(work, name))
-            differences[name] = _largest_difference(name, net, load(Path(work, name)), input_shape)
+            write(net, example, dynamic, Path(work, name))
+            differences[name] = _largest_difference(name, net, load(Path(work, name)), input_shape, any_size)
         for name in differences:
             os.replace(Path(work, name), directory / name)
     return differences
 
 
-def _write_pt2(net: nn.Module, example: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(net, (example,), dynamic_shapes=({0: batch},), strict=False)
+def _write_pt2(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
+    sizes = {dim: torch.export.Dim(name) if dim == 0 else torch.export.Dim.AUTO for dim, name in dynamic.items()}
+    program = torch.export.export(net, (example,), dynamic_shapes=(sizes,), strict=False)
     torch.export.save(program, path)
 
 
@@ -61,7 +67,7 @@ def _load_pt2(path: Path) -> Callable[[Tensor], Output]:
     return torch.export.load(path).module()
 
 
-def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
+def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
     with torch.no_grad():
         names = _output_names(net(example))
     with warnings.catch_warnings():
@@ -75,7 +81,10 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
             opset_version=OPSET,
             input_names=["images"],
             output_names=names,
-            dynamic_axes={name: {0: "batch"} for name in ("images", *names)},
+            dynamic_axes={
+                "images": dict(dynamic),
+                **{name: {dim: size if dim == 0 else f"{size}_{name}" for dim, size in dynamic.items()} for name in names},
+            },
         )
 
 
@@ -95,16 +104,18 @@ _FORMATS = {"model.pt2": (_write_pt2, _load_pt2), "model.onnx": (_write_onnx, _l
 
 
 def _largest_difference(
-    name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int]
+    name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int], any_size: bool
 ) -> float:
-    """The largest relative difference of logits on random images in several batch sizes.
+    """The largest relative difference of logits on random images in several batch sizes, and image sizes if `any_size`.
 
     Raises RunError if it is too large.
     """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in _CHECKED_BATCHES:
-        images = torch.randn(batch, *input_shape, generator=generator)
+        more = _OTHER_SIZE if any_size and batch > 1 else (0, 0)
+        sides = (side + other for side, other in zip(input_shape[1:], more, strict=True))
+        images = torch.randn(batch, input_shape[0], *sides, generator=generator)
         with torch.no_grad():
             expected, got = each_of(net(images)), each_of(exported(images))
         scale = torch.stack([one.abs().max() for one in expected]).max().clamp(min=torch.finfo(torch.float32).tiny)

@@ -30,6 +30,7 @@ class Restoration(Task):
     metrics = (PSNR, SSIM)
     target_dims = 4
     has_examples = True
+    any_size = True
 
     def __init__(self, scale: int, shave: int, luminance: bool) -> None:
         if type(scale) is not int or scale < 1:
