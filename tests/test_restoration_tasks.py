@@ -45,7 +45,9 @@ def test_a_picture_without_a_difference_has_a_finite_psnr() -> None:
 def test_an_output_is_an_image_of_the_right_size() -> None:
     task = SuperResolution(4)
     task.check(torch.empty(2, 3, 48, 48), 3, (3, 12, 12))
-    with pytest.raises(UsageError, match=r"it gives \(2, 10\) for two images: expected a tensor of shape \(2, 3, 48, 4"):
+    with pytest.raises(
+        UsageError, match=r"it gives \(2, 10\) for two images: expected a tensor of shape \(2, 3, 48, 4"
+    ):
         task.check(torch.empty(2, 10), 3, (3, 12, 12))
     with pytest.raises(UsageError, match=r"patches of 16 pixels a side are too small for SSIM.* to 20 at least"):
         task.check(torch.empty(2, 3, 16, 16), 3, (3, 4, 4))

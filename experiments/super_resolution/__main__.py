@@ -1,10 +1,10 @@
 """The photographs of experiments/super_resolution, and its table and figure.
 
-    pip install scikit-image
-    python -m experiments.super_resolution photographs                        # writes photographs/train and test
-    python -m src.run -m experiment=photographs
-    python -m src.run -m experiment=photographs method=train 'run.name=train-${seed}'
-    python -m experiments.super_resolution photographs runs/photographs       # results.csv, table.md and the figure
+pip install scikit-image
+python -m experiments.super_resolution photographs                        # writes photographs/train and test
+python -m src.run -m experiment=photographs
+python -m src.run -m experiment=photographs method=train 'run.name=train-${seed}'
+python -m experiments.super_resolution photographs runs/photographs       # results.csv, table.md and the figure
 """
 
 from __future__ import annotations

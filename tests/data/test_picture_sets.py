@@ -49,9 +49,7 @@ def test_of_several_test_sets_the_first_selects_nothing_either_and_the_others_ar
         ({"": 3, "test": 1}, "abc", "a"),
     ],
 )
-def test_any_folder_of_pictures_will_do(
-    folders: dict[str, int], training: str, testing: str, tmp_path: Path
-) -> None:
+def test_any_folder_of_pictures_will_do(folders: dict[str, int], training: str, testing: str, tmp_path: Path) -> None:
     for name, count in folders.items():
         for number in range(count):
             save(torch.full((3, 20, 20), 10 * number, dtype=torch.uint8), tmp_path / name / f"{chr(97 + number)}.png")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import photograph
+from PIL import Image
 
 from budgetnet.data import restoration
 from budgetnet.data.pictures import files_of, read_picture

@@ -88,7 +88,7 @@ class PictureLoader:
         return data.inputs[number], truth
 
     def middles(self, count: int, side: int) -> Batch:
-        """A batch of the middles of the first `count` pictures, of `side` pixels of the truth or less, all of one size."""
+        """A batch of the middles of the first `count` pictures, all of one size, `side` pixels of the truth at most."""
         scale = self.data.scale
         pairs = [self.picture(number) for number in range(min(count, len(self.data)))]
         least = min(side, *(min(truth.shape[1:]) for _, truth in pairs)) // scale

@@ -76,9 +76,7 @@ class PictureSet:
     def subset(self, indices: Tensor) -> PictureSet:
         """The pictures at `indices` (M,), in that order."""
         places = indices.tolist()
-        return replace(
-            self, truths=tuple(self.truths[i] for i in places), inputs=tuple(self.inputs[i] for i in places)
-        )
+        return replace(self, truths=tuple(self.truths[i] for i in places), inputs=tuple(self.inputs[i] for i in places))
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Zeros and ones: values stay in 0..1, as networks that restore expect them."""

@@ -134,7 +134,9 @@ def check_patches(sizes: Mapping[Path, tuple[int, int]], patch: int, scale: int 
     sizes: (height, width) of every image.
     """
     if type(patch) is not int or patch < 1 or patch % scale:
-        raise UsageError(f"dataset.source.patch={patch!r}: expected a number of pixels that the scale, {scale}, divides")
+        raise UsageError(
+            f"dataset.source.patch={patch!r}: expected a number of pixels that the scale, {scale}, divides"
+        )
     for path, (height, width) in sizes.items():
         if min(height, width) < patch:
             raise UsageError(

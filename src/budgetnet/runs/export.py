@@ -35,7 +35,7 @@ def export_model(
     net: a network from images to logits, or to a tuple of them. A copy (CPU, float32, eval mode) is exported, and the
     network does not change.
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
-    any_size: whether height and width are dynamic, too, as of a network from images to images.
+    any_size: whether height and width are dynamic, too, if the network allows it, as one from images to images may.
     Returns the largest difference of logits, relative to the largest logit, by file name.
     Raises RunError, naming the file and the difference, if logits differ by more than rounding; then neither file is
     written or replaced.
@@ -45,6 +45,15 @@ def export_model(
     net = copy.deepcopy(net).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.contiguous()
+    if any_size:
+        try:
+            return _written(net, input_shape, directory, any_size=True)
+        except Exception:  # the network computes with its sizes in a way that an export cannot keep open
+            pass
+    return _written(net, input_shape, directory, any_size=False)
+
+
+def _written(net: nn.Module, input_shape: Sequence[int], directory: Path, any_size: bool) -> dict[str, float]:
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     differences = {}
@@ -83,7 +92,10 @@ def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], pat
             output_names=names,
             dynamic_axes={
                 "images": dict(dynamic),
-                **{name: {dim: size if dim == 0 else f"{size}_{name}" for dim, size in dynamic.items()} for name in names},
+                **{
+                    name: {dim: size if dim == 0 else f"{size}_{name}" for dim, size in dynamic.items()}
+                    for name in names
+                },
             },
         )
 
