@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -58,6 +59,36 @@ def test_every_row_of_a_paper_is_queued_once_by_its_name(paper: str, numbers: ra
     rows = [row for number in numbers for row in find_table(f"{paper}_table{number}").rows.values()]
     assert dict(queued) == {f"{row.row}-0": set(shlex.split(row.overrides)) for row in rows}
     assert len(queued) == runs
+
+
+def plain_number(override: str) -> str:
+    """An override whose value, if it is a number, is written as Hydra's sweeper does: 1e-4 as 0.0001."""
+    key, _, value = override.partition("=")
+    return f"{key}={float(value)}" if re.fullmatch(r"[\d.]+(e-?\d+)?", value) else override
+
+
+def test_every_row_of_lwdna_is_queued_once_by_its_name() -> None:
+    queued: list[tuple[str, set[str]]] = []
+    for job in (job for entry in read() for job in entry.jobs if {"experiment=lwdna", "seed=0"} <= set(job)):
+        values = {key: value.replace("\\", "") for key, value in (override.split("=", 1) for override in job)}
+
+        def filled(text: str, values: dict[str, str] = values) -> str:
+            places = {"backbone.name": values["backbone"], "seed": "0", "run.root": "runs", "run.experiment": "lwdna"}
+            for option, value in places.items():
+                text = text.replace(f"${{{option}}}", value)
+            return text
+
+        name = filled(values.pop("run.name"))
+        given = {f"{key}={filled(value)}" for key, value in values.items() if key not in ("experiment", "seed")}
+        queued.append((name, set(map(plain_number, given))))
+    rows = [row for number in range(1, 4) for row in find_table(f"lwdna_table{number}").rows.values() if row.overrides]
+    wanted = {
+        f"{row.row}-0": {
+            plain_number(re.sub(r"\{(.*)\}", r"runs/lwdna/\1-0", word)) for word in shlex.split(row.overrides)
+        }
+        for row in rows
+    }
+    assert dict(queued) == wanted and len(queued) == len(wanted) == 57
 
 
 @pytest.mark.soak

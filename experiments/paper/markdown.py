@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.tables import markdown_table
-from experiments.paper.rows import PaperRow, Result, top1_of_exits
+from experiments.paper.rows import PSNR, PaperRow, Result, top1_of_exits
 
 
 def _mean(lines: Sequence[Result], measure: str, text: Callable[[float], str]) -> str:
@@ -55,14 +55,24 @@ def beside(rows: Sequence[PaperRow], results: Sequence[Result]) -> str:
         if top5:
             line |= {"Top-5 %: paper": row.top5}
             line |= {name: ours.pop(name) for name in ("top-5, last", "top-5, selected")}
+        if row.psnr:
+            line.pop("Top-1 %: paper")
+            for name in ("last epoch", "selected epoch", "best test epoch"):
+                line.pop(name)
+            its = [each for each in results if each["row"] == row.row]
+            line["PSNR dB, BSD68/DIV2K: paper"] = row.psnr
+            line |= {name: _mean(its, column, "{:.2f}".format) for name, column in zip(("BSD68", "DIV2K"), PSNR)}
         if machines:  # and none of the other costs
             line |= {f"Operations, n = {machines}: paper": row.sequential_ops, "operations": ours.pop("operations")}
             line |= ours
         else:
             line |= {"Params: paper": f"{row.params_M}M" if row.params_M else "", "params": ours.pop("params")}
-            line |= {"FLOPs: paper": f"{row.flops_G}G" if row.flops_G else "", "FLOPs": ours.pop("FLOPs")}
+            line["FLOPs: paper" if not row.counted else f"FLOPs {row.counted}: paper"] = (
+                f"{row.flops_G}G" if row.flops_G else ""
+            )
+            line["FLOPs"] = ours.pop("FLOPs")
             against = f" ({row.cost})" if row.cost else ""
-            line |= {} if row.exits else {"Train cost %: paper": row.train_cost_percent + against}
+            line |= {} if row.exits or row.counted else {"Train cost %: paper": row.train_cost_percent + against}
             line |= ours
         lines.append(line)
     return markdown_table(list(lines[0]), [list(line.values()) for line in lines])

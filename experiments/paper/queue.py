@@ -37,6 +37,7 @@ from budgetnet.command.sweeps import Sweep
 from budgetnet.costs import Budget, CostModel
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.runs.records import write_text
+from budgetnet.tasks import Denoising
 
 QUEUE = Path(__file__).parents[1] / "QUEUE.md"
 COLUMNS = ("#", "What it shows", "Cost", "Done", "Command")
@@ -46,7 +47,9 @@ _TRAINING_SETS = {  # images, (channels, height, width), classes
     "mnist": (60_000, (1, 28, 28), 10),
     "digits": (1_437, (1, 28, 28), 10),
     "imagenet": (1_281_167, (3, 224, 224), 1000),
+    "tiny_imagenet": (100_000, (3, 64, 64), 200),
 }
+_DIV2K_TILES = 32_208
 _ON_CPU = "CPU: "
 _PASSES = 3
 """A training step costs about three forward passes: the backward pass takes two."""
@@ -132,9 +135,10 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     source: the configuration of the run that it takes its widths from, whose budget is its own then.
     """
     backbone, dataset, budget = config["backbone"], config["dataset"], Budget(**(source or config)["budget"])
-    images, _, _ = _TRAINING_SETS[dataset["name"]]
-    images = min(images - dataset["validation"], dataset["limit_train"] or images)
-    full = _full_costs(json.dumps(backbone), dataset["name"])
+    images, _, _ = _training_set(dataset)
+    held_out = 0 if dataset["name"] == "denoising" else dataset["validation"]  # whole pictures, a few of 800
+    images = min(images - held_out, dataset["limit_train"] or images)
+    full = _full_costs(json.dumps(backbone), json.dumps(dataset))
     limits = budget.resolve({**full, "train_cost": dataset["baseline_epochs"] * images * full["flops"]}).limits
     limit = limits.get("flops", full["flops"])
     of_full = 0 if config["method"]["name"] in _NEVER_FULL else min(_full_epochs(config), config["epochs"])
@@ -144,11 +148,20 @@ def most_flops(config: Mapping[str, Any], source: Mapping[str, Any] | None = Non
     return _PASSES * int(min(flops, limits.get("train_cost", flops)))
 
 
+def _training_set(dataset: Mapping[str, Any]) -> tuple[int, tuple[int, int, int], int]:
+    """Images of an epoch, their shape, and the outputs of a network."""
+    if dataset["name"] == "denoising":
+        source = dataset["source"]
+        return _DIV2K_TILES * source["patches"], (1, source["patch"], source["patch"]), 1
+    return _TRAINING_SETS[dataset["name"]]
+
+
 @cache
 def _full_costs(backbone: str, dataset: str) -> dict[str, int]:
-    """Of one image through the full network. backbone: its section as JSON."""
-    _, shape, classes = _TRAINING_SETS[dataset]
-    net = new_network(json.loads(backbone), classes, shape)
+    """Of one image through the full network. backbone, dataset: their sections as JSON."""
+    section = json.loads(dataset)
+    _, shape, classes = _training_set(section)
+    net = new_network(json.loads(backbone), classes, shape, Denoising() if section["name"] == "denoising" else None)
     return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
 
 
@@ -160,7 +173,7 @@ def _full_epochs(config: Mapping[str, Any]) -> int:
     return int(config["prune"]["epochs"])
 
 
-_NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow")
+_NEVER_FULL = ("adenel", "replay", "train", "width", "grow_prune", "autogrow", "lwdna")
 """Methods that never train the full backbone."""
 
 

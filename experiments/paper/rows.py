@@ -26,6 +26,9 @@ that the test set would. A table of sequential operations has them too, after th
 Result = dict[str, str]
 """A line of results.csv by column, as text; the README is made of this text alone."""
 
+PSNR = ("test_psnr", "test_psnr_DIV2K_valid_HR")
+"""Columns of a table of restored images beside these: on BSD68 and on DIV2K, in dB."""
+
 _NUMBER = r"([-+]?\d+(\.\d+)?(e[-+]?\d+)?)?"  # or nothing
 
 
@@ -34,8 +37,9 @@ class PaperRow:
     """A row of the paper: what it prints, as text, and how it is repeated here.
 
     Columns of rows.csv that have a default here may be missing there. params_M in millions, flops_G in 10⁹
-    multiply-accumulates, sequential_ops on so many machines. exits: how many a network has; then top1, params_M and
-    flops_G have a number for each, between slashes. cost: what train_cost_percent is relative to: "a" the
+    multiply-accumulates, sequential_ops on so many machines. counted: what flops_G counts beside them. psnr: in dB,
+    on two test sets, "24.9/26.7", in place of top1. exits: how many a network has; then top1, params_M and flops_G
+    have a number for each, between slashes. cost: what train_cost_percent is relative to: "a" the
     full backbone, "b" the final network, "neither". overrides: empty for a method that does not exist here; `{name}` in
     them stands for the run directory of another row. short: further overrides, for minutes instead of days.
     """
@@ -49,6 +53,8 @@ class PaperRow:
     top5: str = field(default="", kw_only=True)
     params_M: str = field(default="", kw_only=True)
     flops_G: str = field(default="", kw_only=True)
+    counted: str = field(default="", kw_only=True)
+    psnr: str = field(default="", kw_only=True)
     sequential_ops: str = field(default="", kw_only=True)
     machines: str = field(default="", kw_only=True)
     exits: str = field(default="", kw_only=True)

@@ -24,6 +24,7 @@ from experiments.paper.markdown import alone, beside
 from experiments.paper.rows import (
     FULL,
     MEASURES,
+    PSNR,
     RESULT_COLUMNS,
     SHORT,
     PaperRow,
@@ -67,6 +68,7 @@ class PaperTable:
         """Of its results.csv."""
         after = RESULT_COLUMNS.index("flops") + 1
         own = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
+        own = PSNR if any(row.psnr for row in self.rows.values()) else own
         exits = top1_of_exits(next(iter(self.rows.values())).exits)
         return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:-2], *exits, *RESULT_COLUMNS[-2:])
 
@@ -190,15 +192,18 @@ def _comparable(config: Mapping[str, Any]) -> str | None:
     except UsageError:
         return None
     sources = {key: complete["method"].get(key) is not None for key in _SOURCES}
-    return settings({**complete, "method": {**complete["method"], **sources}, "threads": None})
+    taught = {"teacher": complete["distill"]["teacher"] is not None}
+    return settings({**complete, "method": {**complete["method"], **sources}, "distill": taught, "threads": None})
 
 
 def _start(config: Mapping[str, Any]) -> str | None:
-    """The configuration of the finished run that a run took its widths from; None if there is none.
+    """The configuration of the finished run that a run took its widths from, or that taught it; None if there is none.
 
     A run that is gone leaves the empty text, which is no configuration.
     """
-    path = next((Path(config["method"][key]) for key in _SOURCES if config["method"].get(key)), None)
+    taught_by = config.get("distill", {}).get("teacher")
+    named = [*(config["method"].get(key) for key in _SOURCES), taught_by]
+    path = next((Path(each) for each in named if each), None)
     if path is None:
         return None
     path = path.parent if path.name == "summary.json" else path
@@ -218,9 +223,8 @@ def _chosen(row: PaperRow) -> set[str]:
 
 def _result(row: PaperRow, length: str, run: RunDirectory) -> Result:
     summary = run.summary or {}
-    numbers = {
-        name: "" if summary.get(name) is None else str(summary[name]) for name in (*MEASURES, *top1_of_exits(row.exits))
-    }
+    measures = (*MEASURES, *(PSNR if row.psnr else ()), *top1_of_exits(row.exits))
+    numbers = {name: "" if summary.get(name) is None else str(summary[name]) for name in measures}
     if row.machines:
         counted = (run.config["budget"].get("machines") or 1) == int(row.machines)  # a fixed network's: on one
         numbers["sequential_ops"] = str(summary["sequential_ops"]) if counted and "sequential_ops" in summary else ""

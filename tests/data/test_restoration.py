@@ -8,19 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import photograph
 from PIL import Image
-from sklearn.datasets import load_sample_image
-from torch import Tensor
 
 from budgetnet.data import restoration
 from budgetnet.data.pictures import files_of, read_picture
 from budgetnet.errors import UsageError
-
-
-def photograph(height: int = 96, width: int = 120) -> Tensor:
-    """uint8 (3, H, W): a part of a real picture."""
-    pixels = load_sample_image("flower.jpg")[180 : 180 + height, 200 : 200 + width]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def matlab_weights(before: int, after: int) -> np.ndarray:
@@ -66,7 +59,7 @@ def test_what_a_scale_leaves_over_is_cut_off_at_the_end() -> None:
 
 @pytest.mark.parametrize("scale", [0, 5, True, "2", 2.0])
 def test_another_scale_is_refused(scale: object) -> None:
-    with pytest.raises(UsageError, match=r"dataset\.scale="):
+    with pytest.raises(UsageError, match=r"dataset\.source\.scale="):
         restoration.smaller(photograph(8, 8), scale)  # type: ignore[arg-type]
 
 
@@ -155,7 +148,7 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"y\.png is 50 pixels wide and 96 high.*to 48 at most"):
         restoration.check_patches(sizes, 96, scale=4)
     for patch in (50, 0, "48", True):
-        with pytest.raises(UsageError, match=r"dataset\.patch="):
+        with pytest.raises(UsageError, match=r"dataset\.source\.patch="):
             restoration.check_patches(sizes, patch, scale=4)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no 1/4 of its size"):
         restoration.smaller(photograph(3, 9), 4)

@@ -34,6 +34,8 @@ MakeRun = Callable[..., Path]
 NAMES = ("table1", "table2", "table3", "table4")
 L2W = tuple(f"l2w_table{number}" for number in range(1, 5))
 BSN = tuple(f"bsn_table{number}" for number in range(5, 10))
+LWDNA = tuple(f"lwdna_table{number}" for number in range(1, 4))
+SOME_LWDNA = [("lwdna_table1", "tiny-mobilenet_v1-dhp"), ("lwdna_table2", "denoising-unet-lwdna")]
 HEADER = ",".join(tables.RESULT_COLUMNS) + "\n"
 
 
@@ -104,7 +106,7 @@ def test_an_option_that_does_not_exist_is_hydras_error() -> None:
         composed(["backbone=vgg16", "growth.sed_width=3"])
 
 
-@pytest.mark.parametrize("name", [*NAMES, *BSN, *L2W])
+@pytest.mark.parametrize("name", [*NAMES, *BSN, *L2W, *LWDNA])
 def test_the_readme_has_the_table_that_its_files_give(name: str) -> None:
     table = find_table(name)
     assert (table.folder / "README.md").read_text() == table.readme()
@@ -290,6 +292,57 @@ def test_a_row_of_budgeted_super_networks_has_its_number_as_budget_and_a_name_of
             assert f"dataset={row.dataset.lower().replace('-', '')}" in words
             assert row.row.startswith(row.dataset.lower().replace("-", ""))
     assert len(by_name) == len(set(by_name.values())) == 57
+
+
+def test_the_numbers_of_lwdna_are_those_of_the_supplement() -> None:
+    found = {name: find_table(name).rows for name in LWDNA}
+    assert [len(rows) for rows in found.values()] == [53, 4, 5]
+    printed = {
+        ("lwdna_table1", "imagenet-resnet50-lwdna"): ("77.00", "3.7307", "23.741"),
+        ("lwdna_table1", "tiny-mobilenet_v1-dhp"): ("53.30", "0.0474", "2.267"),
+        ("lwdna_table1", "tiny-mnasnet-lwdna"): ("53.15", "0.0250", "1.258"),
+        ("lwdna_table1", "cifar100-regnet_y_200mf-kd"): ("80.13", "0.2259", "2.831"),
+        ("lwdna_table1", "cifar10-resnet56_projection-lwdna"): ("94.51", "0.1262", "0.536"),
+        ("lwdna_table3", "tiny-mobilenet_v1-rho0.1-tau0.4"): ("52.98", "0.046", "0.948"),
+    }
+    for (name, key), numbers in printed.items():
+        row = found[name][key]
+        assert (row.top1, row.flops_G, row.params_M) == numbers and row.counted == "with ReLU"
+    assert found["lwdna_table2"]["denoising-unet"].psnr == "25.2/27.2"
+    assert found["lwdna_table2"]["denoising-dncnn-lwdna"].flops_G == "5.43"
+
+
+def test_a_row_of_lwdna_has_the_papers_part_of_the_flops_as_its_budget_and_its_baseline_as_its_teacher() -> None:
+    by_name: dict[str, str] = {}
+    for name in LWDNA:
+        rows = find_table(name).rows
+        for row in rows.values():
+            assert by_name.setdefault(row.row, row.overrides) == row.overrides, "shared runs are the same"
+            if found := re.search(r"budget\.flops=([\d.]+)%", row.overrides):
+                baseline = "-".join(row.row.split("-")[:2])
+                part = 100 * float(row.flops_G) / float(rows[baseline].flops_G)
+                assert row.budget == f"{found[1]} % of the FLOPs"
+                assert float(found[1]) == pytest.approx(part, abs=0.6)  # of printed digits
+            if row.source is not None:
+                assert row.source == "-".join(row.row.split("-")[:2]) and not rows[row.source].source
+
+
+@pytest.mark.parametrize(("table", "row"), [("lwdna_table1", "cifar100-densenet40-kd"), *SOME_LWDNA])
+def test_rows_of_lwdna_can_be_run(table: str, row: str) -> None:
+    _compose_lwdna(table, row, FULL)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LWDNA)
+def test_every_row_of_lwdna_can_be_run(name: str) -> None:
+    for row in find_table(name).rows.values():
+        for length in (FULL, SHORT) if row.overrides else ():
+            _compose_lwdna(name, row.row, length)
+
+
+def _compose_lwdna(table: str, row: str, length: str) -> None:
+    config = checked(composed(overrides_of(find_table(table), row, length)))
+    assert config["run"]["experiment"] == "lwdna" and (length == SHORT) == (config["epochs"] == 3)
 
 
 @pytest.mark.parametrize("name", BSN)

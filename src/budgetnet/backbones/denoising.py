@@ -68,8 +68,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         multiple = 2 ** len(self.grow)
-        if height % multiple or width % multiple:
-            x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         found = []
         for level, pair in enumerate(self.down):
             x = pair(F.max_pool2d(x, 2) if level else x)

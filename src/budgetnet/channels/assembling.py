@@ -56,7 +56,7 @@ def assemble(
         frozen=run.frozen,
         fixed=_why_fixed(run),
     )
-    partly = _partly(axes)
+    partly = partly_held(axes)
     for group in structure.groups:
         kind = "other" if group.name in partly else group.kind
         graph.members[group.name] = WidthGroup(
@@ -109,7 +109,7 @@ def _why_fixed(run: Run) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _partly(axes: dict[str, dict[int, Layout]]) -> set[str]:
+def partly_held(axes: dict[str, dict[int, Layout]]) -> set[str]:
     """Groups of which some axis has some channels more often than others."""
     found = set()
     for layout in {layout for dims in axes.values() for layout in dims.values()}:

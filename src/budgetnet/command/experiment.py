@@ -40,6 +40,8 @@ Config = Mapping[str, Any]
 EXPORTED = ("model.pt2", "model.onnx")
 _EXAMPLES = 6
 """The number of test images that a report shows."""
+_CHOSEN_FROM = 1024
+"""The number of test images, up to a batch, from which a method chooses those that it shows."""
 _CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -236,7 +238,11 @@ def _test(components: Components, directory: Path, selected: bool) -> dict[str, 
         if trainer.is_global_zero:  # the trainer broadcasts the weights to the other processes
             learner.load_state_dict(load_checkpoint(directory / "best.ckpt")["state_dict"])
         trainer.test(learner, datamodule=components.data, verbose=False)
-    return results | {name: learner.results[name] for name in names}
+    results |= {name: learner.results[name] for name in names}
+    for own, loader in components.data.further_tests().items():
+        trainer.test(learner, dataloaders=loader, verbose=False)
+        results |= {f"{name}_{own}": learner.results[name] for name in names}
+    return results
 
 
 def _check_budget(components: Components) -> None:
@@ -291,7 +297,7 @@ def _finish(
     def export(name: str) -> None:
         from budgetnet.runs.export import export_model
 
-        export_model(learner.net, components.data.input_shape, directory, [name])
+        export_model(learner.net, components.data.input_shape, directory, [name], learner.task.any_size)
 
     def draw() -> None:
         for line in ending.draw(directory) if ending else ():
@@ -331,9 +337,9 @@ def _examples(components: Components) -> dict[str, np.ndarray]:
     shows of the network's outputs (`Task.examples`).
     """
     learner, data = components.learner.eval(), components.data
-    images, targets = next(iter(data.test_dataloader()))
     device = next(learner.net.parameters()).device
-    images, targets = images.to(device), targets.to(device)
+    count = _CHOSEN_FROM if learner.method.has_examples else _EXAMPLES
+    images, targets = (part.to(device) for part in data.shown(count))
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
     pixels = (images.float() * std + mean).clamp(0, 1)
     shown = {title: pixels[indices] for title, indices in learner.method.examples(images).items()}

@@ -101,6 +101,12 @@ def source(config: Mapping[str, Any]) -> Path | None:
     return path.parent if path is not None and path.name == "summary.json" else path
 
 
+def teacher(config: Mapping[str, Any]) -> Path | None:
+    """The directory of the run that teaches a run of this configuration, if any."""
+    run = (config.get("distill") or {}).get("teacher")
+    return Path(run) if run else None
+
+
 def run_jobs(jobs: Sequence[Job], gpus: Sequence[str], n_jobs: Any = None) -> list[float | None]:
     """Run the jobs, at most `n_jobs` at the same time, and return the `objective` of each, or None if it failed.
 
@@ -206,15 +212,15 @@ class _Jobs:
     def _next(self) -> tuple[Job, dict[Place, int]] | None:
         """The first job that can begin now, with the locks of its places on GPUs, or None.
 
-        It must find enough GPUs, no other job may run in its directory, and the run from which it takes its widths must
-        have ended.
+        It must find enough GPUs, no other job may run in its directory, and the run from which it takes its widths and
+        the one that teaches it must have ended.
         """
         if len(self.running) >= self.n_jobs:
             return None
         busy = {each.job.directory for each in self.running}
         unfinished = busy | {job.directory for job in self.waiting}
         for job in self.waiting:
-            waits = source(job.config) in unfinished - {job.directory}
+            waits = not {source(job.config), teacher(job.config)}.isdisjoint(unfinished - {job.directory})
             if job.gpus > len(self.free) or job.directory in busy or waits:
                 continue
             if finished(job.directory):

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from budgetnet.backbones.constructors import construct
+from budgetnet.backbones.constructors import CLASSES, construct
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
@@ -49,6 +49,8 @@ def make_data(options: DatasetOptions, section: Config) -> DataModule:
 
 _TASKS = (Classification, Segmentation)
 """The tasks from which a dataset takes its own, by the dimensions of its labels, without the option `task`."""
+_LABELS, _SUCH_AS = {1: "whole images", 3: "pixels", 4: "pictures to restore"}, {3: "shapes", 4: "super_resolution"}
+"""What labels are of, and a dataset, by their dimensions."""
 
 
 def make_task(section: Config | None, data: DataModule, label_smoothing: float) -> Task:
@@ -58,6 +60,7 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
     task that does not fit the labels.
     """
     dims = data.splits.train.labels.dim()
+    section = data.task if section is None else section
     if section is None:
         kind = next(kind for kind in _TASKS if kind.target_dims == dims)
         section = {"_target_": f"{kind.__module__}.{kind.__name__}"}
@@ -68,10 +71,9 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
         raise UsageError(f"optim.label_smoothing={label_smoothing}: task={section['_target_']} does not take it")
     task = make("task", options, Task)  # type: ignore[type-abstract]
     if task.target_dims != dims:
-        have, example = ("whole images", "shapes") if dims == 1 else ("pixels", "cifar10")
         raise UsageError(
-            f"task={task.name}, but the labels of dataset={data.name} are of {have}: leave task out, or choose a "
-            f"dataset for it, such as dataset={example}"
+            f"task={task.name}, but the labels of dataset={data.name} are of {_LABELS[dims]}: leave task out, or "
+            f"choose a dataset for it, such as dataset={_SUCH_AS.get(task.target_dims, 'cifar10')}"
         )
     return task
 
@@ -158,7 +160,7 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
     arguments = {name: value for name, value in known.items() if name in _parameters(section["_target_"])}
     if "image_size" in arguments:
         section = {**section, "_convert_": "all"}  # a plain list
-    if task.target_dims > 1 and "task" not in arguments:
+    if task.target_dims == 3 and "task" not in arguments:
         raise UsageError(
             f"backbone={section.get('name', section['_target_'])} classifies whole images: choose one that segments, "
             "such as cnf, or a network of your own that takes task"
@@ -166,7 +168,10 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
     names = {name: section.get(name) for name in ("num_classes_name", "in_channels_name")}
     options = {name: value for name, value in section.items() if name not in names}
     target = instantiate({**options, **arguments, "_partial_": True})
-    return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **names, given=options))
+    given = set(options)
+    if task.target_dims == 4 and not set(CLASSES) & set(_parameters(section["_target_"])):
+        given.add(CLASSES[0])  # an image of the input's channels
+    return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **names, given=given))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,13 @@ from budgetnet.data.device_loader import DeviceLoader
 from budgetnet.data.folder import FolderLoader, ImageFolder
 from budgetnet.data.imbalance import long_tailed
 from budgetnet.data.options import DatasetOptions
+from budgetnet.data.picture_loaders import PatchLoader, PictureLoader
+from budgetnet.data.picture_sets import PictureSet
 from budgetnet.data.sharding import Batch, plan_batches
 from budgetnet.errors import UsageError
 
-ImageSet = ImageArrays | ImageFolder
+ImageSet = ImageArrays | ImageFolder | PictureSet
+Loader = DeviceLoader | FolderLoader | PatchLoader | PictureLoader
 Source = Callable[[str | Path, bool], tuple[ImageSet, ImageSet] | tuple[ImageSet, ImageSet, ImageSet]]
 _LOOKED_AT = 40
 """Images of a folder that are looked at when the run begins."""
@@ -241,34 +244,56 @@ class DataModule(pl.LightningDataModule):
         """
         return plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)[1]
 
+    @property
+    def task(self) -> Mapping[str, Any] | None:
+        """The section `task` of the dataset, for its own kind of task, or None for one that its labels tell."""
+        return None
+
     # -- loaders ----------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DeviceLoader | FolderLoader:
+    def train_dataloader(self) -> Loader:
         """The training set, shuffled and augmented, in batches of equal size."""
         return self._loader(self.splits.train, self.batch_size, training=True)
 
-    def val_dataloader(self) -> DeviceLoader | FolderLoader | list[Batch]:
+    def val_dataloader(self) -> Loader | list[Batch]:
         """The validation set in its order; without one an empty list, for which Lightning skips validation."""
         held_out = self.splits.validation
         return [] if held_out is None else self._loader(held_out, self.options.eval_batch_size, training=False)
 
-    def test_dataloader(self) -> DeviceLoader | FolderLoader:
+    def test_dataloader(self) -> Loader:
         """The test set in its order."""
         return self._loader(self.splits.test, self.options.eval_batch_size, training=False)
 
-    def _loader(self, data: ImageSet, batch_size: int, training: bool) -> DeviceLoader | FolderLoader:
+    def further_tests(self) -> Mapping[str, Loader]:
+        """Test sets beside the first, by name: the trained network is evaluated on each."""
+        return {}
+
+    def shown(self, count: int) -> Batch:
+        """The first `count` test images, or parts of them, for a report."""
+        images, targets = next(iter(self.test_dataloader()))
+        return images[:count], targets[:count]
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The rank of this process, the number of processes and the device, as arguments of a loader."""
         trainer = self.trainer
+        return {
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+            "device": trainer.strategy.root_device if trainer else self.options.device,
+        }
+
+    def _loader(self, data: ImageSet, batch_size: int, training: bool) -> Loader:
         options: dict[str, Any] = {
             "mean": self.mean,
             "std": self.std,
             "shuffle": training,
             "drop_last": training,
             "seed": self.seed,
-            "rank": trainer.global_rank if trainer else 0,
-            "world_size": trainer.world_size if trainer else 1,
-            "device": trainer.strategy.root_device if trainer else self.options.device,
             "channels_last": self.channels_last,
+            **self.place,
         }
+        assert not isinstance(data, PictureSet)
         if isinstance(data, ImageFolder):
             return FolderLoader(data, batch_size, augment=training, workers=self.options.workers, **options)
         return DeviceLoader(data, batch_size, **options, **(self.options.augment if training else {}))

@@ -85,7 +85,7 @@ def smaller_file(path: Path, scale: int, cache: Path, grey: bool = False) -> tup
 def check_scale(scale: int) -> None:
     """Raises UsageError for a scale other than 2, 3 and 4."""
     if type(scale) is not int or scale not in SCALES:
-        raise UsageError(f"dataset.scale={scale!r}: expected {', '.join(map(str, SCALES))}")
+        raise UsageError(f"dataset.source.scale={scale!r}: expected {', '.join(map(str, SCALES))}")
 
 
 # -- patches ----------------------------------------------------------------------------------------------------------
@@ -134,12 +134,14 @@ def check_patches(sizes: Mapping[Path, tuple[int, int]], patch: int, scale: int 
     sizes: (height, width) of every image.
     """
     if type(patch) is not int or patch < 1 or patch % scale:
-        raise UsageError(f"dataset.patch={patch!r}: expected a number of pixels that the scale, {scale}, divides")
+        raise UsageError(
+            f"dataset.source.patch={patch!r}: expected a number of pixels that the scale, {scale}, divides"
+        )
     for path, (height, width) in sizes.items():
         if min(height, width) < patch:
             raise UsageError(
-                f"{path} is {width} pixels wide and {height} high, less than a patch: remove it, or set dataset.patch "
-                f"to {min(height, width) // scale * scale} at most"
+                f"{path} is {width} pixels wide and {height} high, less than a patch: remove it, or set "
+                f"dataset.source.patch to {min(height, width) // scale * scale} at most"
             )
 
 

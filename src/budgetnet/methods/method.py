@@ -23,7 +23,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.options import Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan, WidthPlan
-from budgetnet.optim.sgd import sgd
+from budgetnet.optim.sgd import OPTIMIZERS
 from budgetnet.processes.group import Processes
 from budgetnet.tasks import Output, Task
 
@@ -184,7 +184,8 @@ class Method:
         The first one takes the learning rate of the phase, times "lr_scale" in parameter groups with this key. The
         others have their own rates and step together with it.
         """
-        return [sgd(self.net, self.optim.lr, self.optim.momentum, self.optim.weight_decay)]
+        optim = self.optim
+        return [OPTIMIZERS[optim.optimizer](self.net, optim.lr, optim.momentum, optim.weight_decay)]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from budgetnet.errors import UsageError
 from budgetnet.methods.phases import SCHEDULES, Phase
+from budgetnet.optim.sgd import OPTIMIZERS
 from budgetnet.options import require_not_negative, require_one_of, require_positive
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """conf/optim: the settings of SGD. `schedule` applies to phases in which the shape of the network is fixed.
+    """conf/optim: the settings of SGD or Adam, whose β₁ is `momentum`.
+
+    `schedule` applies to phases in which the shape of the network is fixed.
 
     Raises UsageError for values out of range.
     """
@@ -22,6 +25,7 @@ class Optimization:
     schedule: str = "cosine"
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         require_positive("optim", lr=self.lr)
@@ -29,10 +33,19 @@ class Optimization:
             "optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs
         )
         require_one_of("optim", "schedule", self.schedule, SCHEDULES)
+        require_one_of("optim", "optimizer", self.optimizer, tuple(OPTIMIZERS))
         if self.momentum >= 1:
             raise UsageError(f"optim.momentum={self.momentum}: expected 0 up to, not including, 1")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"optim.label_smoothing={self.label_smoothing}: expected 0 up to, not including, 1")
+
+    def must_be_sgd(self, method: str) -> None:
+        """Raises UsageError for another optimizer, on behalf of a method that has its own."""
+        if self.optimizer != "sgd":
+            raise UsageError(
+                f"optim.optimizer={self.optimizer}: method={method} has an optimizer of its own, a kind of SGD: leave "
+                "it out"
+            )
 
     def phase(self, name: str, epochs: int, *, final: bool = False) -> Phase:
         """A phase of `epochs` epochs with this schedule."""

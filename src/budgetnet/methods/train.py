@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.untrained import resize_untrained
+from budgetnet.channels.upsampled import upsampled
 from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.edges.selection import keep_edges
@@ -102,8 +103,8 @@ class Width(Train):
 
 def scaled_widths(graph: ChannelGraph, multiplier: float) -> dict[str, int]:
     """The widths of a traced network with those of convolutions times `multiplier`, rounded, at least one filter."""
-    widths = graph.widths
+    widths, made = graph.widths, upsampled(graph)
     for group in graph.groups:
-        if group.kind == "convolution":
+        if group.kind == "convolution" or group.name in made:
             widths[group.name] = max(1, round(group.width * multiplier / group.blocks)) * group.blocks
     return widths

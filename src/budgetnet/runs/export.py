@@ -6,7 +6,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -25,6 +25,8 @@ OPSET = 17
 
 _TRACED_BATCH = 2  # a batch of 1 would be traced as a constant
 _CHECKED_BATCHES = (1, 3)
+_OTHER_SIZE = (3, 8)
+"""What is added to height and width in the larger batch to check a network of any size."""
 
 
 def export_model(
@@ -32,6 +34,7 @@ def export_model(
     input_shape: Sequence[int],
     directory: str | Path,
     names: Sequence[str] = ("model.pt2", "model.onnx"),
+    any_size: bool = False,
 ) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
@@ -39,6 +42,7 @@ def export_model(
     network does not change.
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
     names: the files to write. Each format has networks that it cannot hold.
+    any_size: whether height and width are dynamic, too, if the network allows it, as one from images to images may.
     Returns the largest difference of logits, relative to the largest logit, by file name.
     Raises RunError, naming the file and the difference, if logits differ by more than rounding, and naming what a
     format does not hold; then no file is written or replaced.
@@ -48,15 +52,27 @@ def export_model(
     net = copy.deepcopy(net).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.contiguous()
+    if any_size:
+        try:
+            return _written(net, input_shape, directory, names, any_size=True)
+        except Exception:  # the network computes with its sizes in a way that an export cannot keep open
+            pass
+    return _written(net, input_shape, directory, names, any_size=False)
+
+
+def _written(
+    net: nn.Module, input_shape: Sequence[int], directory: Path, names: Sequence[str], any_size: bool
+) -> dict[str, float]:
     example = torch.zeros(_TRACED_BATCH, *input_shape)
+    dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     differences = {}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as work:
         for name in names:
             write, load = _FORMATS[name]
             with _blamed_on(name):
-                write(net, example, Path(work, name))
+                write(net, example, dynamic, Path(work, name))
                 exported = load(Path(work, name))
-            differences[name] = _largest_difference(name, net, exported, input_shape)
+            differences[name] = _largest_difference(name, net, exported, input_shape, any_size)
         for name in differences:
             os.replace(Path(work, name), directory / name)
     return differences
@@ -77,9 +93,9 @@ def _blamed_on(name: str) -> Iterator[None]:
         raise RunError(f"{name} cannot hold this network ({in_one_line(error, 150)}): deploy from best.ckpt") from error
 
 
-def _write_pt2(net: nn.Module, example: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(net, (example,), dynamic_shapes=({0: batch},), strict=False)
+def _write_pt2(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
+    sizes = {dim: torch.export.Dim(name) if dim == 0 else torch.export.Dim.AUTO for dim, name in dynamic.items()}
+    program = torch.export.export(net, (example,), dynamic_shapes=(sizes,), strict=False)
     torch.export.save(program, path)
 
 
@@ -87,7 +103,7 @@ def _load_pt2(path: Path) -> Callable[[Tensor], Output]:
     return torch.export.load(path).module()
 
 
-def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
+def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
     with torch.no_grad():
         names = _output_names(net(example))
     with warnings.catch_warnings():
@@ -101,7 +117,13 @@ def _write_onnx(net: nn.Module, example: Tensor, path: Path) -> None:
             opset_version=OPSET,
             input_names=["images"],
             output_names=names,
-            dynamic_axes={name: {0: "batch"} for name in ("images", *names)},
+            dynamic_axes={
+                "images": dict(dynamic),
+                **{
+                    name: {dim: size if dim == 0 else f"{size}_{name}" for dim, size in dynamic.items()}
+                    for name in names
+                },
+            },
         )
 
 
@@ -121,16 +143,18 @@ _FORMATS = {"model.pt2": (_write_pt2, _load_pt2), "model.onnx": (_write_onnx, _l
 
 
 def _largest_difference(
-    name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int]
+    name: str, net: nn.Module, exported: Callable[[Tensor], Output], input_shape: Sequence[int], any_size: bool
 ) -> float:
-    """The largest relative difference of logits on random images in several batch sizes.
+    """The largest relative difference of logits on random images in several batch sizes, and image sizes if `any_size`.
 
     Raises RunError if it is too large.
     """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in _CHECKED_BATCHES:
-        images = torch.randn(batch, *input_shape, generator=generator)
+        more = _OTHER_SIZE if any_size and batch > 1 else (0, 0)
+        sides = (side + other for side, other in zip(input_shape[1:], more, strict=True))
+        images = torch.randn(batch, input_shape[0], *sides, generator=generator)
         with torch.no_grad():
             expected, got = each_of(net(images)), each_of(exported(images))
         scale = torch.stack([one.abs().max() for one in expected]).max().clamp(min=torch.finfo(torch.float32).tiny)

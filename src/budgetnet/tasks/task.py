@@ -72,6 +72,8 @@ class Task(ABC):
     target_dims: int = 1
     has_examples: bool = False
     """Whether `examples` returns any tensors."""
+    any_size: bool = False
+    """Whether a network is meant for images of any height and width."""
     teacher_flops: int = 0
     """FLOPs of `taught` for one image."""
 

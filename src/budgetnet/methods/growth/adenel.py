@@ -39,6 +39,7 @@ class AdeNeL(Method):
 
     def __init__(self, optim: Optimization, lbi: Bregman, growth: Growth, finetune: LBIFineTuning) -> None:
         super().__init__(optim)
+        optim.must_be_sgd("adenel")
         self.lbi, self.growth, self.finetune = lbi, growth, finetune
         self.needs_images = growth.init in ("gradmax", "firefly") or growth.policy in ("gradient", "firefly")
 

@@ -10,15 +10,23 @@ from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.graph import Layout, layout_size, positions_of
+from budgetnet.channels.upsampled import upsampled
 from budgetnet.errors import UsageError
-from budgetnet.methods.pruning.coupled import coupled_channels
+from budgetnet.methods.pruning.coupled import CoupledChannels, coupled_channels
+
+
+def shrinking_sets(graph: ChannelGraph) -> list[CoupledChannels]:
+    """The channels that go together: filters, and what pixel shuffles and transposed convolutions make."""
+    made = upsampled(graph)
+    others = [group for group in graph.groups if group.name in made]
+    return [*coupled_channels(graph), *(CoupledChannels((g.name,), 0, g.width, g.blocks) for g in others)]
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
     """All latents of a network as places in one vector of `size` entries.
 
-    coupled: for each set of channels that go together (see `coupled_channels`) the places of its latents. groups: for
+    coupled: for each set of channels that go together (see `shrinking_sets`) the places of its latents. groups: for
     each width group in these sets, (width,), the place of each of its channels' latents. axes: by module path of a
     convolution, the places of its input axis, (c,), or (c, n) where it is grouped and every filter reads inputs of its
     own, and of its output axis, (n,).
@@ -44,7 +52,7 @@ class Latents:
         }
         size, places = 0, []
         parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for each in coupled_channels(graph):
+        for each in shrinking_sets(graph):
             places.append(slice(size, size + len(each)))
             for name in each.groups:
                 parts.setdefault(name, []).append((each.start, torch.arange(size, size + len(each))))

@@ -9,11 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
+from budgetnet.channels.upsampled import upsampled
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
+from budgetnet.methods.hypernet.latents import shrinking_sets
 from budgetnet.methods.hypernet.selection import Counts, kept, select
 from budgetnet.methods.pruning import allocate
-from budgetnet.methods.pruning.coupled import CoupledChannels, channels_to_keep, coupled_channels
+from budgetnet.methods.pruning.coupled import CoupledChannels, channels_to_keep
 
 MOST_TIMES = 64
 
@@ -28,7 +30,7 @@ def widened(graph: ChannelGraph, multiplier: float) -> Counts:
     """
     if isinstance(multiplier, bool) or not isinstance(multiplier, (int, float)) or not 1 < multiplier <= MOST_TIMES:
         raise UsageError(f"method.multiplier={multiplier!r}: expected a number above 1, {MOST_TIMES} at most")
-    may_shrink = {name for each in coupled_channels(graph) for name in each.groups}
+    may_shrink = {name for each in shrinking_sets(graph) for name in each.groups}
     return {
         group.name: round(group.width * multiplier / group.blocks) * group.blocks
         for group in graph.groups
@@ -39,6 +41,7 @@ def widened(graph: ChannelGraph, multiplier: float) -> Counts:
 def fed_to_classifier(graph: ChannelGraph) -> set[str]:
     """The groups that a layer reads whose own width never changes: the classifier, or the last convolution."""
     producers = {path for group in graph.groups for path in group.producers}
+    producers |= {path for paths in upsampled(graph).values() for path in paths}
     return {group.name for group in graph.groups if set(group.consumers) - producers}
 
 
@@ -103,7 +106,7 @@ class _Units:
     """
 
     def __init__(self, graph: ChannelGraph, scores: Mapping[str, Tensor], floors: Mapping[str, int]) -> None:
-        self.coupled = [each for each in coupled_channels(graph) if set(each.groups) <= scores.keys()]
+        self.coupled = [each for each in shrinking_sets(graph) if set(each.groups) <= scores.keys()]
         if not self.coupled:
             raise UsageError(
                 f"{type(graph.model).__name__} has no width group to shrink: expected a convolution whose number of "

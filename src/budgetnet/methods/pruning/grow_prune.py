@@ -69,6 +69,7 @@ class GrowPrune(Method):
 
     def __init__(self, optim: Optimization, prune: Scope, finetune: FineTuning, method: Sampling) -> None:
         super().__init__(optim)
+        optim.must_be_sgd("grow_prune")
         self.scope, self.finetune, self.sampling = prune.scope, finetune, method
 
     def start(self, training: Training) -> list[Phase]:
