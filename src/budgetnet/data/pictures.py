@@ -42,3 +42,18 @@ def files_of(folder: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{folder} has no image: expected files ending in {', '.join(SUFFIXES)}")
     return found
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an image of any mode, uint8 (H, W, 3). Of 16 bits a pixel the upper 8 are kept.
+
+    Raises ValueError for pixels that are not whole numbers, which have no range.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: expected whole numbers of 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    grey = (np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(
+        np.uint8
+    )  # Pillow's own conversion makes 255 of all above
+    return np.repeat(grey[:, :, None], 3, axis=2)
