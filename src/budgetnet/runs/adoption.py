@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -93,6 +94,19 @@ def check_same(config: Config, directory: Path) -> None:
             f"{directory} holds a run of another configuration (differing: {', '.join(differing)}); "
             "choose another run.dir or run.name"
         )
+
+
+def finished_summary(config: Config, directory: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
+    check_same(config, directory)
+    path = directory / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}): remove {directory / 'done.json'} to have it made again"
+        ) from error
+    return summary
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
