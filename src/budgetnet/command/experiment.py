@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
-import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
+from budgetnet.command.header import header
+from budgetnet.command.made import imported_from
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.processes.group import Processes, in_rank_order
 from budgetnet.processes.launch import requeue
-from budgetnet.runs.adoption import check_same, occupied
+from budgetnet.runs.adoption import finished_summary, occupied
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.records import Records, write_json
@@ -33,6 +34,10 @@ from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
 
+_PREDICTED = ("classification", "segmentation")
+"""The tasks for which there is a predict.py."""
+_MOST_CLASSES = 2000
+"""The most classes whose confusion matrix is kept, of millions of counts."""
 _EXAMPLES = 6
 """The number of test images that a report shows."""
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOENT)
@@ -54,19 +59,23 @@ def run(
         processes: Processes | None = None
         try:
             if (directory / "done.json").exists():
-                return _summary(config, directory)
+                return finished_summary(config, directory)
             components = build(options, directory, signals)
             processes = components.processes
             processes.join()
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
-                return _summary(config, directory)
+                return finished_summary(config, directory)
+            if options.trainer.progress and components.trainer.is_global_zero:
+                print(*header(components, options, directory, _reached(checkpoint)), sep="\n", flush=True)
             return _train(config, directory, command, components, checkpoint, report)
         except BaseException as raised:
             error = _explained(worker_death(raised) or raised, directory, command)
             signalled = signals.received is not None
             error = in_rank_order(error) if processes is None else processes.fail(error, signalled)
-            if isinstance(error, Preempted):
+            if isinstance(error, Preempted) and signals.received is signal.SIGINT:
+                error = Interrupted(_how_to_continue(directory, command))
+            elif isinstance(error, Preempted):
                 name = f"by {signals.received.name}: " if signals.received else ""
                 requeued = "requeued, " if requeue() else ""
                 error = Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}")
@@ -92,19 +101,6 @@ def _explained(error: BaseException, directory: Path, command: str) -> BaseExcep
     return error
 
 
-def _summary(config: Config, directory: Path) -> dict[str, Any]:
-    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
-    check_same(config, directory)
-    path = directory / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged ({error}): remove {directory / 'done.json'} to have it made again"
-        ) from error
-    return summary
-
-
 def _train(
     config: Config,
     directory: Path,
@@ -118,10 +114,12 @@ def _train(
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
-            Records(directory).task(described(learner.task))
+            Records(directory).task({**described(learner.task), "imports": imported_from(config)})
+            Records(directory).about(_about(components))
             if components.warning is not None:
                 print(f"warning: {components.warning}", file=sys.stderr, flush=True)
         _fit(components, checkpoint)
+        _say(components, "test", f"{len(components.data.splits.test):,} images")
         summary = _evaluate(components, directory)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
@@ -132,6 +130,12 @@ def _train(
         raise KeyboardInterrupt from error
     finally:
         close_loggers(trainer.loggers)
+
+
+def _say(components: Components, name: str, what: str) -> None:
+    """A line about what comes after training, as it begins."""
+    if components.trainer.is_global_zero and components.trainer.progress_bar_callback is not None:
+        print(f"{name:9}{what}", flush=True)
 
 
 def _fit(components: Components, checkpoint: Path | None) -> None:
@@ -154,8 +158,16 @@ def _how_to_continue(directory: Path, command: str) -> str:
         state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
     except RunError:
         return f"start again with: {command}"
-    reached = f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
-    return f"{directory} is complete up to {reached}; continue with the same command: {command}"
+    return f"{directory} is complete up to {_epoch(state)}; continue with the same command: {command}"
+
+
+def _reached(checkpoint: Path | None) -> str | None:
+    """Up to where the run is complete that is continued, as text, if one is."""
+    return None if checkpoint is None else _epoch(load_checkpoint(checkpoint)["budgetnet"])
+
+
+def _epoch(state: Mapping[str, Any]) -> str:
+    return f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
 
 
 def _evaluate(components: Components, directory: Path) -> dict[str, Any]:
@@ -224,19 +236,51 @@ def _finish(
     report: Callable[[Path], None] | None,
 ) -> None:
     if config["export"]:
-        from budgetnet.runs.export import export_model
-
-        export_model(components.learner.net, components.data.input_shape, directory)
+        _say(components, "export", "model.pt2 and model.onnx")
+        summary |= _exported(components, directory)
     if components.learner.task.has_examples:
         Records(directory).examples(_examples(components))
+    if (counts := components.learner.confusion) is not None and len(counts) <= _MOST_CLASSES:
+        Records(directory).confusion(counts.numpy(), components.data.class_names)
     for name, rows in components.method.tables().items():
         Records(directory).table(name, rows)
     write_json(directory / "summary.json", summary)
     if report is not None:
+        _say(components, "report", "figures and report.md")
         report(directory)
     log_summary(components.trainer.loggers, directory / "figures", summary)
     tested = f"test_{components.learner.task.metric.name}"
     write_json(directory / "done.json", {"epochs": summary["epochs"], tested: summary[tested]})
+
+
+def _about(components: Components) -> dict[str, Any]:
+    """preprocessing.json: how the network of a run is used."""
+    data, task = components.data, components.learner.task
+    return {
+        "format": 1,
+        "task": task.name,
+        "classes": list(data.class_names),
+        "num_classes": data.num_classes,
+        "input": "images",
+        "layout": "NCHW",
+        "scale": 1 / 255,
+        **data.preprocessing.as_mapping(),
+    }
+
+
+def _exported(components: Components, directory: Path) -> dict[str, Any]:
+    """Export the network. A format that fails is named in a warning, and in the result, an entry of summary.json."""
+    from budgetnet.runs.export import export_model, write_predictor
+
+    learner, about, failed = components.learner, _about(components), {}
+    try:
+        export_model(learner.net, components.data.input_shape, directory, about)
+    except RunError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        failed = {"export_failed": str(error)}
+    if (directory / "model.onnx").exists() and about["mode"] and about["task"] in _PREDICTED:
+        write_predictor(directory)
+    return failed
 
 
 @torch.no_grad()
@@ -253,8 +297,3 @@ def _examples(components: Components) -> dict[str, np.ndarray]:
         name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
         for name, values in shown.items()
     }
-
-
-def command_line(overrides: Sequence[str] | None = None) -> str:
-    """The command that runs this again: that of this process, or of one job of a sweep with these overrides."""
-    return shlex.join(["python", "-m", "src.run", *(sys.argv[1:] if overrides is None else overrides)])
