@@ -8,9 +8,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def metric_columns(metrics: Sequence[str], taught: bool = False) -> tuple[str, ...]:
@@ -60,6 +61,8 @@ class Records:
 
         weights: (filters, channels, height, width). selected: which of them the method selects, bool (filters,).
         """
+        import numpy as np
+
         folder = self.directory / "filters"
         folder.mkdir(exist_ok=True)
         temporary = folder / "round.tmp"
@@ -71,8 +74,23 @@ class Records:
         """Write task.json: the name and metrics of the task."""
         write_json(self.directory / "task.json", description)
 
+    def about(self, description: Mapping[str, Any]) -> None:
+        """Write preprocessing.json: what is done to a picture, the names of the classes, the task."""
+        write_json(self.directory / "preprocessing.json", description)
+
+    def confusion(self, counts: np.ndarray, classes: Sequence[str]) -> None:
+        """Write confusion.npz: how many test images of class i (rows) were predicted as class j, and their names."""
+        import numpy as np
+
+        temporary = self.directory / "confusion.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, counts=counts, classes=np.array(classes))
+        os.replace(temporary, self.directory / "confusion.npz")
+
     def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write examples.npz: a few images of the test set and outputs of the network for them, in drawing order."""
+        import numpy as np
+
         temporary = self.directory / "examples.tmp"
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
