@@ -62,9 +62,11 @@ def new_figure(width: float = SIZE[0], height: float = SIZE[1]) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, with the same bytes for the same figure, and return the path."""
+    """Write a figure as PNG or PDF, by the path, with the same bytes for the same figure, and return the path."""
+    kind = Path(path).suffix.removeprefix(".")
+    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     with styled():
-        figure.savefig(path, format="png", metadata={"Software": None})
+        figure.savefig(path, format=kind, metadata=metadata)
     return Path(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.reports import drawing, edges, figures
+from budgetnet.reports import drawing, edges, figures, learning
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
+    "learning_curves": (
+        learning.learning_curves,
+        "Training values are means over the epoch, while the network changes; validation is at its end.",
+    ),
     "growth_path": (
         figures.growth_path,
         "Each line is a width group, or a stage if blocks are added; it steps in the rounds (dotted, numbered above) "
-        "in which it changed. Equal lines are drawn side by side.",
+        "in which it changed. Of equal lines the later ones are drawn thinner, on top of the others.",
     ),
     "saturation": (
         figures.saturation_map,
@@ -50,6 +54,10 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "Equal distances to the right cost equal amounts of computation, so the slim epochs of the growing phase lie "
         "close together.",
     ),
+    "confusion": (
+        learning.confusion_matrix,
+        "Rows add up to 100; what is below 0.5 is left blank.",
+    ),
     "examples": (
         examples,
         "Each column is a test image, with its labels and the outputs of the network below it. A class has the same "
@@ -66,7 +74,7 @@ _NARROWING = ("Pruning steps", "Narrowed", "Pruning ends by")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.md and figures/*.png into a run directory, finished or not, and return the path of report.md.
+    """Write report.md and figures/*.png, *.pdf into a run directory, finished or not, and return the path of report.md.
 
     Figures without data are left out. Raises UsageError for a path that is not a run directory, and for damaged files.
     """
@@ -77,12 +85,16 @@ def write_report(run_dir: str | Path) -> Path:
     left_out |= set() if run.saturation else {"saturation"}
     left_out |= set() if run.filters else {"filters"}
     left_out |= set() if run.examples else {"examples"}
+    left_out |= set() if learning.is_drawn(run) else {"confusion"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     shown = [name for name in _FIGURES if name not in left_out]
     for name in shown:
-        drawing.save(_FIGURES[name][0](run), folder / f"{name}.png")
+        figure = _FIGURES[name][0](run)
+        for suffix in ("png", "pdf"):
+            drawing.save(figure, folder / f"{name}.{suffix}")
     sections = [
-        _head(run), _scores(run), _edges(run), _figure_section(shown), _sizes(run), _rounds(run), _reading(run),
+        _head(run), _scores(run), learning.classes_section(run), _edges(run), _figure_section(shown),
+        _sizes(run), _rounds(run), _reading(run),
         _origin(run),
     ]  # fmt: skip
     report = run.path / "report.md"
@@ -225,6 +237,8 @@ def _origin(run: RunDirectory) -> str:
         return ""
     seconds = {"in all": "seconds", "growing": "growth_seconds", "compiling": "compile_seconds"}
     lines = [["seed", str(summary["seed"])]]
+    if summary.get("started_from"):
+        lines.append(["started from", str(summary["started_from"])])
     lines += [[f"seconds {name}", f"{summary[key]:.1f}"] for name, key in seconds.items()]
     lines += [[name, str(value)] for part in ("hardware", "versions") for name, value in summary.get(part, {}).items()]
     return "## Where it ran\n\n" + markdown_table(("", ""), lines)

@@ -55,13 +55,11 @@ class RunDirectory:
     @cached_property
     def config(self) -> Record:
         """config.yaml: the resolved configuration. Raises UsageError if the file is damaged."""
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-
         yaml: Any = import_module("yaml")  # it has no type hints
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast as OmegaConf, for hundreds of runs
         try:
-            config = OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"), resolve=True)
-        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+            config = yaml.load((self.path / "config.yaml").read_text(), loader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise _damaged(self.path / "config.yaml", " ".join(str(error).split())) from error
         if not isinstance(config, dict):
             raise _damaged(self.path / "config.yaml", "it holds no keys")
@@ -143,6 +141,21 @@ class RunDirectory:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, str(error)) from error
+
+    @cached_property
+    def confusion(self) -> tuple[np.ndarray, list[str]] | None:
+        """confusion.npz: how many test images of class i (rows) were predicted as class j, (K, K), and their names.
+
+        None if the task has no such counts. Raises UsageError if the file is damaged.
+        """
+        path = self.path / "confusion.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["counts"], [str(name) for name in arrays["classes"]]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise _damaged(path, str(error)) from error
 
     @cached_property
