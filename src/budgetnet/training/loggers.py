@@ -27,9 +27,13 @@ log = logging.getLogger(__name__)
 class Wandb(WandbLogger):
     """A W&B logger whose run is made by `start` when it is first needed, since W&B takes seconds to begin."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
+    def __init__(self, start: Callable[[], Any], artifacts: bool = False) -> None:
         super().__init__()
-        self.start = start
+        self.start, self.artifacts = start, artifacts
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log at the step of the run, so that one that is continued goes on at its step."""
+        self.experiment.log(dict(metrics), step=step)
 
     @property
     @rank_zero_experiment
@@ -53,7 +57,7 @@ def make_loggers(options: Logging, config: Mapping[str, Any], directory: Path) -
         return [_own_logger(config["logger"], directory)]
     if options.name == "csv" or options.mode == "disabled":
         return []
-    return [Wandb(lambda: _start_run(options, config, directory))]
+    return [Wandb(lambda: _start_run(options, config, directory), options.artifacts)]
 
 
 def _start_run(options: Logging, config: Mapping[str, Any], directory: Path) -> Any:
@@ -117,8 +121,24 @@ def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -
             logger.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
             texts = {key: value for key, value in summary.items() if isinstance(value, str)}
             logger.experiment.summary.update({**texts, **numbers})
+            if logger.artifacts:
+                logger.experiment.log_artifact(_artifact(figures.parent))
+            if getattr(logger.experiment, "offline", False):
+                folder = Path(logger.experiment.dir).parent
+                print(f"{'W&B':9}offline in {folder}; to sync it: wandb sync {folder}", flush=True)
         else:
             logger.log_metrics({f"summary/{key}": float(value) for key, value in numbers.items()})
+
+
+def _artifact(directory: Path) -> Any:
+    """The exported network of a run directory and what says how it is used, as an artifact of W&B."""
+    import wandb
+
+    artifact = wandb.Artifact(f"network-{hashlib.sha256(directory.name.encode()).hexdigest()[:8]}", type="model")
+    for name in ("model.pt2", "model.onnx", "preprocessing.json", "predict.py", "summary.json"):
+        if (directory / name).exists():
+            artifact.add_file(str(directory / name))
+    return artifact
 
 
 def close_loggers(loggers: list[Any]) -> None:
