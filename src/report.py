@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from budgetnet.errors import UsageError
+from budgetnet.output import keep_output
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
-from src.output import keep_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def documented_commands() -> list[str]:
     """Overrides of the commands in the documents and in the first lines of conf/, but abridged and searching ones."""
     heads = [line for file in sorted(CONF.rglob("*.yaml")) for line in file.read_text().splitlines()[:2]]
     text = "\n".join([*(re.sub(r"\s*\\\n\s*", " ", file.read_text()) for file in DOCUMENTS), *heads])
-    found = re.findall(r"^(?:    .*?|# )python -m src\.run (.*?)(?: {2,}.*| > .*)?$", text, re.MULTILINE)
+    found = re.findall(r"^(?:    .*?|# )(?:python -m src\.run|budgetnet) (.*?)(?: {2,}.*| > .*)?$", text, re.MULTILINE)
     own = (command.replace("my_package.MyMethod", "tests.toys.weakest.WeakestFilter") for command in found)
     return sorted({command.strip() for command in own if not re.search(r"--|\.\.\.|interval\(|my_method", command)})
 
@@ -177,7 +177,9 @@ def imports(path: Path, everywhere: bool) -> set[str]:
 
 def test_the_layout_names_every_folder_and_imports_point_up_it() -> None:
     order = layout()
-    assert set(order) == {path.stem for path in SOURCE.iterdir() if path.stem not in ("__init__", "__pycache__", "py")}
+    assert set(order) == {
+        path.stem for path in SOURCE.iterdir() if path.stem not in ("__init__", "__pycache__", "py", "conf")
+    }
     upwards = set()
     for name, path in modules().items():
         for other in imports(path, everywhere=True) if "." in name else ():
@@ -189,3 +191,16 @@ def test_the_layout_names_every_folder_and_imports_point_up_it() -> None:
 
 def test_no_file_imports_another_in_a_circle() -> None:
     TopologicalSorter({name: imports(path, everywhere=False) for name, path in modules().items()}).prepare()
+
+
+# -- the help ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_help_names_options_that_exist_and_commands_that_can_run() -> None:
+    from budgetnet.command import help as command_help
+
+    known = {*known_options(), *(path.name for path in CONF.iterdir() if path.is_dir())}
+    assert {option.partition("=")[0] for option, _ in command_help.OPTIONS} <= known
+    for _, command in command_help.EXAMPLES:
+        checked(composed(entry(command).jobs[0]))
+    assert all(29 + len(meaning) <= 100 and len(option) < 27 for option, meaning in command_help.OPTIONS)

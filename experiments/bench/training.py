@@ -21,6 +21,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.command.build import Components, build
 from budgetnet.command.compose import CONF, plain
 from budgetnet.costs import CostModel
+from budgetnet.data.picture_loaders import PictureLoader
 from budgetnet.optim import LBI
 from budgetnet.training.learner import Learner
 
@@ -79,6 +80,7 @@ class BareLoop(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
         end = _now(pl_module.device)
+        assert not isinstance(self.loader, PictureLoader)
         self.loader.set_epoch(trainer.current_epoch)
         loop = self.epoch(pl_module.method.optim.label_smoothing, pl_module.device)
         if trainer.current_epoch:  # the first warms both up

@@ -67,7 +67,7 @@ class PaperTable:
     def result_columns(self) -> tuple[str, ...]:
         """Of its results.csv."""
         after = RESULT_COLUMNS.index("flops") + 1
-        own = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
+        own: tuple[str, ...] = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
         own = PSNR if any(row.psnr for row in self.rows.values()) else own
         exits = top1_of_exits(next(iter(self.rows.values())).exits)
         return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:-2], *exits, *RESULT_COLUMNS[-2:])

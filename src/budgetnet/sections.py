@@ -28,6 +28,7 @@ class WholeRun:
     epochs: int
     threads: int | None = None
     export: bool = field(default=True, metadata=NO_EFFECT)
+    plan: bool = field(default=False, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -86,6 +87,7 @@ class Logging:
     tags: tuple[str, ...] = ()
     mode: str | None = None
     init_timeout: float = 20
+    artifacts: bool = False
     _target_: str | None = None
     """The class of another logger of Lightning, which is called with the other options of the section."""
 
@@ -121,6 +123,18 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         require_positive("checkpoint", every_n_steps=self.every_n_steps)
+
+
+REPLACED = {
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
+    "limit_val_batches": "dataset.validation",
+    "limit_test_batches": "dataset.limit_test",
+    "fast_dev_run": "debug=quick",
+    "gradient_clip_val": "a smaller optim.lr",
+    "accumulate_grad_batches": "trainer.micro_batches",
+}
+"""Options of Lightning's trainer that are not supported, and their replacements."""
 
 
 @dataclass(frozen=True)

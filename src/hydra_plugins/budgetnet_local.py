@@ -34,7 +34,12 @@ class LocalLauncher(Launcher):
             Job.of(initial_job_idx + number, plain(config), list(overrides), [*self._options(), *overrides], len(gpus))
             for number, (config, overrides) in enumerate(zip(composed, job_overrides, strict=True))
         ]
-        values = run_jobs(jobs, gpus, self.n_jobs)
+        if any(job.config.get("plan") for job in jobs):
+            from budgetnet.command.plan import show_plans
+
+            values: Sequence[float | None] = show_plans([(job.name, job.config, job.directory) for job in jobs])
+        else:
+            values = run_jobs(jobs, gpus, self.n_jobs)
         returns = []
         for config, job, value in zip(composed, job_overrides, values, strict=True):
             result = JobReturn(overrides=list(job), cfg=config, working_dir=str(Path.cwd()), status=JobStatus.COMPLETED)

@@ -249,7 +249,7 @@ def test_options_of_where_a_run_is_computed_and_kept_cannot_affect_its_result() 
     free += " dataset.root dataset.workers dataset.download"
     assert not any(map(affects_result, free.split()))
     others = "seed epochs threads optim.lr growth.policy method dataset dataset.batch_size dataset.augment.flip trainer"
-    others += " trainer.precision trainer.micro_batches dataset.source.image_size callbacks budget.flops runs export_it"
+    others += " trainer.precision trainer.micro_batches dataset.image_size callbacks budget.flops runs export_it"
     assert all(map(affects_result, others.split()))
 
 

@@ -76,7 +76,7 @@ HOSTILE = [*TEXT.split(), "", " 1", "1 ", "a b", "'a\nb'", '"\x1b[31mred"', "\x7
 HOSTILE += ["[" * 60, "$" + "{" * 50, "[" + "1," * 300 + "1]"]
 UNUSUAL = """
 backbone._target_ backbone.width method._target_ method.widths_from dataset._target_ dataset.source._target_
-dataset.source.image_size dataset.augment.padding.x budget growth optim.lr.x seed.x a a.b.c _target_ defaults hydra
+dataset.image_size dataset.augment.padding.x budget growth optim.lr.x seed.x a a.b.c _target_ defaults hydra
 hydra/launcher hydra/sweeper hydra.verbose trainer.max_epochs trainer.max_time trainer.logger trainer.callbacks
 trainer.plugins trainer.profiler trainer.inference_mode trainer.benchmark callbacks.mine._target_
 """
@@ -221,7 +221,7 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
         "backbone.frozen=conv1",
         "backbone.frozen does not go with the backbone chosen: to add it, write +backbone.frozen=",
     ),
-    ("backbone=own", "Missing mandatory value: _target_ full_key: backbone._target_"),
+    ("backbone=own", "backbone._target_ is missing: expected a value, backbone._target_=..."),
     ("backbone._target_=builtins.dict", "backbone._target_=builtins.dict made a dict: expected a torch.nn"),
     ("dataset._target_=builtins.dict", "dataset._target_=builtins.dict made a dict: expected a budgetnet.data"),
     ("method._target_=builtins.dict", "method._target_=builtins.dict: expected a subclass of budgetnet.methods"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from src.output import keep_output
+from budgetnet.output import keep_output
 keep_output()
 kept = open(sys.argv[2], "w")
 for _ in range(3):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from budgetnet.data import FolderLoader, ImageFolder, readers
+from budgetnet.data import FolderLoader, readers
+from budgetnet.data.class_folders import scan
 from budgetnet.data.folder import IMAGENET_MEAN, IMAGENET_STD, centre_crop, decode
 from budgetnet.data.official import OfficialFiles
 from budgetnet.errors import UsageError
@@ -143,7 +144,7 @@ def test_files_that_are_no_pictures_are_named_in_one_line(contents: bytes, worke
     path = tmp_path / "class" / "wrong.jpg"
     path.parent.mkdir()
     path.write_bytes(contents)
-    loader = FolderLoader(ImageFolder.scan(tmp_path, 16), 1, mean=IMAGENET_MEAN, std=IMAGENET_STD, workers=workers)
+    loader = FolderLoader(scan(tmp_path, 16), 1, mean=IMAGENET_MEAN, std=IMAGENET_STD, workers=workers)
     with pytest.raises(UsageError) as error:
         list(loader)
     assert str(error.value).startswith(f"{path} cannot be read as an image (") and "\n" not in str(error.value)

@@ -236,7 +236,7 @@ def test_an_image_folder_runs_from_the_imagenet_configuration(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for number in range(6):
                 Image.new("RGB", (40, 30), (number * 20, 90, 200)).save(tmp_path / part / name / f"{number}.jpg")
-    options = [f"root={tmp_path}", "source.image_size=16", "batch_size=4", "validation=4", "workers=0"]
+    options = [f"root={tmp_path}", "image_size=16", "batch_size=4", "validation=4", "workers=0"]
     data = configured("imagenet", *options)
     assert (data.train_size, data.input_shape, data.num_classes, data.steps_per_epoch()) == (8, (3, 16, 16), 2, 2)
     assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4]

@@ -23,7 +23,7 @@ Reader = Callable[[Path], np.ndarray]
 READERS: dict[str, Reader] = {
     "pictures": lambda path: read_picture(path).permute(1, 2, 0).numpy(),
     "segmentation": _picture,
-    "folder": lambda path: decode(path, lambda width, height: (0, 0, width, height), 8),
+    "folder": lambda path: decode(path, lambda width, height: (0, 0, width, height), 8, exif=True),
 }
 
 

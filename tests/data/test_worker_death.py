@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from budgetnet.data import FolderLoader, ImageFolder
+from budgetnet.data import FolderLoader
+from budgetnet.data.class_folders import scan
 from budgetnet.data.folder import IMAGENET_MEAN, IMAGENET_STD, worker_death
 from budgetnet.errors import RunError
 
 ENDLESS = """
 import multiprocessing, sys
-from budgetnet.data import FolderLoader, ImageFolder
-loader = FolderLoader(ImageFolder.scan(sys.argv[1], 200), 2, mean=[0] * 3, std=[1] * 3, workers=2)
+from budgetnet.data import FolderLoader
+from budgetnet.data.class_folders import scan
+loader = FolderLoader(scan(sys.argv[1], 200), 2, mean=[0] * 3, std=[1] * 3, workers=2)
 for epoch in range(1000):
     for batch in loader:
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
@@ -57,7 +59,7 @@ def gone(pids: list[int], seconds: float) -> bool:
 
 
 def test_a_worker_that_is_killed_ends_the_epoch_with_its_cause_and_leaves_none_behind(folder: Path) -> None:
-    loader = FolderLoader(ImageFolder.scan(folder, 200), 4, mean=IMAGENET_MEAN, std=IMAGENET_STD, workers=2)
+    loader = FolderLoader(scan(folder, 200), 4, mean=IMAGENET_MEAN, std=IMAGENET_STD, workers=2)
     killed: list[int] = []
 
     def kill_one() -> None:

@@ -42,7 +42,7 @@ def test_what_fails_at_the_end_costs_one_line_each_and_neither_the_rest_nor_the_
     lines = [line for line in ended.stderr.splitlines() if line.startswith("warning: the export")]
     assert lines == [
         "warning: the export to model.onnx failed (model.onnx cannot hold this network (ValueError: an operator that "
-        "it does not have): deploy from best.ckpt)"
+        "it does not have): deploy from best.ckpt, with budgetnet.load)"
     ]
     assert "Traceback" not in ended.stderr
     directory = tmp_path / "run"

@@ -15,7 +15,7 @@ from PIL import Image
 from several import DDP, SECONDS, WATCHED, forked, launched, of_each_rank
 
 from budgetnet import backbones
-from budgetnet.data import imagenet
+from budgetnet.data import read_class_folders
 from budgetnet.data.folder import IMAGENET_MEAN, IMAGENET_STD, centre_crop, decode
 
 CLASSES, TRAIN, TEST = 8, 14, 6
@@ -23,7 +23,7 @@ SIZE = 32
 COMMAND = (
     *(o for o in TINY if not o.startswith(("dataset=", "backbone=", "budget.", "growth.seed_shape"))), *DDP, *WATCHED,
     "dataset=imagenet", "backbone=resnet18", "budget.flops=2%", "growth.seed_width=3", "growth.ratio=0.3",
-    f"dataset.source.image_size={SIZE}", "dataset.validation=16", "dataset.batch_size=16", "dataset.eval_batch_size=16",
+    f"dataset.image_size={SIZE}", "dataset.validation=16", "dataset.batch_size=16", "dataset.eval_batch_size=16",
     "dataset.workers=1", "growth.max_rounds=2", "finetune.epochs=1", "epochs=3", "checkpoint.every_n_steps=2",
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_top_1_and_top_5_are_those_counted_by_hand(trained: Path, folder: Path) 
     net = backbones.build("resnet18", num_classes=CLASSES, widths=state["budgetnet"]["widths"])
     weights = {name.removeprefix("net."): value for name, value in state["state_dict"].items()}
     net.load_state_dict({name: value for name, value in weights.items() if name in net.state_dict()})
-    _, test = imagenet(folder, image_size=SIZE)
+    _, test = read_class_folders(folder, image_size=SIZE)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     places = []
     for index, label in enumerate(test.labels.tolist()):

@@ -13,12 +13,14 @@ import torch
 from commands import run
 from killed import At, learned, rounds, rows
 
+import budgetnet
 from budgetnet import backbones
 from budgetnet.backbones import cnf
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.depth import change_depth, find_stages
 from budgetnet.costs import CostModel
 from budgetnet.costs.edges import EdgeCosts
+from budgetnet.data.readers import digits
 
 DIGITS = (
     "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
@@ -138,6 +140,17 @@ def test_a_method_meets_its_budget(method: str, whole: Callable[[str], Path]) ->
 def test_a_network_of_every_kind_is_exported_and_drawn(method: str, whole: Callable[[str], Path]) -> None:
     assert all((whole(method) / name).stat().st_size for name in ("model.onnx", "model.pt2"))
     assert list((whole(method) / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_is_loaded_is_the_one_that_was_tested(method: str, whole: Callable[[str], Path]) -> None:
+    net = budgetnet.load(whole(method))
+    _, test = digits("data", False)
+    mean, std = net.preprocess.mean[0], net.preprocess.std[0]
+    with torch.no_grad():
+        correct = (net((test.images.float() / 255 - mean) / std).argmax(1) == test.labels).float().mean()
+    assert 100 * correct.item() == pytest.approx(net.summary["test_top1"], abs=1e-4)
+    assert net.widths == net.summary["widths"]
 
 
 @pytest.mark.parametrize("method", METHODS)

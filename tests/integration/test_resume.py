@@ -19,9 +19,10 @@ from killed import At, InTurn, Replaced, SmallFiles, Steps, digest, kept, learne
 from budgetnet.runs.adoption import finished
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.records import Records
+from budgetnet.training.callbacks.preemption import Signals
 
 STEP = "budgetnet.training.learner.Learner.training_step"
-SAVE = "budgetnet.runs.checkpoints.DurableFiles.save_checkpoint"
+SAVE = "budgetnet.runs.durable_files.DurableFiles.save_checkpoint"
 DRAW = "matplotlib.figure.Figure.savefig"
 GROW = "budgetnet.methods.growth.adenel.AdeNeL.apply"
 LAST, BEST = "last.ckpt.tmp", "best.ckpt.tmp"
@@ -87,9 +88,10 @@ def assert_continues(command: list[str], uninterrupted: Path) -> None:
 
 
 def the_line(process: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on standard error beside those of the epochs."""
+    """The one line on standard error beside those of the epochs and what Ctrl-C is answered at once."""
     assert process.returncode == code, process.stderr
-    (line,) = [line for line in process.stderr.splitlines() if not line.startswith("epoch ")]
+    others = ("epoch ", "interrupted: a checkpoint is written after this step; Ctrl-C again ends at once")
+    (line,) = [line for line in process.stderr.splitlines() if line and not line.startswith(others)]
     return line
 
 
@@ -144,8 +146,8 @@ def steps_from(begin: int, count: int) -> list[tuple[int, int]]:
 
 def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(forgetful_run: Path, tmp_path: Path) -> None:
     command, done = [*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run"], 0
-    for number, step in ((signal.SIGUSR1, 5), (signal.SIGTERM, 30), (signal.SIGTERM, 66)):
-        line = the_line(run(*command, before=At(STEP, step - done, number=number)), 143)
+    for number, step, code in ((signal.SIGUSR1, 5, 143), (signal.SIGTERM, 30, 143), (signal.SIGINT, 66, 130)):
+        line = the_line(run(*command, before=At(STEP, step - done, number=number)), code)
         assert line.endswith(f"continue with the same command: python -m src.run {' '.join(command)}")
         assert kept(tmp_path / "run") == divmod(step, 10)
         done = step
@@ -176,6 +178,16 @@ def test_a_run_may_be_told_to_end_at_any_place_also_by_ctrl_c_while_it_is_evalua
 def told(place: str) -> At:
     """SIGTERM at the second call."""
     return At(place, 2, number=signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once() -> None:
+    signals = Signals()
+    signals.postponed = True
+    with signals.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received is signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

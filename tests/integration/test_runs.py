@@ -20,8 +20,8 @@ from zygote import IMPORTED, Forked
 from budgetnet.command import build, experiment
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import Configuration, parse
-from budgetnet.command.experiment import command_line
 from budgetnet.command.methods import method_class
+from budgetnet.command.names import command_line
 from budgetnet.errors import RunError
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory

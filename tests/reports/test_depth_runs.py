@@ -84,7 +84,8 @@ def test_the_last_figure_draws_the_depth_of_every_stage_beside_the_full_backbone
 def test_the_page_draws_depths(deepened: RunDirectory) -> None:
     text = page([deepened])
     path = '{"names":["layer1","layer2"],"epochs":[0,3,6,9,12],"sizes":[[1,2,2,2,2],[1,1,2,2,2]]}'
-    assert f'"deep":true,"path":{path},"sizes":{{"seed":[1,1],"final":[2,2],"full":[3,1]}}' in text
+    assert '"deep":true' in text
+    assert f'"path":{path},"sizes":{{"seed":[1,1],"final":[2,2],"full":[3,1]}}' in text
 
 
 def test_an_unfinished_run_is_reported_too(deepened: RunDirectory) -> None:

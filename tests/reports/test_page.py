@@ -25,6 +25,7 @@ from budgetnet.runs.directory import RunDirectory
 from src.report import main
 
 MakeRun = Callable[..., Path]
+LEARNING = ["Learning curve: loss", "Learning curve: top-1 (%)"]
 EVIL = "<img src=x onerror=window.broken=1>&amp;\"'</script>"
 
 
@@ -435,6 +436,7 @@ def test_the_table_is_used_with_the_keyboard_alone(visitor: Visitor) -> None:
     from selenium.webdriver.common.keys import Keys
 
     visitor.load()
+    visitor.press(Keys.TAB)  # the filter
     visitor.press(Keys.TAB)  # the table, which scrolls
     visitor.press(Keys.TAB)
     assert visitor.script("document.activeElement.textContent") == "Run"
@@ -458,7 +460,7 @@ def test_a_click_on_a_row_opens_the_run(visitor: Visitor) -> None:
     assert summary["command"] in text
     assert f"{summary['budget']['flops']['percent']:.2f} %" in text
     assert "Stop reason\nflops" in text
-    assert visitor.figures(3) == ["Growth path", "Saturation", "Final widths"]
+    assert visitor.figures(5) == [*LEARNING, "Growth path", "Saturation", "Final widths"]
     for name, width in summary["widths"].items():
         assert f"{name} {width}" in text
     visitor.one("#details a[href='#run-2']").click()  # its repetition
@@ -482,21 +484,21 @@ def test_a_point_names_its_run_and_opens_it(visitor: Visitor) -> None:
 def test_a_run_that_did_not_grow_shows_its_widths_alone(visitor: Visitor) -> None:
     visitor.one("a[href='#run-3']").click()
     assert "there was no growing phase" in visitor.opened("full")
-    assert visitor.figures(1) == ["Final widths"]
+    assert visitor.figures(3) == [*LEARNING, "Final widths"]
 
 
 def test_an_unfinished_run_shows_how_far_it_got(visitor: Visitor) -> None:
     visitor.one("a[href='#run-4']").click()
     text = visitor.opened("killed")
     assert "Unfinished: read after epoch 19" in text
-    assert visitor.figures(3) == ["Growth path", "Saturation", "Widths so far"]
+    assert visitor.figures(5) == [*LEARNING, "Growth path", "Saturation", "Widths so far"]
     assert "Command" not in text
 
 
 def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     visitor.one("a[href='#run-5']").click()
     assert EVIL in visitor.opened("<b>&'bold\"")
-    visitor.figures(3)
+    visitor.figures(5)
     labels = [label.text for label in visitor.all("#details .ytick text, #details .xtick text")]
     assert {"<i>1", "a&b", 'c"d'} <= set(labels)
     assert visitor.all("#details img, #details b b, td b") == []
@@ -571,7 +573,7 @@ def test_the_page_fits_and_follows_the_scheme(visitor: Visitor, width: int, sche
         visitor.wait(lambda: visitor.script(label) == ink)
         visitor.one("a[href='#run-0']").click()
         visitor.opened("seed0")
-        visitor.figures(3)
+        visitor.figures(5)
         assert visitor.script("document.querySelector('dialog').offsetWidth") < width
         visitor.wait(lambda: visitor.script(overflow.replace("documentElement", "querySelector('dialog')")) == 0)
     finally:

@@ -29,9 +29,10 @@ def test_the_report_shows_every_figure_it_wrote(make_run: MakeRun) -> None:
     report = write_report(run)
     assert report == run / "report.md"
     shown = re.findall(r"!\[.*?\]\((.*?)\)", report.read_text())
-    written = sorted(str(path.relative_to(run)) for path in (run / "figures").iterdir())
+    written = sorted(str(path.relative_to(run)) for path in (run / "figures").glob("*.png"))
     assert sorted(shown) == written
-    assert len(written) == 4
+    assert len(written) == 5
+    assert all((run / figure).with_suffix(".pdf").stat().st_size for figure in written)
     for figure in written:
         with Image.open(run / figure) as image:
             assert image.format == "PNG"
@@ -73,8 +74,9 @@ def test_an_unfinished_run_has_a_report_that_says_so(make_run: MakeRun) -> None:
 def test_a_run_that_never_grows_has_no_figures_of_growth(make_run: MakeRun) -> None:
     run = make_run(method="train")
     text = write_report(run).read_text()
-    assert sorted(path.name for path in (run / "figures").iterdir()) == [
+    assert sorted(path.name for path in (run / "figures").glob("*.png")) == [
         "accuracy_against_train_cost.png",
+        "learning_curves.png",
         "widths.png",
     ]
     assert "## Growth rounds" not in text

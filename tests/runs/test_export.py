@@ -94,17 +94,17 @@ def test_export_warns_of_nothing(net: nn.Module, tmp_path: Path, recwarn: pytest
 
 
 @pytest.mark.parametrize("wrong", ["model.pt2", "model.onnx"])
-def test_a_file_with_one_altered_weight_is_caught_and_nothing_is_written(
+def test_a_file_with_one_altered_weight_is_caught_and_not_written(
     net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     write, load = export._FORMATS[wrong]
 
-    def write_altered(net: nn.Module, example: Tensor, path: Path) -> None:
+    def write_altered(net: nn.Module, example: Tensor, dynamic: Any, path: Path, about: Any) -> None:
         altered = Residual()
         altered.load_state_dict(net.state_dict())
         with torch.no_grad():
             altered.head.bias[2] += 0.01
-        write(altered.eval(), example, path)
+        write(altered.eval(), example, dynamic, path, about)
 
     monkeypatch.setitem(export._FORMATS, wrong, (write_altered, load))
     (tmp_path / wrong).write_bytes(b"of an earlier run")
@@ -112,6 +112,21 @@ def test_a_file_with_one_altered_weight_is_caught_and_nothing_is_written(
         export_model(net, (3, 8, 8), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [wrong]
     assert (tmp_path / wrong).read_bytes() == b"of an earlier run"
+
+
+def test_a_format_that_cannot_hold_a_network_is_named_and_the_other_one_can_be_written(tmp_path: Path) -> None:
+    class Inverse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) @ torch.linalg.pinv(self.weight)
+
+    with pytest.raises(RunError, match=r"^model.onnx cannot hold this network \(.*pinv.*deploy from best.ckpt"):
+        export_model(Inverse(), (3, 8, 8), tmp_path, ["model.onnx"])
+    export_model(Inverse(), (3, 8, 8), tmp_path, ["model.pt2"])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 def test_logits_that_are_not_numbers_are_caught(net: nn.Module, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
-from budgetnet.runs.checkpoints import DurableFiles
+from budgetnet.runs.durable_files import DurableFiles
 from budgetnet.runs.files import folder_within
 from budgetnet.runs.records import Records, write_text
 from budgetnet.sections import Place

@@ -85,10 +85,10 @@ def einsum(run: Run, call: Call) -> Any:
                     continue
             run.labels.mix(vector)
     for term, tensor in zip(inputs, operands):
-        if (name := run.names.get(id(tensor))) is not None:
+        if (parameter := run.names.get(id(tensor))) is not None:
             for letter in found.keys() & set(term) & set(result):
                 if not any(letter in other for other, t in zip(inputs, operands) if t is not tensor):
-                    run.producers.append((name, "parameter", found[letter]))
+                    run.producers.append((parameter, "parameter", found[letter]))
     if len(operands) == 2:
         cost = run.per_image(price(call.name, call.argument, out), *operands)
         run.term(run.current(), cost, *found.values())

@@ -16,6 +16,7 @@ from budgetnet.channels import ChannelGraph
 from budgetnet.command.configuration import Configuration, parse
 from budgetnet.command.made import blamed_on, check_smallest_batch, make, make_data, make_network, make_task
 from budgetnet.command.methods import method_class
+from budgetnet.command.start import begin_from
 from budgetnet.costs import CostModel, TrainCostLedger
 from budgetnet.costs.pricing import pricing_of
 from budgetnet.data.datamodule import DataModule
@@ -95,15 +96,17 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     with blamed_on(f"method._target_={options.method['_target_']}"):
         full = ChannelGraph.of(reference)
         costs, widths, warning = CostModel(full).costs(), full.widths, full.warning
+        began = begin_from(options, method, net, data, task.outputs(data.num_classes))
         images = data.images_per_epoch(trainer.world_size)
         ledger = TrainCostLedger(data.images_per_epoch(1), data.baseline_epochs, costs["flops"])
         pricing = pricing_of(net, options.budget.machines)
+        whole = pricing.costs() if options.start_from is None else {**pricing.costs(), **costs}
         training = Training(
             net=net,
             task=task,
             pricing=pricing,
             ledger=ledger,
-            budget=options.budget.resolve({**pricing.costs(), "train_cost": ledger.baseline_cost}),
+            budget=options.budget.resolve({**whole, "train_cost": ledger.baseline_cost}),
             epochs=options.epochs,
             seed=options.seed,
             backbone=options.backbone.get("name", options.backbone["_target_"]),
@@ -115,6 +118,8 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
             processes=processes,
             device=trainer.strategy.root_device,
             dtype=torch.bfloat16 if options.trainer.precision == "bf16-true" else torch.float32,
+            weights=began,
+            started=options.start_from is not None,
         )
         phases = method.start(training)
         training.pricing.update()
@@ -124,6 +129,8 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
     method.check(continued=(directory / "last.ckpt").exists())
     facts: dict[str, Any] = {"full_widths": widths, "seed_widths": training.graph.widths}
     facts |= {"full_params": costs["params"], "full_flops": costs["flops"]}
+    if began is not None:
+        facts["started_from"] = options.start_from or options.backbone["weights"]
     return Components(data, learner, trainer, processes, facts, warning)
 
 

@@ -8,23 +8,58 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgetnet.errors import UsageError
+from budgetnet.sections import affects_result
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[1] / "conf"
+"""A link to conf/ of a checkout, whose files are installed with the package."""
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration of a run as plain, resolved values, without the sections about sweeps.
 
-    Raises the errors of OmegaConf.
+    Raises UsageError for an option without a value, and the errors of OmegaConf.
     """
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     names = [str(name) for name in config if name not in ("hydra", "launcher")]
+    if missing := sorted(key for key in OmegaConf.missing_keys(config) if key.partition(".")[0] in names):
+        raise UsageError(f"{missing[0]} is missing: expected a value, {missing[0]}=...")
     resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that the run in `run.dir` was started with, if nothing is typed that affects what is learned.
+
+    So `run.dir=RUN` alone continues a run, or prints it. What is typed beside it applies.
+    """
+    from omegaconf import OmegaConf
+
+    options = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    directory = (config.get("run") or {}).get("dir")
+    path = Path(str(directory), "config.yaml")
+    if directory is None or any("/" in option or affects_result(option) for option in options) or not path.is_file():
+        return config
+    found: Any = OmegaConf.load(path)
+    for option in (*options, "run.dir"):
+        if option in config:  # a whole section or group, such as logger=csv
+            found[option] = config[option]
+        else:
+            OmegaConf.update(found, option, OmegaConf.select(OmegaConf.create(config), option), force_add=True)
+    resolved = OmegaConf.to_container(found)
+    assert isinstance(resolved, dict)
+    return {**config, **{str(key): value for key, value in resolved.items()}}
+
+
+def _folder_name(path: str | None) -> str:
+    """The last part of the path of a folder, which conf/ names a dataset after; "folder" without a path."""
+    return Path(path).resolve().name if path else "folder"
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -15,22 +15,11 @@ from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
 from budgetnet.options import as_mapping, names_of, read, reads
-from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
+from budgetnet.sections import REPLACED, Checkpoints, Logging, Place, TrainerOptions, WholeRun
 from budgetnet.tasks.distilled import Distillation
 
 LARGEST = 1e30
 """The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
-
-REPLACED = {
-    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"), "epochs"),
-    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "dataset.limit_train"),
-    "limit_val_batches": "dataset.validation",
-    "limit_test_batches": "dataset.limit_test",
-    "fast_dev_run": "debug=quick",
-    "gradient_clip_val": "a smaller optim.lr",
-    "accumulate_grad_batches": "trainer.micro_batches",
-}
-"""Options of Lightning's trainer that are not supported, and their replacements."""
 
 _PARSED: Mapping[str, type] = {
     "run": Place,
@@ -52,10 +41,12 @@ class Configuration:
     plain: the whole configuration as plain values, with defaults for omitted options. It is saved as config.yaml.
     """
 
+    start_from: str | None
     seed: int
     epochs: int
     threads: int | None
     export: bool
+    plan: bool
     run: Place
     logger: Logging
     checkpoint: Checkpoints
@@ -85,7 +76,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     method = method_class(config) if method is None else method
     read_by_method = reads(method)
     others = {*method_sections(), *read_by_method} - {"method"}
-    known = {*names_of(WholeRun), *_PARSED, *others, *_BUILT, "budget", "callbacks", "task"}
+    known = {*names_of(WholeRun), *_PARSED, *others, *_BUILT, "budget", "callbacks", "start", "task"}
     _refuse_unknown("", config, known)
     whole = read(WholeRun, "", config)
     _refuse_replaced(_section(config, "trainer"))
@@ -107,6 +98,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
         plain[name] = {**plain[name], **as_mapping(values)}
     _check_values(plain)  # text that was converted to numbers
     return Configuration(
+        start_from=_start(config),
         **as_mapping(whole),
         **own,
         callbacks=config["callbacks"],
@@ -167,6 +159,15 @@ def _budget(config: Mapping[str, Any], method: type) -> Budget:
         budget.require()
     refuse_unmet(budget, config["method"]["name"], method)
     return budget
+
+
+def _start(config: Mapping[str, Any]) -> str | None:
+    section = _section(config, "start") if "start" in config else {}
+    _refuse_unknown("start.", section, ("from",))
+    run = section.get("from")
+    if run is not None and (not isinstance(run, str) or not run.isprintable()):
+        raise UsageError(f"start.from={run!r}: expected the directory of a run")
+    return run
 
 
 def _dataset(section: Mapping[str, Any]) -> DatasetOptions:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,15 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
+from budgetnet.command.header import header
+from budgetnet.command.made import imported_from
 from budgetnet.command.refusals import refusal
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
 from budgetnet.processes.group import Processes, in_rank_order
 from budgetnet.processes.insisting import second_signal_ends
 from budgetnet.processes.launch import requeue
-from budgetnet.runs.adoption import check_same, finished, occupied
+from budgetnet.runs.adoption import finished, finished_summary, occupied
 from budgetnet.runs.best import best_epoch, lost_best
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
@@ -38,6 +40,10 @@ from budgetnet.training.summary import best_test_epoch, describe, validation_at
 Config = Mapping[str, Any]
 
 EXPORTED = ("model.pt2", "model.onnx")
+_PREDICTED = ("classification", "segmentation")
+"""The tasks for which there is a predict.py."""
+_MOST_CLASSES = 2000
+"""The most classes whose confusion matrix is kept, of millions of counts."""
 _EXAMPLES = 6
 """The number of test images that a report shows."""
 _CHOSEN_FROM = 1024
@@ -85,20 +91,24 @@ def run(options: Configuration, directory: Path, command: str, ending: Ending | 
     ):
         try:
             if finished(directory):
-                return _summary(config, directory)
+                return finished_summary(config, directory)
             components = build(options, directory, signals)
             processes = components.processes
             processes.join(options.trainer.timeout)
             checkpoint = processes.decide(lambda: stack.enter_context(occupied(config, directory)))
             if checkpoint is not None and checkpoint.name == "done.json":
-                return _summary(config, directory)
+                return finished_summary(config, directory)
+            if options.trainer.progress and components.trainer.is_global_zero:
+                print(*header(components, options, directory, _reached(checkpoint)), sep="\n", flush=True)
             return _train(config, directory, command, components, checkpoint, ending)
         except BaseException as raised:
             error = worker_death(raised) or refusal(raised, options) or raised
             error = _explained(error, directory, command)
             signalled = signals.received is not None
             error = in_rank_order(error) if processes is None else processes.fail(error, signalled)
-            if isinstance(error, Preempted):
+            if isinstance(error, Preempted) and signals.received is signal.SIGINT:
+                error = Interrupted(_how_to_continue(directory, command))
+            elif isinstance(error, Preempted):
                 name = f"by {signals.received.name}: " if signals.received else ""
                 requeued = "requeued, " if requeue() else ""
                 error = Preempted(f"{name}{requeued}{_how_to_continue(directory, command)}")
@@ -127,20 +137,6 @@ def _explained(error: BaseException, directory: Path, command: str) -> BaseExcep
     return error
 
 
-def _summary(config: Config, directory: Path) -> dict[str, Any]:
-    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
-    check_same(config, directory)
-    try:
-        run = RunDirectory(directory)
-        for name in ("epochs", "best_epoch", f"test_{run.task_metrics[0].name}"):
-            run.fact(name)
-    except UsageError as error:
-        raise RunError(
-            f"{error}; without {directory / 'done.json'} the same command makes the summary again"
-        ) from error
-    return run.summary or {}
-
-
 def _train(
     config: Config,
     directory: Path,
@@ -154,7 +150,9 @@ def _train(
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
-            Records(directory).task(described(learner.task))
+            of_task = {"section": components.data.task, "imports": imported_from(config)}
+            Records(directory).task({**described(learner.task), **of_task})
+            Records(directory).about(_about(components))
             for line in components.data.warnings:
                 learner.warnings.add(line)
             if components.warning is not None:
@@ -164,6 +162,7 @@ def _train(
             if lost is not None:
                 _forget_best(components, lost)
         _fit(components, checkpoint)
+        _say(components, "test", f"{len(components.data.splits.test):,} images")
         summary = _evaluate(components, directory)
         _check_budget(components)
         seconds = round(time.perf_counter() - start, 2)
@@ -176,6 +175,12 @@ def _train(
         raise KeyboardInterrupt from error
     finally:
         close_loggers(trainer.loggers)
+
+
+def _say(components: Components, name: str, what: str) -> None:
+    """A line about what comes after training, as it begins."""
+    if components.trainer.is_global_zero and components.trainer.progress_bar_callback is not None:
+        print(f"{name:9}{what}", flush=True)
 
 
 def _fit(components: Components, checkpoint: Path | None) -> None:
@@ -198,8 +203,16 @@ def _how_to_continue(directory: Path, command: str) -> str:
         state = load_checkpoint(directory / "last.ckpt")["budgetnet"]
     except RunError:
         return f"start again with: {command}"
-    reached = f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
-    return f"{directory} is complete up to {reached}; continue with the same command: {command}"
+    return f"{directory} is complete up to {_epoch(state)}; continue with the same command: {command}"
+
+
+def _reached(checkpoint: Path | None) -> str | None:
+    """Up to where the run is complete that is continued, as text, if one is."""
+    return None if checkpoint is None else _epoch(load_checkpoint(checkpoint)["budgetnet"])
+
+
+def _epoch(state: Mapping[str, Any]) -> str:
+    return f"epoch {state['epochs']}" + (f" and {state['batches']} steps" if state["batches"] else "")
 
 
 def _evaluate(components: Components, directory: Path) -> dict[str, Any]:
@@ -291,20 +304,20 @@ def _finish(
     with warnings.instead_of_failing("the examples of the report"):
         if (learner.task.has_examples or components.method.has_examples) and (shown := _examples(components)):
             records.examples(shown)
+    with warnings.instead_of_failing("the confusion matrix of the report"):
+        if (counts := learner.confusion) is not None and len(counts) <= _MOST_CLASSES:
+            records.confusion(counts.numpy(), components.data.class_names)
     for name, rows in components.method.tables().items():
         records.table(name, rows)
 
-    def export(name: str) -> None:
-        from budgetnet.runs.export import export_model
-
-        export_model(learner.net, components.data.input_shape, directory, [name], learner.task.any_size)
-
     def draw() -> None:
+        _say(components, "report", "figures and report.md")
         for line in ending.draw(directory) if ending else ():
             warnings.add(line)
 
+    exports = {f"the export to {name}": partial(_export, components, directory, name) for name in EXPORTED}
     steps: dict[str, Callable[[], None]] = {
-        **({f"the export to {name}": partial(export, name) for name in EXPORTED} if config["export"] else {}),
+        **(exports if config["export"] else {}),
         **({"the export of the method": lambda: components.method.export(directory)} if config["export"] else {}),
         **({"the figures": draw} if ending else {}),
         "the loggers": lambda: log_summary(components.trainer.loggers, directory / "figures", summary),
@@ -331,6 +344,32 @@ def _finish(
         write_json(directory / "done.json", {**done, "pending": pending} if pending else done)
 
 
+def _about(components: Components) -> dict[str, Any]:
+    """preprocessing.json: how the network of a run is used."""
+    data, task = components.data, components.learner.task
+    return {
+        "format": 1,
+        "task": task.name,
+        "classes": list(data.class_names),
+        "num_classes": data.num_classes,
+        "input": "images",
+        "layout": "NCHW",
+        "scale": 1 / 255,
+        **data.preprocessing.as_mapping(),
+    }
+
+
+def _export(components: Components, directory: Path, name: str) -> None:
+    """Write one of EXPORTED, with model.onnx a predict.py, if the task has one."""
+    from budgetnet.runs.export import export_model, write_predictor
+
+    _say(components, "export", name)
+    net, task, about = components.learner.net, components.learner.task, _about(components)
+    export_model(net, components.data.input_shape, directory, [name], task.any_size, about)
+    if name == "model.onnx" and about["mode"] and about["task"] in _PREDICTED:
+        write_predictor(directory)
+
+
 @torch.no_grad()
 def _examples(components: Components) -> dict[str, np.ndarray]:
     """Test images as pixels in 0..1: those that the method chooses (`Method.examples`), and a few with what the task
@@ -350,8 +389,3 @@ def _examples(components: Components) -> dict[str, np.ndarray]:
         name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
         for name, values in shown.items()
     }
-
-
-def command_line(overrides: Sequence[str] | None = None) -> str:
-    """The command that runs this again: that of this process, or of one job of a sweep with these overrides."""
-    return shlex.join(["python", "-m", "src.run", *(sys.argv[1:] if overrides is None else overrides)])

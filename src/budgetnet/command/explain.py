@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.compose import CONF
-from budgetnet.command.configuration import REPLACED
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, nearest
 from budgetnet.processes.launch import launch
+from budgetnet.sections import REPLACED
 
 Line = tuple[str, int]
 """The message of an error, and the exit code."""
@@ -72,7 +72,15 @@ def _unknown_option(error: ConfigCompositionException) -> Line | None:
         return f"{key} is not an option: use {REPLACED[option]}", 2
     if key in known:
         return f"{key} does not go with the {key.partition('.')[0]} chosen: to add it, write +{key}=", 2
+    if same := sorted((each for each in known if each.endswith(f".{key}")), key=_most_changed_first):
+        return f"no option is called {key!r}; did you mean {' or '.join(map(repr, same[:3]))}?", 2
     return f"no option is called {key!r}{nearest(key, known)}", 2
+
+
+def _most_changed_first(option: str) -> tuple[int, str]:
+    section = option.partition(".")[0]
+    order = ("optim", "dataset", "budget", "growth", "finetune", "trainer")
+    return order.index(section) if section in order else len(order), option
 
 
 def _of_a_sweep(error: Exception) -> Line | None:
@@ -106,8 +114,9 @@ _LINES: tuple[tuple[type[BaseException], Callable[[Any], Line | None]], ...] = (
 
 def _is_ours(error: BaseException) -> bool:
     """Whether the error was raised through code of this package, rather than by Hydra composing the configuration."""
-    package = str(Path(__file__).parents[1])
-    return any(frame.filename.startswith(package) for frame in traceback.extract_tb(error.__traceback__))
+    package, entry = str(Path(__file__).parents[1]), str(Path(__file__).with_name("main.py"))
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename.startswith(package) and frame.filename != entry for frame in frames)
 
 
 @cache
@@ -116,10 +125,10 @@ def known_options() -> list[str]:
     found = set()
     for file in CONF.rglob("*.yaml"):
         group = ".".join(file.relative_to(CONF).parts[:-1])
-        if group in ("experiment", "debug"):
+        if group in ("experiment", "debug", "recipe"):
             continue
         found |= {group} - {""}
-        tree = OmegaConf.to_container(OmegaConf.load(file))
+        tree = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         found |= set(_keys(tree, f"{group}." if group else ""))
     return sorted(
         key for key in found if not key.startswith("hydra") and not {"defaults", "_target_"} & {*key.split(".")}

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.command.names import SWEEP, run_directory
+from budgetnet.command.names import SWEEP, command_line, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import end_with_parent, launch
+from budgetnet.runs.adoption import finished, finished_summary
 
 if TYPE_CHECKING:
     from budgetnet.command.experiment import Ending
@@ -35,21 +36,31 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     Raises the errors of `experiment.run`, and UsageError for options that the method does not read and for a job of a
     sweep that needs several processes.
     """
-    from budgetnet.command import experiment
-
     end_with_parent()
     from budgetnet.command.configuration import parse
     from budgetnet.command.methods import method_class, refuse_unread
 
     if multirun:
-        refuse_several_devices(config["trainer"], experiment.command_line(["-m", *overrides, "hydra/launcher=local"]))
+        refuse_several_devices(config["trainer"], command_line(["-m", *overrides, "hydra/launcher=local"]))
+    if (config.get("start") or {}).get("from") is not None:
+        from budgetnet.command.start import inherited
+
+        config = inherited(config, list(overrides))
     method = method_class(config)
     if SWEEP not in os.environ:  # the options of a sweep are checked before it begins
         refuse_unread(overrides, {str(config["method"].get("name")): method})
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
-    command = experiment.command_line(overrides if multirun else None)
-    summary = experiment.run(configuration, directory, command, ending)
+    if configuration.plan:
+        from budgetnet.command.plan import show_plan
+
+        return show_plan(configuration, directory)
+    if finished(directory):
+        summary = finished_summary(configuration.plain, directory)
+    else:
+        from budgetnet.command import experiment  # Lightning takes seconds to import
+
+        summary = experiment.run(configuration, directory, command_line(overrides if multirun else None), ending)
     if launch().rank == 0:  # once for all processes of a run
         ending.show(directory)
     return objective(directory, summary)

@@ -17,7 +17,7 @@ from typing import Any
 
 from budgetnet.command.gpus import Place, places
 from budgetnet.command.job import score
-from budgetnet.command.names import run_directory
+from budgetnet.command.names import program, program_module, run_directory
 from budgetnet.command.sweeps import Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.processes.launch import GRACE, LEADER, requeue, single_process_environment
@@ -236,7 +236,7 @@ class _Jobs:
             return
         self.free = [place for place in self.free if place not in reserved]
         gpus = [place.gpu for place in reserved]
-        command = [sys.executable, "-m", "src.run", *job.arguments]
+        command = [sys.executable, "-m", program_module(), *job.arguments]
         environment = {**single_process_environment(), LEADER: str(os.getpid())}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -304,7 +304,7 @@ class _Jobs:
         done = sum(value is not None for value in self.values.values())
         unfinished = len(self.waiting) + len(self.running)
         text = f"jobs done: {done}, not done: {unfinished}; continue with the same command: "
-        text += shlex.join(["python", "-m", "src.run", *sys.argv[1:]])
+        text += shlex.join([*program(), *sys.argv[1:]])
         return Interrupted(text) if number == signal.SIGINT else Preempted(f"by {number.name}: {text}")
 
     def _stop_all(self, received: Callable[[], list[signal.Signals]]) -> None:

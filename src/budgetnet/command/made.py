@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from hydra.errors import HydraException
@@ -41,9 +43,16 @@ def _expect(name: str, section: Config, kind: type[Made], made: Any) -> Made:
 def make_data(options: DatasetOptions, section: Config) -> DataModule:
     """Build the dataset of conf/dataset by calling its `_target_` with the options and the source.
 
-    Raises UsageError if the result is not a DataModule.
+    Raises UsageError if the result is not a DataModule, and for image_size and exif if the source does not take them.
     """
-    target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": section.get("source")})
+    source = section.get("source")
+    for name in ("image_size", "exif"):
+        if (value := getattr(options, name)) is None:
+            continue
+        if not isinstance(source, Mapping) or name not in _parameters(str(source.get("_target_"))):
+            raise UsageError(f"dataset.{name}={value}: the images of dataset={options.name} have no such option")
+        source = {**source, name: value}
+    target = instantiate({"_target_": section["_target_"], "_partial_": True, "source": source})
     return _expect("dataset", section, DataModule, target(options=options))
 
 
@@ -78,13 +87,25 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
     return task
 
 
-def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm: bool = False) -> torch.nn.Module:
-    """Build and trace the network of conf/backbone for a dataset. A network of the user is also verified.
+class Shapes(Protocol):
+    """What a network is built for; a DataModule has it."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
+
+
+def make_network(
+    backbone: Config, data: Shapes, task: Task, sync_batchnorm: bool = False, verify: bool = True
+) -> torch.nn.Module:
+    """Build and trace the network of conf/backbone for a dataset. A network of the user is also verified, by default.
 
     See `new_network` for the arguments of its `_target_`. sync_batchnorm: whether batch norms compute their statistics
     over all processes. Raises UsageError for a network that cannot be built or traced, or does not fit the task.
     """
-    section = dict(backbone)
+    section = {name: value for name, value in backbone.items() if name != "weights"}
     frozen = section.pop("frozen", [])
     if not isinstance(frozen, list) or not all(isinstance(name, str) for name in frozen):
         raise UsageError(f"backbone.frozen={frozen}: expected a list of module paths or operations")
@@ -95,7 +116,7 @@ def make_network(backbone: Config, data: DataModule, task: Task, sync_batchnorm:
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     try:
         graph = ChannelGraph.trace(net, torch.empty(1, *data.input_shape), frozen)
-        if not section["_target_"].startswith("budgetnet.backbones."):
+        if verify and not section["_target_"].startswith("budgetnet.backbones."):
             graph.verify()
     except GraphError as error:
         raise UsageError(f"backbone={name}: {error}") from error
@@ -172,6 +193,18 @@ def new_network(section: Config, outputs: int, shape: Sequence[int], task: Task 
     if task.target_dims == 4 and not set(CLASSES) & set(_parameters(section["_target_"])):
         given.add(CLASSES[0])  # an image of the input's channels
     return _expect("backbone", section, torch.nn.Module, construct(target, outputs, channels, **names, given=given))
+
+
+def imported_from(config: Config) -> dict[str, str]:
+    """The folders from which the user's own backbone and task are imported, by the name of their package."""
+    found = {}
+    for section in (config.get("backbone"), config.get("task")):
+        package = str((section or {}).get("_target_", "")).partition(".")[0]
+        module = sys.modules.get(package)
+        if package not in ("", "budgetnet") and (file := getattr(module, "__file__", None)):
+            path = Path(file).resolve()
+            found[package] = str(path.parents[1] if path.name == "__init__.py" else path.parent)
+    return found
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,32 @@ SWEEP = "BUDGETNET_SWEEP"
 """The environment variable with the folder of the sweep, for all of its processes."""
 
 _LONGEST_NAME = 120
+_CHECKOUT = ["python", "-m", "src.run"]
+
+
+def program() -> list[str]:
+    """The words that this process was started with, before its overrides: `budgetnet`, or those of a checkout."""
+    return ["budgetnet"] if Path(sys.argv[0]).stem in ("budgetnet", "main") else _CHECKOUT
+
+
+def program_module() -> str:
+    """The module that `program` runs."""
+    return "src.run" if program() == _CHECKOUT else "budgetnet.command.main"
 
 
 def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    """The directory of a run: `run.dir`, or else root/experiment/name. The name defaults to `run_name(overrides)`."""
+    """The directory of a run: `run.dir`, or else root/experiment/name. The name defaults to `run_name(overrides)`.
+
+    A dataset that is named after its folder is called so there, too, as two folders are two datasets.
+    """
     run = config["run"]
     if run["dir"] is not None:
         return Path(run["dir"])
-    return Path(run["root"], run["experiment"], run["name"] or run_name(overrides))
+    named = [
+        f"dataset={config['dataset']['name']}" if each in ("dataset=folder", "+dataset=folder") else each
+        for each in overrides
+    ]
+    return Path(run["root"], run["experiment"], run["name"] or run_name(named))
 
 
 def run_name(overrides: Iterable[str]) -> str:
@@ -66,3 +86,8 @@ def _file_name(parts: Sequence[str]) -> str:
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def command_line(overrides: Sequence[str] | None = None) -> str:
+    """The command that runs this again: that of this process, or of one job of a sweep with these overrides."""
+    return shlex.join([*program(), *(sys.argv[1:] if overrides is None else overrides)])

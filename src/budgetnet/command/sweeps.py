@@ -23,7 +23,7 @@ from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
 from budgetnet.command.methods import known_methods, refuse_unread, typed
 from budgetnet.command.names import SWEEP as SWEEP
-from budgetnet.command.names import run_name, sweep_name
+from budgetnet.command.names import program, run_name, sweep_name
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import launch
 from budgetnet.runs.files import append_to
@@ -173,4 +173,4 @@ def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] 
 def _with_local_launcher() -> str:
     """The command of this process with hydra/launcher=local, which launches processes for every job."""
     others = [argument for argument in sys.argv[1:] if not argument.startswith(("hydra/launcher=", "hydra.launcher."))]
-    return f"python -m src.run {shlex.join([*others, 'hydra/launcher=local'])}"
+    return shlex.join([*program(), *others, "hydra/launcher=local"])

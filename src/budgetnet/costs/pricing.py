@@ -39,6 +39,11 @@ class Pricing:
         """FLOPs (multiply-accumulates) for one image as of the last `update`; cheap, since every step reads it."""
         return self._flops
 
+    @property
+    def edge_names(self) -> list[str] | None:
+        """The edges that the network has now, or None if it is no network of edges."""
+        return None
+
     def update(self) -> None:
         """Price the network again after its shape has changed."""
         self._flops = self.model.flops()
@@ -55,6 +60,10 @@ class EdgePricing(Pricing):
     def __init__(self, net: Fabric, machines: int = 1) -> None:
         super().__init__(net)
         self.fabric, self.machines = net, machines
+
+    @property
+    def edge_names(self) -> list[str] | None:
+        return list(self.fabric.edges)
 
     @cached_property
     def edges(self) -> EdgeCosts:

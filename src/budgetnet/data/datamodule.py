@@ -14,11 +14,12 @@ from torch import Tensor
 
 from budgetnet.data.arrays import ImageArrays, alike, hold_out, stratified_order
 from budgetnet.data.device_loader import DeviceLoader
-from budgetnet.data.folder import FolderLoader, ImageFolder
+from budgetnet.data.folder import CENTRE, FolderLoader, ImageFolder
 from budgetnet.data.imbalance import long_tailed
 from budgetnet.data.options import DatasetOptions
 from budgetnet.data.picture_loaders import PatchLoader, PictureLoader
 from budgetnet.data.picture_sets import PictureSet
+from budgetnet.data.preprocessing import Preprocessing
 from budgetnet.data.sharding import Batch, plan_batches
 from budgetnet.errors import UsageError
 
@@ -147,14 +148,18 @@ class DataModule(pl.LightningDataModule):
                     "infinite: repair or remove it"
                 )
             line = alike(images.images)
-        else:
+        elif isinstance(images, ImageFolder):
             line = alike(images.sample(_LOOKED_AT))
+        else:
+            return
         if line is not None:
             self.warnings.append(f"{self.name}: {line} of the {role} set: is it read as it should be?")
 
     def _held_out(self, train: ImageSet, own: ImageSet | None = None) -> tuple[ImageSet, ImageSet | None]:
         """The remaining training set and the validation set. own: the validation set of the source, if it has one."""
         count, name = self.options.validation, self.name
+        if isinstance(count, float):
+            count = max(1, round(count * len(train))) if own is None else None
         tenth = f"set dataset.validation={len(train) // 10}, or 0 to hold out none"
         if own is not None and count:
             raise UsageError(
@@ -224,6 +229,21 @@ class DataModule(pl.LightningDataModule):
     def std(self) -> tuple[float, ...]:
         """The standard deviation of each channel, (C,), for pixels in 0..1."""
         return self._statistics()[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, or their numbers if they have none."""
+        names = getattr(self.splits.train, "class_names", ())
+        return tuple(names) if len(names) == self.num_classes else tuple(map(str, range(self.num_classes)))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to a picture before the network sees it in an evaluation."""
+        train, (channels, *size) = self.splits.train, self.input_shape
+        height, width = size
+        mode = {1: "L", 3: "RGB"}.get(channels, "")
+        crop, exif = (CENTRE, train.exif) if isinstance(train, ImageFolder) else (1.0, True)
+        return Preprocessing(mode, (height, width), self.mean, self.std, crop, exif)
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self._mean is None or self._std is None:

@@ -22,16 +22,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from budgetnet.data.device_loader import Normalise
-from budgetnet.data.pixels import as_rgb, is_upright, shown_size
+from budgetnet.data.pixels import as_rgb, orientation, turned
 from budgetnet.data.sharding import Batch, ShardedLoader
 from budgetnet.errors import RunError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SUFFIXES = (".jpeg", ".jpg", ".png")
-MOST_PIXELS = 4096
-"""The largest height and width to which images are resized."""
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Accepted formats of files, whatever their names; Pillow's rarer readers are unsafe for files of unknown origin."""
+
+CENTRE = 224 / 256
+"""The part of the shorter side of an image that an evaluation looks at, as is usual."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels of the stored image."""
@@ -41,7 +41,8 @@ Box = tuple[float, float, float, float]
 class ImageFolder:
     """Image files and their labels, int64 (N,), which are indices of the folders of classes in `class_names`.
 
-    image_size: the height and width to which images are cropped and resized.
+    image_size: the height and width to which images are cropped and resized. exif: whether they are turned as their
+    EXIF orientation says. left_out: what was found below `root` and is not in the set, a line of counts, or "".
     """
 
     root: Path
@@ -49,35 +50,8 @@ class ImageFolder:
     labels: Tensor
     class_names: tuple[str, ...]
     image_size: int = 224
-
-    @staticmethod
-    def scan(root: str | Path, image_size: int = 224) -> ImageFolder:
-        """All files `root/<class>/<name>` that end in .jpeg, .jpg or .png, in alphabetical order.
-
-        Raises UsageError for a missing folder, a folder without classes, a class without images, and a size out of
-        range.
-        """
-        if type(image_size) is not int or not 0 < image_size <= MOST_PIXELS:
-            raise UsageError(f"dataset.source.image_size={image_size!r}: expected 1 to {MOST_PIXELS} pixels")
-        root = Path(root)
-        if not root.is_dir():
-            raise UsageError(
-                f"{root} is not a directory: expected a folder for each class in it, with that class's images"
-            )
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-        if not names:
-            raise UsageError(f"{root} has no class: expected a folder for each class in it, with that class's images")
-        files: list[bytes] = []
-        labels: list[int] = []
-        for label, name in enumerate(names):
-            found = sorted(file.name for file in os.scandir(root / name) if file.name.lower().endswith(SUFFIXES))
-            if not found:
-                raise UsageError(
-                    f"{root / name} has no image: expected files ending in {', '.join(SUFFIXES)}, or no folder"
-                )
-            files += [os.fsencode(f"{name}/{file}") for file in found]
-            labels += [label] * len(found)
-        return ImageFolder(root, np.array(files), torch.tensor(labels), tuple(names), image_size)
+    exif: bool = False
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,7 +85,7 @@ class ImageFolder:
         found = []
         for index in np.linspace(0, len(self) - 1, min(count, len(self))).astype(int).tolist():
             with suppress(UsageError):
-                found.append(decode(self.path(index), centre_crop, min(self.image_size, 64)))
+                found.append(decode(self.path(index), centre_crop, min(self.image_size, 64), self.exif))
         return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) if found else torch.zeros(0, 3, 1, 1)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -119,32 +93,14 @@ class ImageFolder:
         return IMAGENET_MEAN, IMAGENET_STD
 
 
-def imagenet(root: str | Path, download: bool = False, image_size: int = 224) -> tuple[ImageFolder, ImageFolder]:
-    """The training set `root/train/<class>/*.JPEG` and the test set `root/val/<class>/*.JPEG`, of ImageNet or others.
-
-    Nothing is downloaded. Raises UsageError for a missing folder, a class without images, and classes that differ.
-    """
-    for split in ("train", "val"):
-        if not (Path(root) / split).is_dir():
-            raise UsageError(
-                f"dataset.root={root} holds no folder {split}: expected train/<class>/*.JPEG and val/<class>/*.JPEG"
-            )
-    train, test = (ImageFolder.scan(Path(root) / split, image_size) for split in ("train", "val"))
-    different = sorted(set(train.class_names) ^ set(test.class_names))
-    if different:
-        raise UsageError(
-            f"{root}: train and val must have the same classes, but {different[0]} is in one of them alone"
-        )
-    return train, test
-
-
 # -- one image --------------------------------------------------------------------------------------------------------
 
 
-def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray:
+def decode(path: Path, crop: Callable[[int, int], Box], size: int, exif: bool = False) -> np.ndarray:
     """Read an image file, crop it to `crop(width, height)`, and resize it to uint8 (size, size, 3).
 
-    The pixels are those of `pixels.as_rgb`, with their orientation. A JPEG is decoded at half its size or less if the crop still has
+    The pixels are those of `pixels.as_rgb`. exif: whether the image is turned as its EXIF orientation says, before it
+    is cropped. A JPEG is decoded at half its size or less if the crop still has
     `size` pixels on each side. Raises UsageError, naming the file, if it cannot be read or is so large that Pillow
     treats it as an attack.
     """
@@ -152,16 +108,20 @@ def decode(path: Path, crop: Callable[[int, int], Box], size: int) -> np.ndarray
         data = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(BytesIO(data), formats=_FORMATS)
+            opened = Image.open(BytesIO(data), formats=FORMATS)
         with opened as image:
-            width, height = shown_size(image)
+            shown_as = orientation(image) if exif else 1
+            on_its_side = shown_as in (5, 6, 7, 8)
+            width, height = image.size[::-1] if on_its_side else image.size
             left, top, right, bottom = crop(width, height)
             least = math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright(image)
-            pixels = _decode_jpeg(data, *least) if plain else None
+            stored = least[::-1] if on_its_side else least
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            pixels = _decode_jpeg(data, *stored) if plain else None
             if pixels is None:
-                image.draft("RGB", least if is_upright(image) else (max(least), max(least)))
-                pixels = np.array(as_rgb(image))
+                image.draft("RGB", stored)
+                pixels = np.array(as_rgb(image, exif=False))
+            pixels = turned(pixels, shown_as)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -193,16 +153,22 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize (H, W, 3) to (size, size, 3) by antialiased bilinear interpolation."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     resized = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def centre_crop(width: int, height: int, fraction: float = 224 / 256) -> Box:
-    """The centred square whose side is `fraction` of the shorter side; 224 of 256 by default, as is usual."""
-    side = min(width, height) * fraction
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def centre_crop(width: int, height: int, fraction: float = CENTRE) -> Box:
+    """The centred square whose side is `fraction` of the shorter side."""
+    return fitting_crop((1, 1), fraction, width, height)
+
+
+def fitting_crop(size: tuple[int, int], fraction: float, width: int, height: int) -> Box:
+    """A centred box of the shape of `size` (height, width), whose sides are `fraction` of those of the largest one."""
+    scale = min(height / size[0], width / size[1]) * fraction
+    down, across = scale * size[0], scale * size[1]
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, left + across, top + down
 
 
 def random_crop(width: int, height: int, draw: random.Random) -> Box:
@@ -245,9 +211,9 @@ class _BatchReader(Dataset[Batch | UsageError | RunError]):
     def _read(self, index: int) -> np.ndarray:
         path, size = self.data.path(index), self.data.image_size
         if not self.augment:
-            return decode(path, centre_crop, size)
+            return decode(path, centre_crop, size, self.data.exif)
         draw = random.Random(f"{self.key}/{index}")
-        pixels = decode(path, lambda width, height: random_crop(width, height, draw), size)
+        pixels = decode(path, lambda width, height: random_crop(width, height, draw), size, self.data.exif)
         return pixels[:, ::-1] if draw.random() < 0.5 else pixels
 
 

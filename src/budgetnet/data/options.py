@@ -22,7 +22,9 @@ class DatasetOptions:
     eval_batch_size: images in a validation or test batch, over all processes. Every image counts once.
     validation: the number of images held out of the training set, stratified by class if images have one. The split
     depends on split_seed alone, so that runs of different seeds have the same one. 0 holds out none, without
-    validation. None uses the validation set of the source.
+    validation. None uses the validation set of the source. A fraction between 0 and 1 is of the training images, for a
+    source without a validation set; one that it has is used.
+    image_size, exif: further arguments of the source, if it takes them; None leaves them to it.
     limit_train, limit_test: the most images to use, stratified; None uses all.
     imbalance: what part of the last class is left in a long-tailed training set (`long_tailed`); validation and test
     sets stay whole. None keeps all images.
@@ -43,11 +45,13 @@ class DatasetOptions:
     download: bool = field(default=True, metadata=NO_EFFECT)
     batch_size: int = 128
     eval_batch_size: int = field(default=1000, metadata=NO_EFFECT)
-    validation: int | None = 0
+    validation: int | float | None = 0
     split_seed: int = 0
     limit_train: int | None = None
     limit_test: int | None = None
     imbalance: float | None = None
+    image_size: int | None = None
+    exif: bool | None = None
     augment: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -65,6 +69,8 @@ class DatasetOptions:
             raise UsageError("dataset.mean and dataset.std: give both, or neither to have them measured")
 
     def _check_texts_and_switches(self) -> None:
+        if self.root is None:
+            raise UsageError("dataset.root is missing: expected the folder of the images, dataset.root=my_pictures")
         for name in ("root", "name"):
             value = getattr(self, name)
             if not isinstance(value, (str, Path)) or not str(value).isprintable():
@@ -79,6 +85,8 @@ class DatasetOptions:
         whole = fixed | {name: least for name, least in may_be_null.items() if getattr(self, name) is not None}
         for name, least in whole.items():
             value = getattr(self, name)
+            if name == "validation" and isinstance(value, float) and 0 < value < 1:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"dataset.{name}={value}: expected a whole number, {least} or more")
         if self.workers > MOST_WORKERS:

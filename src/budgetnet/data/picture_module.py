@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from budgetnet.data.datamodule import DataModule, ImageSet
 from budgetnet.data.picture_loaders import PatchLoader, PictureLoader, Scale
 from budgetnet.data.picture_sets import PictureSet
+from budgetnet.data.preprocessing import Preprocessing
 from budgetnet.data.sharding import Batch
 from budgetnet.errors import UsageError
 
@@ -41,6 +43,16 @@ class PictureModule(DataModule):
     def train_size(self) -> int:
         """The number of patches in an epoch."""
         return len(self.pictures.tiles()) * self.pictures.patches
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """None: the outputs are images."""
+        return ()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Pictures are taken as they are."""
+        return replace(super().preprocessing, any_size=True)
 
     def further_tests(self) -> dict[str, PictureLoader]:
         test = self.splits.test

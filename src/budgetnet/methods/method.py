@@ -21,7 +21,7 @@ from budgetnet.costs import Budget, TrainCostLedger
 from budgetnet.costs.pricing import Pricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.options import Optimization
-from budgetnet.methods.phases import Phase
+from budgetnet.methods.phases import Phase, Stretch
 from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.optim.sgd import OPTIMIZERS
 from budgetnet.processes.group import Processes
@@ -66,6 +66,10 @@ class Training:
     processes: Processes = field(default_factory=Processes)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    weights: str | None = None
+    """What is said of the trained weights that the network has (backbone.weights, start.from), or None: it has none."""
+    started: bool = False
+    """Whether the network is that of another run (start.from), at its widths."""
 
     # -- progress, updated by the trainer -----------------------------------------------------------------------------
     phase: Phase = field(default_factory=lambda: Phase("train", None, 0.0))
@@ -130,6 +134,8 @@ class Method:
     budgets: the kinds of budget that the method can meet.
     needs_budget: whether a budget must be stated.
     create_graph: whether a step differentiates through gradients.
+    no_weights: why the method cannot start from trained weights of the full backbone, or None if it can. goes_on:
+    whether it can nevertheless start from the network of another run (start.from).
     unused_parameters: whether a step may leave some parameters without a gradient, for which
     DistributedDataParallel then has to search.
     has_examples: whether `examples` chooses any images.
@@ -140,6 +146,8 @@ class Method:
     budgets: ClassVar[tuple[str, ...]] = ("flops", "params", "train_cost")
     needs_budget: ClassVar[bool] = True
     create_graph: ClassVar[bool] = False
+    no_weights: ClassVar[str | None] = None
+    goes_on: ClassVar[bool] = False
     unused_parameters: ClassVar[bool] = False
     has_examples: ClassVar[bool] = False
     optim: Optimization
@@ -282,6 +290,17 @@ class Method:
         chosen = torch.zeros(self.graph.group(group).width, dtype=torch.bool)
         chosen[torch.tensor(plan.keep.get(group, ()), dtype=torch.long)] = True
         return chosen
+
+    def course(self, epochs: int) -> list[Stretch] | None:
+        """What is to come after `epochs` epochs, up to the end of the run, as far as the method foresees it.
+
+        By default nothing: phases last as long as they may, and the last one has the costs of the budget.
+        """
+        return None
+
+    def shortfall(self) -> str | None:
+        """A line about what will keep the network from its budget, and which option would change that, if anything."""
+        return None
 
     # -- records ------------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,15 @@ def learning_rate(schedule: str, base: float, step: int, steps: int, warmup: int
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Epochs that are to come, as far as they can be foreseen. flops: those of the network for one image meanwhile."""
+
+    name: str
+    epochs: int
+    flops: float
+
+
+@dataclass(frozen=True)
 class Phase:
     """A period of a run with one learning-rate schedule.
 

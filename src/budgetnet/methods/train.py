@@ -38,6 +38,8 @@ class Train(Method):
     def start(self, training: Training) -> list[Phase]:
         """Raises UsageError for a budget below the costs of the network, and for widths of another backbone."""
         self.training = training
+        if self.source is not None and training.weights is not None:
+            raise UsageError(f"method.widths_from={self.source} draws new weights: leave it out, or the trained ones")
         if self.source is not None:
             self._take(self.source)
         costs = self._costs(self.graph.widths)
@@ -77,6 +79,7 @@ class Width(Train):
     """Plain training of the backbone with all convolution widths multiplied by the largest number that fits."""
 
     needs_budget = True
+    no_weights = "it draws a network of other widths: use method=l1 or another that prunes"
 
     def __init__(self, optim: Optimization) -> None:
         super().__init__(optim, Source())

@@ -111,7 +111,7 @@ class Processes:
         )
         self.watch.start()
 
-    def _connect(self, strategy: DDPStrategy, store: torch.distributed.Store, timeout: timedelta) -> None:
+    def _connect(self, strategy: DDPStrategy, store: Any, timeout: timedelta) -> None:
         """Connect through a store. Lightning makes its own only for processes that are not connected."""
         assert strategy.accelerator is not None
         strategy.accelerator.setup_device(strategy.root_device)

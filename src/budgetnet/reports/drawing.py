@@ -63,10 +63,12 @@ def new_figure(width: float = SIZE[0], height: float = SIZE[1]) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, with the same bytes for the same figure, and return the path."""
+    """Write a figure as PNG or PDF, by the path, with the same bytes for the same figure, and return the path."""
     path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     with styled(), replacing(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+        figure.savefig(file, format=kind, metadata=metadata)
     return path
 
 

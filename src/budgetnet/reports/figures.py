@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _EPOCHS, _WIDTH, _DEPTH = "epochs finished", "width (channels)", "depth (blocks)"
 _WIDE_BARS = 40  # with more groups, a bar is not visible behind another one
+_LAYERS = 4  # how many lines that lie on each other can be told apart
 _NAMED_LINES = 12  # with more groups, a colour bar replaces the names of lines
 
 
 def growth_path(run: RunDirectory) -> Figure:
     """Draw the width of every group, or the depth of every stage if blocks are added, over the epochs."""
     from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import ScaledTranslation
 
     with styled():
         figure = new_figure()
@@ -55,10 +55,9 @@ def growth_path(run: RunDirectory) -> Figure:
         names = list(widths[0][1])
         for name, colour in zip(names, depth_colours(len(names)), strict=True):
             steps = [at[name] for _, at in widths]
-            line = axes.step(times, [*steps, steps[-1]], where="post", color=colour, linewidth=1.4)[0]
-            # lines of equal widths are shifted by a few points, by depth, so that all are visible
-            inches = (names.index(name) / max(len(names) - 1, 1) - 0.5) * min(len(names), 5) / 72
-            line.set_transform(axes.transData + ScaledTranslation(-inches, inches, figure.dpi_scale_trans))
+            # of lines that lie on each other, those on top are thinner, so that all are visible
+            thickness = 1.2 + 0.9 * ((len(names) - 1 - names.index(name)) % _LAYERS)
+            axes.step(times, [*steps, steps[-1]], where="post", color=colour, linewidth=thickness)
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         values = [width for _, at in widths for width in at.values()]

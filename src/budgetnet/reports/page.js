@@ -64,6 +64,29 @@ table.addEventListener("click", (event) => {
   if (row && !event.target.closest("a") && getSelection().isCollapsed) openRun(row.dataset.run);
 });
 
+const words = [...table.querySelectorAll("tr[data-run]")].map((row) => {
+  const run = data.runs[row.dataset.run];
+  const options = Object.entries(run.options).map(([name, value]) => `${name}=${value}`);
+  return [row, [row.textContent, run.name, run.command ?? "", ...options].join(" ").toLowerCase()];
+});
+
+function filterBy(text) {
+  const wanted = text.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  for (const [row, known] of words) {
+    row.hidden = !wanted.every((word) => known.includes(word));
+    shown += !row.hidden;
+  }
+  for (const body of table.tBodies) {
+    const runs = [...body.querySelectorAll("tr[data-run]")];
+    const mean = body.querySelector("tr.mean");
+    if (mean) mean.hidden = runs.some((row) => row.hidden); // it is of all of them
+  }
+  document.getElementById("shown").textContent = wanted.length ? `${shown} of ${words.length}` : "";
+}
+
+document.getElementById("filter").addEventListener("input", (event) => filterBy(event.target.value));
+
 // Figures ---------------------------------------------------------------------------------------------------------
 
 // Plotly, unpacked from the page; null in a browser that cannot. The table and the runs' numbers do not need it.

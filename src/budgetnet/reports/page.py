@@ -9,7 +9,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
@@ -35,6 +35,7 @@ from budgetnet.reports.tables import (
     with_unit,
 )
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.sections import affecting
 
 Json = dict[str, Any]
 
@@ -66,7 +67,10 @@ def page(runs: Sequence[RunDirectory]) -> str:
     data = {
         "colours": _colours(),
         "panels": _panels(groups, number),
-        "runs": [_run(run, row) for run, row in zip(runs, rows, strict=True)],
+        "runs": [
+            {**_run(run, row), "options": options}
+            for run, row, options in zip(runs, rows, _differing(runs), strict=True)
+        ],
         "repetitions": [[number[id(row)] for row in group.rows] for group in groups],
     }
     scripts = {name: f"\n{_file(f'{name}.js')}\n" for name in ("page", "page_run")}
@@ -228,6 +232,8 @@ def _run(run: RunDirectory, row: Row) -> Json:
             for kind, entry in (summary.get("budget") or {}).items()
         ],
         "deep": bool(run.depths()),
+        "measured": run.column("epoch"),
+        "curves": _curves(run),
         "path": _path(run),
         "sizes": _sizes(run),
         "phases": _phases(run),
@@ -235,6 +241,36 @@ def _run(run: RunDirectory, row: Row) -> Json:
         "grew": run.grew,
         "saturation": _saturation(run),
     }
+
+
+def _curves(run: RunDirectory) -> list[Json]:
+    """The loss and the first metric of every epoch, each in training and in validation; None where it is not known."""
+    metric, found = run.task_metrics[0], []
+    for title, name in (("loss", "loss"), (metric.label, metric.name)):
+        lines = {}
+        for kind, key in (("training", f"train_{name}"), ("validation", f"val_{name}")):
+            values = run.column(key)
+            if any(value is not None for value in values):
+                lines[kind] = [None if value is None else float(f"{value:.4g}") for value in values]
+        if lines:
+            found.append({"title": title, "lines": lines})
+    return found
+
+
+def _differing(runs: Sequence[RunDirectory]) -> list[dict[str, str]]:
+    """For each run its options that affect what is learned, as text, but those that are the same in all runs."""
+    flat = [dict(_leaves(affecting(run.config))) for run in runs]
+    names = sorted({name for options in flat for name in options})
+    differing = [name for name in names if len({options.get(name, "") for options in flat}) > 1]
+    return [{name: options.get(name, "") for name in differing} for options in flat]
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, "null" if tree is None else str(tree)
 
 
 def _path(run: RunDirectory) -> Json:

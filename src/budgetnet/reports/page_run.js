@@ -79,17 +79,15 @@ function drawPath(run, element) {
   const end = Math.max(run.epochs, epochs[epochs.length - 1] + 1);
   const colours = depthColours(lines.length);
   const scale = run.deep ? depthAxis(sizes.flat()) : widthAxis(sizes.flat());
-  const perPixel = (scale.range[1] - scale.range[0]) / 250;
   const traces = lines.map((name, index) => {
-    // Equal widths lie on each other: a shift of a few pixels, by depth, shows them as a bundle.
-    const part = index / Math.max(lines.length - 1, 1) - 0.5;
-    const shift = part * Math.min(lines.length, 5) * 2 * perPixel;
+    // equal widths lie on each other: the later ones are thinner, so that all can be seen
+    const thickness = 1.5 + 1.2 * ((lines.length - 1 - index) % 4);
     const steps = [...sizes[index], sizes[index][epochs.length - 1]];
     return {
       x: [...epochs, end],
-      y: steps.map((size) => (scale.type === "log" ? size * 10 ** shift : size + shift)),
+      y: steps,
       mode: "lines",
-      line: { shape: "hv", color: colours[index], width: 2 },
+      line: { shape: "hv", color: colours[index], width: thickness },
       text: plain(name),
       customdata: steps.map(plain),
       hovertemplate: `%{text}: ${run.deep ? "depth" : "width"} %{customdata} after %{x} epochs<extra></extra>`,
@@ -266,6 +264,51 @@ function command(run) {
   return make("section", {}, make("h3", { textContent: "Command" }), make("pre", { textContent: run.command }));
 }
 
+function differences(index) {
+  // what another run, which is chosen here, was told and reached otherwise
+  if (data.runs.length < 2) return [];
+  const run = data.runs[index];
+  const choice = make("select", { ariaLabel: "Another run" }, make("option", { value: "", textContent: "choose a run" }));
+  data.runs.forEach((other, number) => {
+    if (number !== index) choice.append(make("option", { value: number, textContent: other.name }));
+  });
+  const result = make("div", { className: "scroll" });
+  choice.addEventListener("change", () => {
+    const other = data.runs[choice.value];
+    if (!other) return result.replaceChildren();
+    const facts = [Object.fromEntries(run.facts), Object.fromEntries(other.facts)];
+    const rows = [[run.options, other.options], facts].flatMap(([ours, theirs]) =>
+      [...new Set([...Object.keys(ours), ...Object.keys(theirs)])]
+        .filter((name) => ours[name] !== theirs[name])
+        .map((name) => [name, ours[name] ?? "", theirs[name] ?? ""]),
+    );
+    const line = (tag, cells) => make("tr", {}, ...cells.map((textContent) => make(tag, { textContent })));
+    const body = make("tbody", {}, ...rows.map((cells) => line("td", cells)));
+    return result.replaceChildren(
+      make("table", { className: "differences" }, make("thead", {}, line("th", ["", "this run", other.name])), body),
+    );
+  });
+  const title = make("h3", { textContent: "Differences from another run" });
+  return [make("section", {}, title, make("p", {}, choice), result)];
+}
+
+function drawCurves(curve) {
+  return (run, element) => {
+    const colours = { training: data.colours.final, validation: data.colours.seed };
+    const traces = Object.entries(curve.lines).map(([kind, y]) => ({
+      x: run.measured,
+      y,
+      connectgaps: true,
+      mode: y.length < 40 ? "lines+markers" : "lines",
+      line: { color: colours[kind], width: 2 },
+      marker: { size: 4 },
+      hovertemplate: `${kind} %{y} after %{x} epochs<extra></extra>`,
+    }));
+    const end = Math.max(run.epochs, 1);
+    draw(element, traces, { xaxis: epochAxis(0, end), yaxis: axis({ title: curve.title }) });
+  };
+}
+
 function repetitions(index) {
   const group = data.repetitions.find((members) => members.includes(index));
   if (group.length < 2) return [];
@@ -294,7 +337,15 @@ function showRun(index) {
   details.replaceChildren(...unfinished, ...repetitions(index), facts(run));
   if (run.budgets.length) details.append(budgets(run));
   if (run.command) details.append(command(run));
+  details.append(...differences(index));
   const figures = [];
+  run.curves.forEach((curve) => {
+    const keys = [
+      key(keySign("line", data.colours.final), "training"),
+      key(keySign("line", data.colours.seed), "validation"),
+    ];
+    figures.push(figureSection(`Learning curve: ${curve.title}`, "", keys, drawCurves(curve), run));
+  });
   if (run.sizes && run.round_ends.length) {
     figures.push(
       figureSection(

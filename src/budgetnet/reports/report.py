@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError, in_one_line
-from budgetnet.reports import drawing, edges, exits, figures
+from budgetnet.reports import drawing, edges, exits, figures, learning
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
 from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
+    "learning_curves": (
+        learning.learning_curves,
+        "Training values are means over the epoch, while the network changes; validation is at its end.",
+    ),
     "growth_path": (
         figures.growth_path,
         "Each line is a width group, or a stage if blocks are added; it steps in the rounds (dotted, numbered above) "
-        "in which it changed. Equal lines are drawn side by side.",
+        "in which it changed. Of equal lines the later ones are drawn thinner, on top of the others.",
     ),
     "saturation": (
         figures.saturation_map,
@@ -67,6 +71,10 @@ _FIGURES: dict[str, tuple[Callable[[RunDirectory], Figure], str]] = {
         "Equal distances to the right cost equal amounts of computation, so the slim epochs of the growing phase lie "
         "close together.",
     ),
+    "confusion": (
+        learning.confusion_matrix,
+        "Rows add up to 100; what is below 0.5 is left blank.",
+    ),
     "examples": (
         examples,
         "Each column is a test image, with its labels and the outputs of the network below it. A class has the same "
@@ -83,7 +91,7 @@ _NARROWING = ("Pruning steps", "Narrowed", "Pruning ends by")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.md and figures/*.png into a run directory, finished or not, and return the path of report.md.
+    """Write report.md and figures/*.png, *.pdf into a run directory, finished or not, and return the path of report.md.
 
     Figures without data are left out. Raises UsageError for a path that is not a run directory, and for damaged files.
     """
@@ -92,7 +100,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def draw_figures(run_dir: str | Path) -> list[str]:
-    """Draw figures/*.png into a run directory, those for which there is data.
+    """Draw figures/*.png and *.pdf into a run directory, those for which there is data.
 
     Returns a line for each that cannot be drawn; the others are. Raises UsageError for a path that is not a run
     directory, and for damaged files, and OSError if nothing can be written.
@@ -108,17 +116,22 @@ def draw_figures(run_dir: str | Path) -> list[str]:
     left_out |= set() if run.table("budgeted") else {"accuracy_against_mean_flops"}
     left_out |= set() if run.table("weights") else {"weights_of_exits"}
     left_out |= {"growth_path"} if run.leaves_early else {"accuracy_of_exits"}
+    left_out |= set() if learning.is_drawn(run) else {"confusion"}
     left_out |= {"growth_path"} if run.edges else {"architecture", "edges"}
     for name, (figure, _) in _FIGURES.items():
-        path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
+        paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
+        for path in paths:
+            path.unlink(missing_ok=True)
         if name not in left_out:
             try:
-                drawing.save(figure(run), path)
+                drawn = figure(run)
+                for path in paths:
+                    drawing.save(drawn, path)
             except (UsageError, OSError):
                 raise
             except Exception as error:
-                path.unlink(missing_ok=True)
+                for path in paths:
+                    path.unlink(missing_ok=True)
                 failed.append(f"the figure {name} failed ({in_one_line(error)})")
     return failed
 
@@ -131,9 +144,8 @@ def write_text_of_report(run_dir: str | Path) -> Path:
     run = RunDirectory(run_dir)
     drawn = [name for name in _FIGURES if (run.path / "figures" / f"{name}.png").exists()]
     sections = [
-        _head(run), _warnings(run), _scores(run), _edges(run), exits.section(run), _figure_section(drawn), _sizes(run),
-        _rounds(run),
-        _reading(run), _origin(run),
+        _head(run), _warnings(run), _scores(run), learning.classes_section(run), _edges(run), exits.section(run),
+        _figure_section(drawn), _sizes(run), _rounds(run), _reading(run), _origin(run),
     ]  # fmt: skip
     report = run.path / "report.md"
     write_text(report, "\n".join(section for section in sections if section))
@@ -281,6 +293,8 @@ def _origin(run: RunDirectory) -> str:
         return ""
     seconds = {"in all": "seconds", "growing": "growth_seconds", "compiling": "compile_seconds"}
     lines = [["seed", str(run.fact("seed"))]]
+    if summary.get("started_from"):
+        lines.append(["started from", str(summary["started_from"])])
     lines += [[f"seconds {name}", f"{run.fact(key):.1f}"] for name, key in seconds.items()]
     lines += [[name, str(value)] for part in ("hardware", "versions") for name, value in summary.get(part, {}).items()]
     return "## Where it ran\n\n" + markdown_table(("", ""), lines)

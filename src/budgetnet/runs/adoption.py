@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from budgetnet.errors import RunError, UsageError
 from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.reading import Unreadable, read_json, read_text, read_yaml
 from budgetnet.runs.records import Records, write_text
@@ -103,6 +104,20 @@ def check_same(config: Config, directory: Path) -> None:
             f"{directory} holds a run of another configuration (differing: {', '.join(differing)}); "
             "choose another run.dir or run.name"
         )
+
+
+def finished_summary(config: Config, directory: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
+    check_same(config, directory)
+    try:
+        run = RunDirectory(directory)
+        for name in ("epochs", "best_epoch", f"test_{run.task_metrics[0].name}"):
+            run.fact(name)
+    except UsageError as error:
+        raise RunError(
+            f"{error}; without {directory / 'done.json'} the same command makes the summary again"
+        ) from error
+    return run.summary or {}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -182,6 +182,21 @@ class RunDirectory:
         return _read_arrays(path) if path.exists() else {}
 
     @cached_property
+    def confusion(self) -> tuple[np.ndarray, list[str]] | None:
+        """confusion.npz: how many test images of class i (rows) were predicted as class j, (K, K), and their names.
+
+        None if the task has no such counts. Raises UsageError if the file is damaged.
+        """
+        path = self.path / "confusion.npz"
+        if not path.exists():
+            return None
+        arrays = _read_arrays(path)
+        counts, names = arrays.get("counts", np.zeros(0)), arrays.get("classes", np.zeros(0))
+        if counts.dtype.kind not in "iu" or counts.shape != (len(names), len(names)):
+            raise _damaged(path, "it holds no counts of pairs of classes")
+        return counts, [str(name) for name in names]
+
+    @cached_property
     def summary(self) -> Record | None:
         """summary.json, or None while the run is unfinished. Raises UsageError if the file is damaged."""
         path = self.path / "summary.json"
@@ -301,7 +316,7 @@ def _blamed_on(path: Path, place: str = "") -> Iterator[None]:
         raise _damaged(path, f"{place}{error}") from error
 
 
-def _read_csv(path: Path, required: Sequence[str], texts: Sequence[str] = ()) -> list[Record]:
+def _read_csv(path: Path, required: Sequence[str] = (), texts: Sequence[str] = ()) -> list[Record]:
     """The rows of a table of numbers. required: columns that every row has a value in. texts: the columns of text."""
     if not path.exists():
         return []

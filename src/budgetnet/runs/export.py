@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import tempfile
 import warnings
@@ -10,16 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from budgetnet.errors import RunError, in_one_line
+from budgetnet.runs.records import write_text
 from budgetnet.tasks import Output, each_of
+
+About = Mapping[str, Any]
 
 TOLERANCE = 1e-4
 """The largest difference of logits, relative to the largest logit, that counts as rounding."""
 
+ABOUT = "preprocessing.json"
 OPSET = 17
 """ONNX operator set of model.onnx."""
 
@@ -35,6 +41,7 @@ def export_model(
     directory: str | Path,
     names: Sequence[str] = ("model.pt2", "model.onnx"),
     any_size: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Write model.pt2 (torch.export) and model.onnx to `directory`, and check both against `net`.
 
@@ -43,6 +50,8 @@ def export_model(
     input_shape: (channels, height, width) of one image, normalised as in training. The batch size is dynamic.
     names: the files to write. Each format has networks that it cannot hold.
     any_size: whether height and width are dynamic, too, if the network allows it, as one from images to images may.
+    about: plain values about how the network is used, as preprocessing.json has them. They are the metadata of
+    model.onnx and the extra file preprocessing.json of model.pt2, with the operator set of the former.
     Returns the largest difference of logits, relative to the largest logit, by file name.
     Raises RunError, naming the file and the difference, if logits differ by more than rounding, and naming what a
     format does not hold; then no file is written or replaced.
@@ -52,16 +61,17 @@ def export_model(
     net = copy.deepcopy(net).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.contiguous()
+    about = {} if about is None else {**about, "opset": OPSET}
     if any_size:
         try:
-            return _written(net, input_shape, directory, names, any_size=True)
+            return _written(net, input_shape, directory, names, True, about)
         except Exception:  # the network computes with its sizes in a way that an export cannot keep open
             pass
-    return _written(net, input_shape, directory, names, any_size=False)
+    return _written(net, input_shape, directory, names, False, about)
 
 
 def _written(
-    net: nn.Module, input_shape: Sequence[int], directory: Path, names: Sequence[str], any_size: bool
+    net: nn.Module, input_shape: Sequence[int], directory: Path, names: Sequence[str], any_size: bool, about: About
 ) -> dict[str, float]:
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
@@ -70,7 +80,7 @@ def _written(
         for name in names:
             write, load = _FORMATS[name]
             with _blamed_on(name):
-                write(net, example, dynamic, Path(work, name))
+                write(net, example, dynamic, Path(work, name), about)
                 exported = load(Path(work, name))
             differences[name] = _largest_difference(name, net, exported, input_shape, any_size)
         for name in differences:
@@ -90,20 +100,28 @@ def _blamed_on(name: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise RunError(f"{name} cannot hold this network ({in_one_line(error, 150)}): deploy from best.ckpt") from error
+        reason = in_one_line(error, 150)
+        raise RunError(
+            f"{name} cannot hold this network ({reason}): deploy from best.ckpt, with budgetnet.load"
+        ) from error
 
 
-def _write_pt2(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
+def write_predictor(directory: Path) -> None:
+    """Write predict.py, which needs neither this package nor torch, but model.onnx and preprocessing.json beside it."""
+    write_text(directory / "predict.py", (Path(__file__).parent / "predict_template.py").read_text(encoding="utf-8"))
+
+
+def _write_pt2(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path, about: About) -> None:
     sizes = {dim: torch.export.Dim(name) if dim == 0 else torch.export.Dim.AUTO for dim, name in dynamic.items()}
     program = torch.export.export(net, (example,), dynamic_shapes=(sizes,), strict=False)
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
 
 
 def _load_pt2(path: Path) -> Callable[[Tensor], Output]:
     return torch.export.load(path).module()
 
 
-def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path) -> None:
+def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path, about: About) -> None:
     with torch.no_grad():
         names = _output_names(net(example))
     with warnings.catch_warnings():
@@ -125,6 +143,13 @@ def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], pat
                 },
             },
         )
+    if about:
+        import onnx
+
+        model = onnx.load(path)
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+        onnx.helper.set_model_props(model, values)
+        onnx.save(model, path)
 
 
 def _output_names(output: Output) -> list[str]:
@@ -163,8 +188,7 @@ def _largest_difference(
         if not difference <= TOLERANCE:  # also true for nan
             raise RunError(
                 f"{name} does not compute what the network computes: logits differ by {difference:.3g} of the "
-                f"largest on a batch of {batch}, expected at most {TOLERANCE:g}; it was not written, the "
-                f"checkpoints are not affected: deploy from best.ckpt"
+                f"largest on a batch of {batch}, expected at most {TOLERANCE:g}"
             )
         largest = max(largest, difference)
     return largest

@@ -98,9 +98,9 @@ class _Owner:
             found = self._read()
             if found is None:
                 continue
-            host, pid, started = (found.split() + ["?"] * 3)[:3]
+            host, pid, since = (found.split() + ["?"] * 3)[:3]
             if host == machine():
-                ended = flocked or started(int(pid) if pid.isdecimal() else 0) != started
+                ended = flocked or started(int(pid) if pid.isdecimal() else 0) != since
                 if not ended:
                     _wait(self.path, deadline)
                     continue

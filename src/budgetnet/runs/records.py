@@ -8,11 +8,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from budgetnet.runs.files import append_to, folder_within, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def metric_columns(metrics: Sequence[str], taught: bool = False) -> tuple[str, ...]:
@@ -62,6 +63,8 @@ class Records:
 
         weights: (filters, channels, height, width). selected: which of them the method selects, bool (filters,).
         """
+        import numpy as np
+
         folder = folder_within(self.directory / "filters")
         with replacing(folder / f"round_{round:03d}.npz", folder / "round.tmp") as file:
             np.savez_compressed(file, weights=weights, selected=selected)
@@ -70,8 +73,21 @@ class Records:
         """Write task.json: the name and metrics of the task."""
         write_json(self.directory / "task.json", description)
 
+    def about(self, description: Mapping[str, Any]) -> None:
+        """Write preprocessing.json: what is done to a picture, the names of the classes, the task."""
+        write_json(self.directory / "preprocessing.json", description)
+
+    def confusion(self, counts: np.ndarray, classes: Sequence[str]) -> None:
+        """Write confusion.npz: how many test images of class i (rows) were predicted as class j, and their names."""
+        import numpy as np
+
+        with replacing(self.directory / "confusion.npz", self.directory / "confusion.tmp") as file:
+            np.savez_compressed(file, counts=counts, classes=np.array(classes))
+
     def examples(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write examples.npz: a few images of the test set and outputs of the network for them, in drawing order."""
+        import numpy as np
+
         with replacing(self.directory / "examples.npz", self.directory / "examples.tmp") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -33,6 +35,13 @@ class Classification(Task):
         assert isinstance(output, Tensor)
         return functional.cross_entropy(output, targets, label_smoothing=self.label_smoothing)
 
+    def read(self, output: Output, classes: Sequence[str]) -> list[tuple[str, float]]:
+        """The names and probabilities of all classes, the likeliest first."""
+        assert isinstance(output, Tensor)
+        probabilities = output[0].float().softmax(0)
+        order = probabilities.argsort(descending=True, stable=True).tolist()
+        return [(classes[number], float(probabilities[number])) for number in order]
+
     def sums(self, output: Output, targets: Tensor) -> Tensor:
         """The numbers of images with a correct top-1 prediction, with a correct top-5 prediction, and in all: (3,).
 
@@ -43,6 +52,12 @@ class Classification(Task):
         correct = largest == targets[:, None]
         top1 = (output.argmax(1) == targets).sum()
         return torch.stack([top1, correct.sum(), torch.full_like(top1, len(targets))])
+
+    def confusion(self, output: Output, targets: Tensor) -> Tensor:
+        """Counts of int64."""
+        assert isinstance(output, Tensor)
+        classes = output.shape[1]
+        return torch.bincount(targets * classes + output.argmax(1), minlength=classes**2).view(classes, classes)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
         """Accuracies in percent. The division is in single precision, as in torchmetrics."""

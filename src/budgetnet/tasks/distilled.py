@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,14 @@ class Distilled(Task):
     def compute(self, sums: Tensor) -> dict[str, float]:
         return self.task.compute(sums)
 
+    def confusion(self, output: Output, targets: Tensor) -> Tensor | None:
+        return self.task.confusion(output, _labels(targets))
+
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         return self.task.examples(output, targets)
+
+    def read(self, output: Output, classes: Sequence[str]) -> Any:
+        return self.task.read(output, classes)
 
     def outputs(self, num_classes: int) -> int:
         return self.task.outputs(num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,8 +57,15 @@ class MultiExit(Task):
         each = {f"exit{number}_{name}": at[name] for number, at in enumerate(found, 1) for name in [self.metric.name]}
         return {**found[-1], **each}
 
+    def confusion(self, output: Output, targets: Tensor) -> Tensor | None:
+        return self.task.confusion(output[-1], targets)
+
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         return self.task.examples(output[-1], targets)
+
+    def read(self, output: Output, classes: Sequence[str]) -> Any:
+        """What the last exit says."""
+        return self.task.read(output[-1], classes)
 
     def outputs(self, num_classes: int) -> int:
         return self.task.outputs(num_classes)

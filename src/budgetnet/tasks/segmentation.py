@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +37,11 @@ class Segmentation(Task):
 
     def training_losses(self, output: Output, targets: Tensor) -> Tensor:
         return _losses(output, targets, self.label_smoothing)
+
+    def read(self, output: Output, classes: Sequence[str]) -> Tensor:
+        """The class of every pixel, int64 (H, W)."""
+        assert isinstance(output, Tensor)
+        return output[0].argmax(0)
 
     def sums(self, output: Output, targets: Tensor) -> Tensor:
         """The flattened confusion matrix, (K²,): how many pixels of class i (rows) were predicted as class j."""

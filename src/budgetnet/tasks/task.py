@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,6 +114,10 @@ class Task(ABC):
     def compute(self, sums: Tensor) -> dict[str, float]:
         """The metrics, by name, from the total of the sums of all batches, (S,) float64."""
 
+    def confusion(self, output: Output, targets: Tensor) -> Tensor | None:
+        """How many images of class i (rows) are predicted as class j in a batch, (K, K); None without classes."""
+        return None
+
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         """What a report draws below a few images, a row for each name.
 
@@ -120,6 +125,13 @@ class Task(ABC):
         class.
         """
         return {}
+
+    def read(self, output: Output, classes: Sequence[str]) -> Any:
+        """What an output for one image says, for a person; by default the first head's output (...) itself.
+
+        classes: the names of the classes.
+        """
+        return each_of(output)[0][0]
 
     # -- the output of a network --------------------------------------------------------------------------------------
 

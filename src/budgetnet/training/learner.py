@@ -19,7 +19,7 @@ from budgetnet.data.datamodule import DataModule
 from budgetnet.errors import RunError, UsageError
 from budgetnet.internals import is_compiler_error
 from budgetnet.methods.method import Method
-from budgetnet.methods.phases import Phase
+from budgetnet.methods.phases import Phase, Stretch
 from budgetnet.methods.plan import Plan
 from budgetnet.processes.group import Processes
 from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
@@ -27,6 +27,7 @@ from budgetnet.runs.warnings import Warnings
 from budgetnet.seeding import keyed_seed
 from budgetnet.tasks import Output, Task
 from budgetnet.training.conditions import changed, conditions
+from budgetnet.training.forecast import course
 
 _COLLECT_EVERY = 25  # steps between two collections of the losses, each of which waits for the device
 
@@ -63,6 +64,9 @@ class Learner(pl.LightningModule):
         self._totals = torch.zeros(0, dtype=torch.float64)
         """Totals of the current epoch: the sum of the losses of its steps, their number, and the sums of metrics."""
         self._random_state: list[dict[str, Any]] | None = None
+        self.confusion: Tensor | None = None
+        """After a test: how many images of class i (rows) were predicted as class j. None without classes."""
+        self._output: Output = torch.empty(0)
         training.phase = phases[0]
         training.backward, training.unreduced, training.loss_scale = self._backward, self._unreduced, self._loss_scale
 
@@ -124,6 +128,20 @@ class Learner(pl.LightningModule):
     def _begin_phase(self, number: int, epochs: int) -> None:
         self._phase, self._phase_start = number, epochs
         self.method.training.phase = self.phase
+
+    def course(self, epochs: int) -> list[Stretch]:
+        """What is to come after `epochs` finished epochs, as far as it can be foreseen."""
+        return course(self.method, self.phases[self._phase :], self._phase_start, epochs)
+
+    @property
+    def compiling(self) -> bool:
+        """Whether the next step compiles the network, which may take minutes."""
+        return self._compiling
+
+    @property
+    def running_loss(self) -> float | None:
+        """The mean training loss of the epoch so far, without waiting for the device; None at its beginning."""
+        return float(self._totals[0] / self._totals[1]) if len(self._totals) else None
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -266,7 +284,7 @@ class Learner(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, targets = batch
-        output = self.method.evaluate(images)
+        self._output = output = self.method.evaluate(images)
         losses = self.task.losses(output, targets)
         count = torch.tensor(float(len(targets)), dtype=torch.float64, device=losses.device)
         own = torch.stack([losses.double().sum(), count])
@@ -275,6 +293,8 @@ class Learner(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
+        if self.trainer.testing and (counts := self.task.confusion(self._output, batch[1])) is not None:
+            self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def on_validation_epoch_start(self) -> None:
         self._evaluated.clear()
@@ -282,6 +302,7 @@ class Learner(pl.LightningModule):
         self.method.refresh()
 
     def on_test_epoch_start(self) -> None:
+        self.confusion = None
         self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
@@ -294,6 +315,8 @@ class Learner(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Raises RunError for a test loss that is not finite."""
         self._end_evaluation("test")
+        if self.confusion is not None:
+            self.confusion = self.processes.sum(self.confusion.double()).long().cpu()
 
     def _end_evaluation(self, name: str) -> None:
         total = self.processes.sum(torch.stack(self._evaluated).sum(0).cpu())
@@ -312,6 +335,7 @@ class Learner(pl.LightningModule):
         checkpoint["budgetnet"] = {
             "format": CHECKPOINT_FORMAT,
             "widths": self.method.training.graph.widths,
+            "edges": self.method.training.pricing.edge_names,
             "ledger": self.method.training.ledger.state_dict(),
             "phase": self._phase,
             "phase_start": self._phase_start,

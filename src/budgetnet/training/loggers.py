@@ -32,9 +32,13 @@ _ANSWER, _UPLOAD = 30.0, 300.0
 class Wandb(WandbLogger):
     """A W&B logger whose run is made by `start` when it is first needed, since W&B takes seconds to begin."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
+    def __init__(self, start: Callable[[], Any], artifacts: bool = False) -> None:
         super().__init__()
-        self.start = start
+        self.start, self.artifacts = start, artifacts
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log at the step of the run, so that one that is continued goes on at its step."""
+        self.experiment.log(dict(metrics), step=step)
 
     @property
     @rank_zero_experiment
@@ -48,12 +52,19 @@ class Wandb(WandbLogger):
         """Where W&B keeps what was logged, or None if its run has not begun."""
         return None if self._experiment is None else Path(self._experiment.dir).parent
 
+    @property
+    def offline_folder(self) -> Path | None:
+        """`folder` if the W&B run is offline and can be synced later, else None."""
+        return self.folder if getattr(self._experiment, "offline", False) else None
+
     def send(self, figures: Path, summary: Mapping[str, Any]) -> None:
-        """Send the summary, and the figures of the report."""
+        """Send the summary, the figures of the report, and with `artifacts` the exported network."""
         import wandb
 
         self.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in sorted(figures.glob("*.png"))})
         self.experiment.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
+        if self.artifacts:
+            self.experiment.log_artifact(_artifact(figures.parent))
 
     def finish(self, failed: bool) -> None:
         """End the W&B run, if it has begun."""
@@ -197,7 +208,8 @@ def make_loggers(
         return [Unfailing(_own_logger(config["logger"], directory), warnings)]
     if options.name == "csv" or options.mode == "disabled":
         return []
-    return [Unfailing(Wandb(lambda: _start_run(options, config, directory, warnings)), warnings, _ANSWER)]
+    wandb = Wandb(lambda: _start_run(options, config, directory, warnings), options.artifacts)
+    return [Unfailing(wandb, warnings, _ANSWER)]
 
 
 def _start_run(options: Logging, config: Mapping[str, Any], directory: Path, warnings: Warnings) -> Any:
@@ -258,13 +270,26 @@ def _own_logger(section: Mapping[str, Any], directory: Path) -> Logger:
 
 
 def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -> None:
-    """Send the numbers of the summary to all loggers, and the figures of the report to W&B."""
+    """Send the numbers of the summary to all loggers, and to W&B the figures of the report and the exported network."""
     numbers = {f"summary/{key}": float(value) for key, value in summary.items() if isinstance(value, (int, float))}
     for logger in loggers:
         if isinstance(logger.logger, Wandb):
             logger.ask(logger.logger.send, figures, summary, patience=_UPLOAD)
+            if (folder := logger.logger.offline_folder) is not None:
+                print(f"{'W&B':9}offline in {folder}; to sync it: wandb sync {folder}", flush=True)
         else:
             logger.log_metrics(numbers)
+
+
+def _artifact(directory: Path) -> Any:
+    """The exported network of a run directory and what says how it is used, as an artifact of W&B."""
+    import wandb
+
+    artifact = wandb.Artifact(f"network-{hashlib.sha256(directory.name.encode()).hexdigest()[:8]}", type="model")
+    for name in ("model.pt2", "model.onnx", "preprocessing.json", "predict.py", "summary.json"):
+        if (directory / name).exists():
+            artifact.add_file(str(directory / name))
+    return artifact
 
 
 def close_loggers(loggers: list[Any]) -> None:

@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from budgetnet.errors import UsageError, nearest
 from budgetnet.processes.launch import launch
-from budgetnet.runs.checkpoints import DurableFiles
+from budgetnet.runs.durable_files import DurableFiles
 from budgetnet.sections import TrainerOptions
 
 _REFUSED = {

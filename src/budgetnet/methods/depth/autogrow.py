@@ -58,6 +58,8 @@ class AutoGrow(Method):
     validation value so far of the task's first metric.
     """
 
+    no_weights = "it begins with one block a stage: use method=train, or one that prunes"
+
     def __init__(self, optim: Optimization, growth: BlockRounds, finetune: FineTuning, method: DepthRule) -> None:
         super().__init__(optim)
         self.growth, self.finetune, self.rule = growth, finetune, method

@@ -103,7 +103,7 @@ class EdgeSearch:
     @property
     def learns_weight(self) -> bool:
         """Whether the weight of the cost is learned, so that the budget is used up."""
-        return self.options.cost_weight == AUTO
+        return bool(self.options.cost_weight == AUTO)
 
     # -- a step -----------------------------------------------------------------------------------------------------
 

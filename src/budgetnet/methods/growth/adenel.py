@@ -20,12 +20,21 @@ from budgetnet.methods.growth.capacity import (
 )
 from budgetnet.methods.growth.firefly import firefly_candidates
 from budgetnet.methods.growth.gradients import growth_gradients
-from budgetnet.methods.growth.growing import bounded, grow, growth_limits, rounds_must_fit, with_candidates
+from budgetnet.methods.growth.growing import (
+    SLIM,
+    bounded,
+    grow,
+    growth_course,
+    growth_limits,
+    growth_shortfall,
+    rounds_must_fit,
+    with_candidates,
+)
 from budgetnet.methods.growth.options import Bregman, Growth, LBIFineTuning
 from budgetnet.methods.growth.policy import Planner
 from budgetnet.methods.method import Images, Method, Training
 from budgetnet.methods.options import Optimization
-from budgetnet.methods.phases import Phase
+from budgetnet.methods.phases import Phase, Stretch
 from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.optim import LBI
 from budgetnet.seeding import keyed_seed
@@ -36,6 +45,9 @@ class AdeNeL(Method):
 
     Growth stops early enough to leave fine-tuning its epochs.
     """
+
+    no_weights = SLIM
+    goes_on = True
 
     def __init__(self, optim: Optimization, lbi: Bregman, growth: Growth, finetune: LBIFineTuning) -> None:
         super().__init__(optim)
@@ -54,10 +66,13 @@ class AdeNeL(Method):
         rounds_must_fit(training.epochs, growth, self.finetune)
         largest = max_widths(graph, growth.max_width, growth.linear)
         seed = seed_widths(graph, growth.seed_width, growth.seed_shape, growth.linear)
+        if training.started:
+            seed = graph.widths
         epochs = growth.epochs_per_round + self.finetune.epochs
         shortest = epochs * training.ledger.images_per_epoch * price.flops(seed)
         training.budget.check({**price.costs(seed), "train_cost": shortest}, price.costs(largest))
-        resize_untrained(self.net, seed, training.seed)
+        if not training.started:
+            resize_untrained(self.net, seed, training.seed)
         allowed = {name: largest[name] for name in growing_groups(graph, growth.linear)}
         self.planner = Planner(price, growth, allowed, training.seed)
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))
@@ -137,6 +152,20 @@ class AdeNeL(Method):
     def round_ends(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""
         return self.growing and epochs > 0 and epochs % self.growth.epochs_per_round == 0
+
+    def course(self, epochs: int) -> list[Stretch] | None:
+        if not self.growing:
+            return None
+        limits = growth_limits(self.training, self.growth, self.finetune)
+        used = self.planner.used(limits)
+        uses = self.planner.course(limits)
+        return growth_course(self.training, used, uses, epochs, self.growth, self.finetune)
+
+    def shortfall(self) -> str | None:
+        if not self.growing or self.training.round:
+            return None
+        limits = growth_limits(self.training, self.growth, self.finetune)
+        return growth_shortfall(self.training, self.planner.course(limits), self.growth, self.finetune)
 
     def images(self, epochs: int) -> int:
         return int(self.needs_images and self.round_ends(epochs))

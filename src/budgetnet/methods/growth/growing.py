@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,8 +14,12 @@ from budgetnet.methods.growth.options import NewChannels, Rounds
 from budgetnet.methods.growth.policy import Limit
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning
+from budgetnet.methods.phases import Stretch
 from budgetnet.methods.plan import WidthPlan
 from budgetnet.seeding import keyed_seed
+
+SLIM = "it grows a slim network, and weights of the full one are too wide for it: use method=l1 or another that prunes"
+"""Why methods that grow cannot start from trained weights (`Method.no_weights`)."""
 
 AnyPlan = TypeVar("AnyPlan", bound=WidthPlan)
 
@@ -45,6 +50,45 @@ def bounded(plan: AnyPlan, epochs: int, most_epochs: int, rounds: Rounds, finetu
     if epochs + rounds.epochs_per_round + finetune.epochs > most_epochs:
         return replace(plan, stop="epochs")
     return plan
+
+
+def growth_course(
+    training: Training, used: float, uses: Sequence[float], epochs: int, rounds: Rounds, finetune: FineTuning
+) -> list[Stretch]:
+    """The rounds and the fine-tuning that are to come after `epochs` epochs of growth.
+
+    used: the fraction of the budget that the network uses now. uses: those after the rounds that it would take to use
+    all of it; only as many are taken as `epochs` and `growth.max_rounds` allow (see `bounded`).
+    """
+    length, flops = rounds.epochs_per_round, training.pricing.flops
+    first = length - epochs % length
+    most = 1 + max(0, (training.epochs - finetune.epochs - epochs - first) // length)
+    if rounds.max_rounds is not None:
+        most = min(most, rounds.max_rounds - training.round)
+    course, now = [], used
+    for number, use in enumerate(uses[:most] or [used]):
+        course.append(Stretch(f"round {training.round + number + 1}", length if number else first, flops * now / used))
+        now = use
+    return [*course, Stretch("finetune", finetune.epochs, flops * now / used)]
+
+
+def growth_shortfall(training: Training, uses: Sequence[float], rounds: Rounds, finetune: FineTuning) -> str | None:
+    """What to change if a run is too short for the rounds that it takes to use the whole budget (see `growth_course`).
+
+    uses: the fractions of the budget that are used after each round of the whole run. None if there is enough time.
+    """
+    fitting = (training.epochs - finetune.epochs) // rounds.epochs_per_round
+    most = fitting if rounds.max_rounds is None else min(fitting, rounds.max_rounds)
+    if most >= len(uses):
+        return None
+    needed = len(uses) * rounds.epochs_per_round + finetune.epochs
+    instead = f"epochs={training.epochs} to {needed}, or lower growth.epochs_per_round or finetune.epochs"
+    if most < fitting:
+        instead = f"growth.max_rounds={rounds.max_rounds} to {len(uses)}"
+    use = uses[most - 1] if most else 0.0
+    return (
+        f"growth will end at about {100 * use:.0f} % of its budget, after {most} of {len(uses)} rounds: raise {instead}"
+    )
 
 
 def rounds_must_fit(epochs: int, rounds: Rounds, finetune: FineTuning) -> None:

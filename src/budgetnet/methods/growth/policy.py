@@ -13,6 +13,7 @@ from budgetnet.costs.model import CostModel
 from budgetnet.errors import RunError, UsageError, nearest
 from budgetnet.methods.plan import WidthPlan
 
+_MOST_FORESEEN = 1000
 FULL = 0.99
 """A budget of which this fraction is used counts as reached."""
 
@@ -108,6 +109,30 @@ class Planner:
             raise RunError(f"the plan of round {round} exceeds the budget ({used}), which is an error of this program")
         stop = max(used, key=used.__getitem__) if reached else None
         return WidthPlan(round, before, after, dict(saturation), tuple(candidates), clipped=clipped, stop=stop)
+
+    def used(self, limits: Sequence[Limit]) -> float:
+        """The largest fraction of a limit that the network uses now."""
+        return max(self._used(self.cost.graph.widths, limits).values())
+
+    def course(self, limits: Sequence[Limit]) -> list[float]:
+        """The fractions of the budget that are used after each round to come, the last of which is 1.
+
+        A policy that does not go by costs is taken to widen every group in every round, so it may need more of them.
+        """
+        widths = dict(self.cost.graph.widths)
+        used = [self.used(limits)]
+        while used[-1] < FULL and len(used) < _MOST_FORESEEN:
+            if self.rule.policy in ("cost_aware", "balanced"):
+                used.append(self._next_use(used[-1]))
+                continue
+            ratio, number = self.rule.ratio, self.rule.number
+            wider = {name: max(widths[name] + number, int(widths[name] * (1 + ratio))) for name in self.max_widths}
+            wider = {name: min(self._round_up(name, width), self._widest(name)) for name, width in wider.items()}
+            if all(widths[name] >= width for name, width in wider.items()):
+                break
+            widths.update(wider)
+            used.append(min(1.0, max(self._used(widths, limits).values())))
+        return used[1:]
 
     # -- how much ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from budgetnet.channels.untrained import resize_untrained
 from budgetnet.errors import UsageError
 from budgetnet.methods.growth.firefly import firefly_candidates
-from budgetnet.methods.growth.growing import grow, with_candidates
+from budgetnet.methods.growth.growing import SLIM, grow, with_candidates
 from budgetnet.methods.growth.options import NewChannels
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
@@ -37,6 +37,7 @@ class Replay(Method):
     """
 
     needs_budget = False
+    no_weights = SLIM
 
     def __init__(self, optim: Optimization, growth: NewChannels, finetune: FineTuning, method: ReplayOptions) -> None:
         super().__init__(optim)

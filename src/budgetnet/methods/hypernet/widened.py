@@ -34,6 +34,7 @@ class Widened(Method):
     """
 
     budgets: ClassVar[tuple[str, ...]] = ("flops", "params")
+    no_weights = "its weights are made from latent vectors: use method=l1 or another that prunes"
     floors: Counts
     """The fewest channels of every group."""
 

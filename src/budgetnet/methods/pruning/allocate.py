@@ -1,7 +1,11 @@
-"""How many channels each set of coupled channels keeps so that the network fits its budget."""
+"""How many channels each set of coupled channels keeps so that the network fits its budget.
+
+round_to: a set keeps a multiple of so many channels, or all of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -24,13 +28,15 @@ def widths(coupled: Sequence[CoupledChannels], counts: Sequence[int]) -> dict[st
     return found
 
 
-def uniform(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+def uniform(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits, round_to: int = 1) -> Counts:
     """The channels of each set by the largest common fraction that fits, then single channels, the best first."""
-    counts = _largest(lambda fraction: [_at_least_one(each, fraction * len(each)) for each in coupled], coupled, fits)
-    return _top_up(coupled, scores, counts, fits)
+    counts = _largest(
+        lambda fraction: [_at_least_one(each, fraction * len(each), round_to) for each in coupled], coupled, fits
+    )
+    return _top_up(coupled, scores, counts, fits, round_to)
 
 
-def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits, round_to: int = 1) -> Counts:
     """As many of the channels with the highest scores of the whole network as fit, and at least one of each set."""
     values = torch.cat([each.scores(scores).sort(descending=True).values for each in coupled])
     owner = torch.cat([torch.full((len(each),), number) for number, each in enumerate(coupled)])
@@ -40,12 +46,12 @@ def ranked(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Co
 
     def above(fraction: float) -> Counts:
         best = owner[order[: int(fraction * len(order))]].bincount(minlength=len(coupled))
-        return [_at_least_one(each, float(count)) for each, count in zip(coupled, best, strict=True)]
+        return [_at_least_one(each, float(count), round_to) for each, count in zip(coupled, best, strict=True)]
 
-    return _top_up(coupled, scores, _largest(above, coupled, fits), fits)
+    return _top_up(coupled, scores, _largest(above, coupled, fits), fits, round_to)
 
 
-def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> Counts:
+def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits, round_to: int = 1) -> Counts:
     """The channels that remain at the lowest common error that fits.
 
     The error of a set is the sum of the scores of its removed channels as a fraction of the sum of all its scores.
@@ -57,11 +63,11 @@ def by_error(coupled: Sequence[CoupledChannels], scores: Scores, fits: Fits) -> 
 
     def within(fraction: float) -> Counts:
         return [
-            _at_least_one(each, len(each) - float((lost <= 1 - fraction).sum()))
+            _at_least_one(each, len(each) - float((lost <= 1 - fraction).sum()), round_to)
             for each, lost in zip(coupled, fractions, strict=True)
         ]
 
-    return _top_up(coupled, scores, _largest(within, coupled, fits), fits)
+    return _top_up(coupled, scores, _largest(within, coupled, fits), fits, round_to)
 
 
 def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
@@ -74,7 +80,7 @@ def fits(cost: CostModel, limits: Mapping[str, int]) -> Fits:
     return within
 
 
-def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 0) -> None:
+def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 0, round_to: int = 1) -> None:
     """Check that the full backbone exceeds a limit, and that the narrowest pruned network is within all limits.
 
     limits: by kind ("flops", "params", "train_cost").
@@ -84,7 +90,7 @@ def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 
     Raises UsageError otherwise.
     """
     found = coupled_channels(cost.graph, scope)
-    full, least = cost.costs(), cost.costs(widths(found, [each.blocks for each in found]))
+    full, least = cost.costs(), cost.costs(widths(found, [_at_least_one(each, 0, round_to) for each in found]))
     for costs in (full, least):
         costs["train_cost"] = images * costs["flops"]
     if all(most >= full[kind] for kind, most in limits.items()):
@@ -92,13 +98,20 @@ def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 
     for kind, most in limits.items():
         if most < least[kind]:
             further = ", or set prune.scope=all" if scope == "inner" else ""
+            further += f", or lower prune.round_to={round_to}" if round_to > 1 else ""
             raise UsageError(
                 f"budget.{kind}={most:,} is below the {least[kind]:,} of the narrowest network: raise it{further}"
             )
 
 
-def _at_least_one(each: CoupledChannels, count: float) -> int:
-    return min(len(each), max(1, int(count) // each.blocks) * each.blocks)
+def _step(each: CoupledChannels, round_to: int) -> int:
+    """The number of channels by which a set may become narrower."""
+    return math.lcm(each.blocks, round_to)
+
+
+def _at_least_one(each: CoupledChannels, count: float, round_to: int) -> int:
+    step = _step(each, round_to)
+    return len(each) if count >= len(each) else min(len(each), max(1, int(count) // step) * step)
 
 
 def _largest(counts: Callable[[float], Counts], coupled: Sequence[CoupledChannels], fits: Fits) -> Counts:
@@ -112,8 +125,8 @@ def _largest(counts: Callable[[float], Counts], coupled: Sequence[CoupledChannel
     return counts(low)
 
 
-def _top_up(coupled: Sequence[CoupledChannels], scores: Scores, counts: Counts, fits: Fits) -> Counts:
-    """Add one channel to each set in turn while any fits.
+def _top_up(coupled: Sequence[CoupledChannels], scores: Scores, counts: Counts, fits: Fits, round_to: int) -> Counts:
+    """Add one channel, or `round_to`, to each set in turn while any fits.
 
     In each turn those sets come first whose next channel has the highest score relative to the best of its set.
     """
@@ -124,9 +137,10 @@ def _top_up(coupled: Sequence[CoupledChannels], scores: Scores, counts: Counts, 
         waiting.sort(key=lambda number: -float(ordered[number][counts[number]] / ordered[number][0].clamp_min(1e-30)))
         fitted = []
         for number in waiting:
-            counts[number] += coupled[number].blocks
+            before = counts[number]
+            counts[number] = min(len(coupled[number]), before + _step(coupled[number], round_to))
             if not fits(widths(coupled, counts)):
-                counts[number] -= coupled[number].blocks
+                counts[number] = before
             elif counts[number] < len(coupled[number]):
                 fitted.append(number)
         waiting = fitted

@@ -20,15 +20,20 @@ class Scope:
 
 @dataclass(frozen=True)
 class Pruning(Scope):
-    """When the full backbone is narrowed, and in how many steps. Raises UsageError for values out of range."""
+    """When the full backbone is narrowed, in how many steps, and to multiples of how many channels.
+
+    Raises UsageError for values out of range.
+    """
 
     epochs: int = 150
     steps: int = 1
     epochs_per_step: int = 5
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("prune", epochs=self.epochs, steps=self.steps, epochs_per_step=self.epochs_per_step)
+        require_not_negative("prune", epochs=self.epochs)
+        require_positive("prune", steps=self.steps, epochs_per_step=self.epochs_per_step, round_to=self.round_to)
 
 
 @dataclass(frozen=True)

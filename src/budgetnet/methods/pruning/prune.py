@@ -54,6 +54,10 @@ class Prune(Method):
         """Raises UsageError for a budget that pruning cannot meet, and for phases longer than the run."""
         self.training = training
         prune, finetune = self.options, self.finetune
+        if not prune.epochs and training.weights is None:
+            raise UsageError(
+                "prune.epochs=0 would prune weights that have learned nothing: give trained ones, backbone.weights=FILE"
+            )
         between = prune.steps - 1
         parts = [f"{between} · prune.epochs_per_step={prune.epochs_per_step}"] if between else []
         parts = [f"prune.epochs={prune.epochs}", *parts, f"finetune.epochs={finetune.epochs}"]
@@ -67,7 +71,7 @@ class Prune(Method):
         """Raises UsageError if nothing must be pruned, or if the pruned network or its training exceeds the budget."""
         training, prune, full = self.training, self.options, self.full
         limits = {kind: most for kind, most in training.budget.limits.items() if kind in full}
-        allocate.check(limits, training.pricing.model, prune.scope)
+        allocate.check(limits, training.pricing.model, prune.scope, round_to=prune.round_to)
         most = training.budget.limits.get("train_cost")
         if most is None:
             return
@@ -117,7 +121,7 @@ class Prune(Method):
         limits = limits_after(step, self.options.steps, self.training.budget, self.full)
         scores, found = self.scores(images), self.coupled
         fits = allocate.fits(self.training.pricing.model, limits)
-        return channels_to_keep(found, scores, type(self).allocation(found, scores, fits))
+        return channels_to_keep(found, scores, type(self).allocation(found, scores, fits, self.options.round_to))
 
 
 class L1(Prune):

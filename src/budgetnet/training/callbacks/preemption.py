@@ -1,7 +1,8 @@
-"""SIGTERM and SIGUSR1, which a cluster sends before it stops a job."""
+"""Ctrl-C, and SIGTERM and SIGUSR1, which a cluster sends before it stops a job."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ import pytorch_lightning as pl
 from budgetnet.errors import Preempted
 from budgetnet.internals import leave_signals_alone
 from budgetnet.processes.group import Processes
+from budgetnet.processes.launch import launch
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 
 _AGREE_EVERY = 10  # steps after which several processes exchange whether a signal has come, which waits for the device
 
 
 class Signals:
-    """Handles SIGTERM and SIGUSR1.
+    """Handles SIGINT (Ctrl-C), SIGTERM and SIGUSR1.
 
     received: the last signal that has come, or None. postponed: whether a signal is only recorded and raises nothing.
     """
@@ -31,11 +33,16 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """A context in which the first signal raises Preempted, unless that is postponed."""
+        """A context in which the first signal raises Preempted, unless that is postponed, and a second Ctrl-C ends it.
+
+        A signal that this process ignores stays ignored, as SIGINT does in the background of a shell.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread handles signals
             return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:
@@ -43,9 +50,14 @@ class Signals:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        first, self.received = self.received is None, signal.Signals(number)
+        first, again = self.received is None, self.received is signal.SIGINT and number == signal.SIGINT
+        self.received = signal.Signals(number)
+        if again:
+            raise KeyboardInterrupt
         if first and not self.postponed:
             raise Preempted
+        if first and number == signal.SIGINT and launch().rank == 0:  # print is not safe within a signal handler
+            os.write(2, b"\ninterrupted: a checkpoint is written after this step; Ctrl-C again ends at once\n")
 
 
 class Preemption(pl.Callback):

@@ -1,0 +1,45 @@
+"""Checks of a configuration that need neither torch nor Lightning, so that a refusal takes no seconds.
+
+`command.configuration.parse` checks everything, these sections too, with what the method reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from budgetnet.costs.budget import KINDS, Budget
+from budgetnet.data.options import DatasetOptions
+from budgetnet.methods.options import Optimization
+from budgetnet.options import names_of, read
+from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
+
+NEEDS_NO_BUDGET = ("exits", "l2w", "own", "replay", "train")
+"""The methods of conf/method whose class does not need a budget, or is not known."""
+
+_SECTIONS: Mapping[str, type] = {
+    "": WholeRun,
+    "run": Place,
+    "logger": Logging,
+    "checkpoint": Checkpoints,
+    "trainer": TrainerOptions,
+    "optim": Optimization,
+}
+
+
+def check_early(config: Mapping[str, Any]) -> None:
+    """Raises UsageError for values of the sections that no method changes, and for a missing budget.
+
+    What has another form than conf/ gives it is left to `parse`.
+    """
+    for name, kind in _SECTIONS.items():
+        section = config if not name else config.get(name)
+        if isinstance(section, Mapping) and (not name or {*section} <= names_of(kind)):
+            read(kind, name, section)
+    dataset, budget, method = (config.get(name) for name in ("dataset", "budget", "method"))
+    if isinstance(dataset, Mapping):
+        DatasetOptions(**{name: value for name, value in dataset.items() if name in names_of(DatasetOptions)})
+    if isinstance(budget, Mapping) and {*budget} <= {*KINDS, "machines"}:
+        stated = Budget(**budget)
+        if isinstance(method, Mapping) and method.get("name") not in NEEDS_NO_BUDGET:
+            stated.require()

@@ -1,0 +1,72 @@
+"""The command `budgetnet`, which is `python -m src.run` too: one run, or a sweep of them.
+
+What is wrong with a command is said before torch is imported, where that is known without it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from budgetnet.command.compose import CONF, plain, saved
+from budgetnet.command.explain import explain
+from budgetnet.output import keep_output
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(config: DictConfig) -> float | None:
+    """Run one job of the command and return its objective, or None for a failed job of a sweep."""
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    overrides = [str(each) for each in HydraConfig.get().overrides.task]
+    try:
+        from budgetnet.command.early import check_early
+
+        values = saved(plain(config), overrides)
+        check_early(values)
+        from budgetnet.command.job import run_job
+        from budgetnet.reports import ending
+
+        return run_job(values, overrides, multirun, ending)
+    except Exception as error:
+        if not multirun:
+            sys.exit(explain(error))
+        from budgetnet.command.sweeps import job_failed
+
+        job_failed(overrides, error)
+        return None
+
+
+def _no_mode(*_: Any, **__: Any) -> None:
+    """The option hydra.mode, if it is not given."""
+
+
+def main() -> int:
+    """Return the exit code: 0, 1 after a failure, 2 if nothing can run, 130 after SIGINT, or 143 after SIGTERM."""
+    keep_output()
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        from budgetnet.command.help import text
+
+        print(text())
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
+    code = 0
+    try:
+        if not any("hydra.mode" in word for word in sys.argv):
+            Hydra.get_mode = _no_mode  # type: ignore[method-assign]  # it composes everything once more to see it
+        job()
+    except BaseException as error:
+        code = explain(error)
+    sweeps = sys.modules.get("budgetnet.command.sweeps")
+    sweep = sweeps.SweepStart.sweep if sweeps else None
+    return max(code, sweep.end()) if sweep else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What is to come in a run, and how long it will take."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from budgetnet.channels import ChannelGraph, resize
+from budgetnet.costs import CostModel
+from budgetnet.methods.method import Method
+from budgetnet.methods.phases import Phase, Stretch
+from budgetnet.methods.train import scaled_widths
+from budgetnet.tasks import Task
+
+STEPS = 5
+"""Steps of a network that are timed, after one that is not."""
+
+
+def course(method: Method, phases: Sequence[Phase], began: int, epochs: int) -> list[Stretch]:
+    """What is to come after `epochs` finished epochs: the method's own forecast, or else its phases.
+
+    phases: the current one, which began after `began` epochs, and those after it. A phase that lasts until a plan ends
+    it is taken to last as long as it may, at costs between those of now and of the budget.
+    """
+    if (own := method.course(epochs)) is not None:
+        return own
+    training, now = method.training, float(method.costs()["flops"])
+    end = (
+        min(training.budget.limits.get("flops", now), max(now, training.ledger.full_flops)) if len(phases) > 1 else now
+    )
+    later = sum(phase.epochs or 0 for phase in phases[1:])
+    found = []
+    for number, phase in enumerate(phases):
+        done = epochs - began if number == 0 else 0
+        left = training.epochs - epochs - later if phase.epochs is None else phase.epochs - done
+        flops = end if phase.final and number else (now + end) / 2 if phase.epochs is None else now
+        found.append(Stretch(phase.name, max(left, 0), flops))
+    room = training.epochs - epochs
+    for number, stretch in enumerate(found):  # a run ends after `epochs`, whatever its phases want
+        found[number] = Stretch(stretch.name, min(stretch.epochs, room), stretch.flops)
+        room -= found[number].epochs
+    return found
+
+
+class Clock:
+    """How long a training step takes, as a function of the network's FLOPs, and what is left of a run.
+
+    A step takes a fixed time and one in proportion to the FLOPs, which two points give: steps timed by `calibrate` at
+    the costs of now and of the end, or else the epochs that have been measured. Without either it is in proportion.
+    """
+
+    def __init__(self) -> None:
+        self.points: dict[float, float] = {}
+        """Seconds of a step by FLOPs, from `calibrate`."""
+        self.epochs: dict[float, float] = {}
+        """Seconds of an epoch by FLOPs, a moving average; the last of them is that of now, or of the last size."""
+        self.step: float | None = None
+        """Seconds of a step now, a moving average."""
+
+    def stepped(self, seconds: float) -> None:
+        """A step has taken so many seconds."""
+        self.step = seconds if self.step is None else 0.9 * self.step + 0.1 * min(seconds, 10 * self.step)
+
+    def epoch(self, flops: float, seconds: float) -> None:
+        """An epoch has taken so many seconds, its validation included."""
+        before = self.epochs.pop(flops, seconds)
+        self.epochs[flops] = 0.7 * before + 0.3 * seconds
+
+    def relative(self, flops: float, now: float) -> float:
+        """The time of a step at `flops` divided by that at `now`."""
+        known = self.points if len(self.points) > 1 else self.epochs
+        if len(known) < 2:
+            return flops / now
+        (low, first), (high, second) = min(known.items()), max(known.items())
+        slope = max(second - first, 0.0) / (high - low)
+        at_now = max(first + slope * (now - low), 1e-9)
+        return max(first + slope * (flops - low), 0.1 * first) / at_now
+
+    def left(self, stretches: Sequence[Stretch], now: float, steps: int, done: int, others: float) -> float | None:
+        """Seconds that the stretches take, of which `done` of `steps` steps of the first epoch are over.
+
+        now: FLOPs of the network. others: what an epoch takes beside its steps, as a part of them, before an epoch has
+        been measured. None before the first step.
+        """
+        if self.epochs:
+            last, seconds = next(reversed(self.epochs.items()))
+            epoch = seconds * self.relative(now, last)
+        elif self.step is not None:
+            epoch = self.step * steps * (1 + others)
+        else:
+            return None
+        total = sum(stretch.epochs * self.relative(stretch.flops, now) for stretch in stretches)
+        return max(0.0, epoch * (total - done / steps))
+
+
+def calibrate(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], ends: Sequence[float]) -> dict[float, float]:
+    """Seconds of a forward and backward pass of a batch, by FLOPs, for copies of `net` with about `ends` FLOPs.
+
+    The network, and the state of the random generators, stay as they are.
+    """
+    seconds: dict[float, float] = {}
+    devices = [batch[0].device] if batch[0].device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for end in ends:
+            twin = _scaled(copy.deepcopy(net), end)
+            flops = float(CostModel(ChannelGraph.of(twin)).flops())
+            seconds[flops] = _timed(twin.train(), task, batch)
+    return seconds
+
+
+def _scaled(net: nn.Module, flops: float) -> nn.Module:
+    """The network with the widths of its convolutions times the largest number that gives at most these FLOPs."""
+    graph = ChannelGraph.of(net)
+    model, low, high = CostModel(graph), 0.0, 64.0
+    if abs(model.flops() - flops) < 0.01 * flops:
+        return net
+    for _ in range(30):
+        middle = (low + high) / 2
+        fits = model.flops(scaled_widths(graph, middle)) <= flops
+        low, high = (middle, high) if fits else (low, middle)
+    now = graph.widths
+    resize(net, {name: width for name, width in scaled_widths(graph, low).items() if width != now[name]}, seed=0)
+    return net
+
+
+def _timed(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor]) -> float:
+    """Seconds of a step: the median of `STEPS`, or of fewer that take 3 seconds together."""
+    images, targets = batch
+    found: list[float] = []
+    start = time.perf_counter()
+    for _ in range(STEPS + 1):
+        begin = _now(images)
+        task.loss(net(images), targets).backward()  # type: ignore[no-untyped-call]
+        found.append(_now(images) - begin)
+        if time.perf_counter() - start > 3 and len(found) > 1:
+            break
+    return sorted(found[1:] or found)[len(found[1:] or found) // 2]
+
+
+def _now(images: Tensor) -> float:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text of two digits or so: "45 s", "12 min", "3.4 h", "2.1 days".
+
+    >>> duration(45), duration(754), duration(12345), duration(181440)
+    ('45 s', '13 min', '3.4 h', '2.1 days')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
