@@ -19,7 +19,6 @@ from killed import At, InTurn, Replaced, SmallFiles, Steps, digest, kept, learne
 from budgetnet.runs.adoption import finished
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.records import Records
-from budgetnet.training.callbacks.preemption import Signals
 
 STEP = "budgetnet.training.learner.Learner.training_step"
 SAVE = "budgetnet.runs.durable_files.DurableFiles.save_checkpoint"
@@ -178,16 +177,6 @@ def test_a_run_may_be_told_to_end_at_any_place_also_by_ctrl_c_while_it_is_evalua
 def told(place: str) -> At:
     """SIGTERM at the second call."""
     return At(place, 2, number=signal.SIGTERM)
-
-
-def test_a_second_ctrl_c_ends_a_run_at_once() -> None:
-    signals = Signals()
-    signals.postponed = True
-    with signals.handled():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received is signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """A context in which the first signal raises Preempted, unless that is postponed, and a second Ctrl-C ends it.
+        """A context in which the first signal raises Preempted, unless that is postponed.
 
-        A signal that this process ignores stays ignored, as SIGINT does in the background of a shell.
+        A second one ends the process at once (`processes.insisting`). A signal that this process ignores stays ignored,
+        as SIGINT does in the background of a shell.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread handles signals
@@ -50,10 +51,7 @@ class Signals:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        first, again = self.received is None, self.received is signal.SIGINT and number == signal.SIGINT
-        self.received = signal.Signals(number)
-        if again:
-            raise KeyboardInterrupt
+        first, self.received = self.received is None, signal.Signals(number)
         if first and not self.postponed:
             raise Preempted
         if first and number == signal.SIGINT and launch().rank == 0:  # print is not safe within a signal handler
