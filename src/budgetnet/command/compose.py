@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.errors import UsageError
+from budgetnet.runs.reading import Unreadable, read_yaml
 from budgetnet.sections import affects_result
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     path = Path(str(directory), "config.yaml")
     if directory is None or any("/" in option or affects_result(option) for option in options) or not path.is_file():
         return config
-    found: Any = OmegaConf.load(path)
+    try:
+        found: Any = OmegaConf.create(read_yaml(path))
+    except (OSError, Unreadable):
+        return config  # that it is damaged is said when it is compared (`runs.adoption`)
     for option in (*options, "run.dir"):
         if option in config:  # a whole section or group, such as logger=csv
             found[option] = config[option]

@@ -128,7 +128,7 @@ def known_options() -> list[str]:
         if group in ("experiment", "debug", "recipe"):
             continue
         found |= {group} - {""}
-        tree = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         found |= set(_keys(tree, f"{group}." if group else ""))
     return sorted(
         key for key in found if not key.startswith("hydra") and not {"defaults", "_target_"} & {*key.split(".")}

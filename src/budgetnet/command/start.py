@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from budgetnet.errors import RunError, UsageError
 from budgetnet.methods.method import Method
 from budgetnet.methods.structure import give_structure
 from budgetnet.runs.checkpoints import load_checkpoint
+from budgetnet.runs.reading import Unreadable, read_json, read_text, read_yaml
 from budgetnet.runs.weights import load_weights, read_weights
 
 
@@ -46,8 +46,8 @@ def _go_on(net: nn.Module, run: Path, data: DataModule, outputs: int) -> str:
         state = load_checkpoint(best if best.exists() else run / "last.ckpt")
         if not (run / "done.json").exists():
             raise RunError("it is not finished")
-        classes = tuple(json.loads((run / "preprocessing.json").read_text())["classes"])
-    except (RunError, OSError, ValueError, KeyError) as error:
+        classes = tuple(read_json(read_text(run / "preprocessing.json"))["classes"])
+    except (RunError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"start.from={run}: expected the directory of a finished run ({error})") from error
     source = f"start.from={run}"
     try:
@@ -69,10 +69,11 @@ def inherited(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]
     if run is None:
         return dict(config)
     path = Path(str(run), "config.yaml")
-    if not path.is_file():
-        raise UsageError(f"start.from={run}: expected the directory of a finished run, with its config.yaml")
-    saved = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(saved, dict)
+    try:
+        saved = read_yaml(path)
+    except (OSError, Unreadable) as error:
+        reason = "with its config.yaml" if not path.is_file() else f"but {path} is damaged ({error})"
+        raise UsageError(f"start.from={run}: expected the directory of a finished run, {reason}") from error
     typed = [each.lstrip("+~").partition("=")[0] for each in overrides]
     given, found = OmegaConf.create(dict(config)), OmegaConf.create(dict(config))
     for name in ("backbone", "dataset"):
