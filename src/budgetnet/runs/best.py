@@ -16,9 +16,12 @@ from budgetnet.runs.files import replacing
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:
-    """SHA-256 of the names and tensors of a state dict, by which weights are recognised."""
+    """SHA-256 of the names, tensors and plain values of a state dict, by which weights are recognised."""
     found = hashlib.sha256()
     for name, value in state.items():
+        if not isinstance(value, torch.Tensor):  # of `get_extra_state`
+            found.update(f"{name} {value!r}\n".encode())
+            continue
         tensor = value.detach().cpu().contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy())

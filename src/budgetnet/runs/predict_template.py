@@ -9,7 +9,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 here = Path(__file__).parent
-about = json.loads((here / "preprocessing.json").read_text())
+about = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(here / "model.onnx"))
 height, width = about["size"]
 for file in sys.argv[1:]:

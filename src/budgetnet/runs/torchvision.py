@@ -47,7 +47,7 @@ def export_torchvision(run: str | Path) -> dict[str, Tensor]:
         raise RunError(f"{best} has no weights of {sorted(missing)[0]}: expected those of {name}")
     torch.save(weights, directory.path / WEIGHTS)
     facts = {"network": name, "depths": depths, "widths": widths, "plain": plain(widths, depths)}
-    (directory.path / WIDTHS).write_text(json.dumps(facts, indent=1) + "\n")
+    (directory.path / WIDTHS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return weights
 
 

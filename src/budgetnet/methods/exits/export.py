@@ -66,7 +66,7 @@ def export_exits(
         for stage, file in zip(stages(network, shape), files, strict=True):
             maps = _write(stage, maps, file)
         _check(network, ExportedExits(files), shape, limits)
-        Path(work, ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        Path(work, ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for file in (*files, Path(work, ABOUT)):
             os.replace(file, directory / file.name)
 

@@ -111,7 +111,7 @@ def from_export(directory: str | Path) -> EarlyExit:
     """
     path = Path(directory, ABOUT)
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         thresholds = [-math.inf if each is None else float(each) for each in about["thresholds"]]
         return EarlyExit(ExportedExits([path.parent / name for name in about["stages"]]), thresholds)
     except Exception as error:  # onnxruntime raises what it likes
