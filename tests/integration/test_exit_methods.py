@@ -13,10 +13,11 @@ from commands import run
 from killed import At, learned, rounds, rows
 from several import DDP, WATCHED, launched, of_each_rank
 
+from budgetnet import load
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
 from budgetnet.methods.exits.imta import Collaborating
-from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
+from budgetnet.methods.exits.predict import EarlyExit
 from budgetnet.runs.checkpoints import load_checkpoint
 
 NETWORK = (
@@ -77,15 +78,13 @@ def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_
     """Up to an image whose confidence convolutions of another batch size round to the other side of a threshold."""
     summary = json.loads((whole(method) / "summary.json").read_text())
     parts = build(composed(["method=train", *NETWORK]), tmp_path / "run")
-    state = load_checkpoint(whole(method) / "best.ckpt")
-    net = in_phase(parts.learner.net, state["budgetnet"])
-    assert isinstance(net, Collaborating) is (method == "imta")
-    weights = state["state_dict"].items()
-    net.load_state_dict({name.removeprefix("net."): value for name, value in weights if name.startswith("net.")})
-    early = leaving_early(net, state["state_dict"])
-    assert isinstance(early, EarlyExit)
+    loaded = load(whole(method))
+    assert isinstance(loaded.net, EarlyExit) and isinstance(loaded.net.network, Collaborating) is (method == "imta")
     ((images, targets),) = parts.data.test_dataloader()
-    found = early.predict(images)
+    found = loaded.net.predict(images)
+    assert torch.equal(loaded(images).argmax(1), found.classes)
+    (name, probability), *_ = loaded.predict(torch.zeros(8, 8))
+    assert name in loaded.classes and probability >= 0.1
     assert abs(int((found.classes == targets).sum()) - summary["test_top1"] / 2) <= 1
     gone = torch.bincount(found.exits, minlength=3)
     assert (gone - torch.tensor(summary["exits"]["test_leaving"])).abs().sum() <= 2
