@@ -49,7 +49,7 @@ def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_te
     assert (
         refused.returncode == 2 and "(differing: optim.lr)" in refused.stderr and len(refused.stderr.splitlines()) == 1
     )
-    assert "budget:" in run("--help").stdout
+    assert "budget.flops=50%" in run("--help").stdout
 
 
 def test_the_process_that_is_forked_has_imported_everything_and_has_one_thread(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from budgetnet.command.names import SWEEP, command_line, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import end_with_parent, launch
-from budgetnet.runs.adoption import finished, finished_summary
 
 if TYPE_CHECKING:
     from budgetnet.command.experiment import Ending
@@ -39,6 +38,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     end_with_parent()
     from budgetnet.command.configuration import parse
     from budgetnet.command.methods import method_class, refuse_unread
+    from budgetnet.runs.adoption import finished, finished_summary
 
     if multirun:
         refuse_several_devices(config["trainer"], command_line(["-m", *overrides, "hydra/launcher=local"]))

@@ -13,7 +13,7 @@ import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from budgetnet.command.compose import CONF, plain, saved
 from budgetnet.command.explain import explain
@@ -24,7 +24,7 @@ from budgetnet.output import keep_output
 def job(config: DictConfig) -> float | None:
     """Run one job of the command and return its objective, or None for a failed job of a sweep."""
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = [str(each) for each in HydraConfig.get().overrides.task]
+    overrides = list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)))
     try:
         from budgetnet.command.early import check_early
 

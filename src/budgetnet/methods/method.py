@@ -23,7 +23,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.options import Optimization
 from budgetnet.methods.phases import Phase, Stretch
 from budgetnet.methods.plan import Plan, WidthPlan
-from budgetnet.optim.sgd import OPTIMIZERS
+from budgetnet.optim.sgd import adam, sgd
 from budgetnet.processes.group import Processes
 from budgetnet.tasks import Output, Task
 
@@ -193,7 +193,8 @@ class Method:
         others have their own rates and step together with it.
         """
         optim = self.optim
-        return [OPTIMIZERS[optim.optimizer](self.net, optim.lr, optim.momentum, optim.weight_decay)]
+        make = {"sgd": sgd, "adam": adam}[optim.optimizer]
+        return [make(self.net, optim.lr, optim.momentum, optim.weight_decay)]
 
     # -- a step -------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from budgetnet.errors import UsageError
 from budgetnet.methods.phases import SCHEDULES, Phase
-from budgetnet.optim.sgd import OPTIMIZERS
 from budgetnet.options import require_not_negative, require_one_of, require_positive
+
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Optimization:
             "optim", momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs
         )
         require_one_of("optim", "schedule", self.schedule, SCHEDULES)
-        require_one_of("optim", "optimizer", self.optimizer, tuple(OPTIMIZERS))
+        require_one_of("optim", "optimizer", self.optimizer, OPTIMIZERS)
         if self.momentum >= 1:
             raise UsageError(f"optim.momentum={self.momentum}: expected 0 up to, not including, 1")
         if not 0 <= self.label_smoothing < 1:

@@ -22,7 +22,3 @@ def _groups(net: nn.Module) -> list[dict[str, Any]]:
     matrices = [p for p in net.parameters() if p.dim() > 1]
     vectors = [p for p in net.parameters() if p.dim() <= 1]
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-
-
-OPTIMIZERS = {"sgd": sgd, "adam": adam}
-"""By the value of `optim.optimizer`."""
