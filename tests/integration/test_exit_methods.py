@@ -83,7 +83,7 @@ def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_
     ((images, targets),) = parts.data.test_dataloader()
     found = loaded.net.predict(images)
     assert torch.equal(loaded(images).argmax(1), found.classes)
-    (name, probability), *_ = loaded.predict(torch.zeros(8, 8))
+    (name, probability), *_ = loaded.predict(torch.zeros(loaded.preprocess.size))
     assert name in loaded.classes and probability >= 0.1
     assert abs(int((found.classes == targets).sum()) - summary["test_top1"] / 2) <= 1
     gone = torch.bincount(found.exits, minlength=3)

@@ -99,8 +99,8 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     with _importing(of_task), torch.random.fork_rng(devices=[]):
         task = _task(config.get("task") or of_task.get("section"), about["task"])
         net = make_network(config["backbone"], shapes, task, verify=False)
-    give_structure(net, state["budgetnet"])
     net = in_phase(net, state["budgetnet"])
+    give_structure(net, state["budgetnet"])
     weights = {name.removeprefix("net."): value for name, value in state["state_dict"].items()}
     own = net.state_dict()
     try:

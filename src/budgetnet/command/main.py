@@ -24,7 +24,8 @@ from budgetnet.output import keep_output
 def job(config: DictConfig) -> float | None:
     """Run one job of the command and return its objective, or None for a failed job of a sweep."""
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = list(map(str, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)))
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    overrides = [str(each) for each in task]
     try:
         from budgetnet.command.early import check_early
 
