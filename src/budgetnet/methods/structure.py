@@ -26,4 +26,6 @@ def give_structure(net: nn.Module, state: Mapping[str, Any]) -> None:
         now = depths(net, stages)
         change_depth(net, stages, {name: depth for name, depth in deep.items() if now.get(name) != depth}, seed=0)
     widths = ChannelGraph.of(net).widths
-    resize(net, {name: width for name, width in state["widths"].items() if widths.get(name) != width}, seed=0)
+    plan = {name: width for name, width in state["widths"].items() if widths.get(name) != width}
+    if plan:
+        resize(net, plan, seed=0)
