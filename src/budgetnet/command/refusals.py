@@ -18,6 +18,7 @@ from pytorch_lightning.profilers import Profiler
 
 from budgetnet.command.configuration import Configuration
 from budgetnet.errors import RunError, UsageError, in_one_line
+from budgetnet.processes.group import lost
 
 _LIBRARIES = tuple(str(Path(module.__file__ or "").parent) for module in (pl, lightning_fabric, torch))
 _NO_KERNEL = re.compile(r"not implemented for '(Half|BFloat16|Double|Float8\w*)'")
@@ -26,9 +27,10 @@ _NO_KERNEL = re.compile(r"not implemented for '(Half|BFloat16|Double|Float8\w*)'
 def refusal(error: BaseException, options: Configuration) -> UsageError | None:
     """The line for an error that a library has raised because of an option, or None for any other error.
 
-    An error that is raised in code of the user or of this project is none: it keeps its traceback.
+    An error that is raised in code of the user or of this project is none, and keeps its traceback; nor is the lost
+    connection to another process.
     """
-    if not isinstance(error, Exception) or isinstance(error, (UsageError, RunError)):
+    if not isinstance(error, Exception) or isinstance(error, (UsageError, RunError)) or lost(error):
         return None
     text = in_one_line(error)
     frames = list(_frames(error.__traceback__))

@@ -200,7 +200,7 @@ class Processes:
         """
         if not self.several or isinstance(error, SystemExit):
             return error
-        if _lost(error):
+        if lost(error):
             error = self._who_ended(error)
             if self.rank != 0 and signalled:
                 return SystemExit(143)
@@ -251,7 +251,7 @@ def order_buckets(wrapped: DistributedDataParallel, shape: Sequence[int]) -> Non
     wrapped.zero_grad(set_to_none=True)
 
 
-def _lost(error: BaseException) -> bool:
+def lost(error: BaseException) -> bool:
     """Whether the error only says that the connection to another process is lost."""
     distributed = isinstance(error, torch.distributed.DistError)
     return distributed or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
