@@ -98,13 +98,13 @@ class _Owner:
             found = self._read()
             if found is None:
                 continue
-            host, pid, started = (found.split() + ["?"] * 3)[:3]
+            host, pid, begun = (found.split() + ["?"] * 3)[:3]
             if host == machine():
-                ended = flocked or started(int(pid) if pid.isdecimal() else 0) != started
+                ended = flocked or started(int(pid) if pid.isdecimal() else 0) != begun
                 if not ended:
                     _wait(self.path, deadline)
                     continue
-            elif not self._is_abandoned(found, deadline):
+            elif not self.path.is_symlink() and not self._is_abandoned(found, deadline):
                 continue
             self._replace()
             if not (flocked and host == machine()):  # others may take it over at the same time
