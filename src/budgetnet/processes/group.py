@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from budgetnet.errors import Preempted, RunError, UsageError
@@ -111,7 +111,7 @@ class Processes:
         )
         self.watch.start()
 
-    def _connect(self, strategy: DDPStrategy, store: torch.distributed.Store, timeout: timedelta) -> None:
+    def _connect(self, strategy: DDPStrategy, store: Store, timeout: timedelta) -> None:
         """Connect through a store. Lightning makes its own only for processes that are not connected."""
         assert strategy.accelerator is not None
         strategy.accelerator.setup_device(strategy.root_device)
