@@ -103,7 +103,8 @@ def test_run_directories_are_found_once_each_at_and_below_the_paths(make_run: Ma
     for name in ("a/x", "a/y", "b"):
         make_run(name)
     shutil.copytree(tmp_path / "b", tmp_path / "not_a_run")
-    (tmp_path / "not_a_run" / "metrics.csv").unlink()
+    for name in ("metrics.csv", "summary.json"):
+        (tmp_path / "not_a_run" / name).unlink()
     found = find_run_directories([tmp_path, tmp_path / "a", tmp_path / "b"])
     assert [str(run.path.relative_to(tmp_path)) for run in found] == ["a/x", "a/y", "b"]
     with pytest.raises(UsageError, match="not_a_run holds no run directory"):
