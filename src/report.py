@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from budgetnet.errors import UsageError
+from budgetnet.errors import UsageError, in_one_line
 from budgetnet.output import keep_output
 from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
@@ -91,6 +91,8 @@ def write(rows: Sequence[Row], directory: Path) -> None:
         save(score_against_cost(rows), directory / "accuracy_against_cost.png")
     except OSError as error:
         raise UsageError(f"--out {directory}: cannot be written ({error.strerror}); choose another folder") from error
+    except (ValueError, ArithmeticError) as error:  # such as a name that matplotlib takes for a formula
+        print(f"warning: accuracy_against_cost.png cannot be drawn ({in_one_line(error)})", file=sys.stderr)
 
 
 def write_html(runs: Sequence[RunDirectory], path: Path) -> None:

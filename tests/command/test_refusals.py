@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision.precision import Precision
 
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
@@ -58,6 +59,14 @@ def test_what_a_precision_has_no_code_for_is_said_with_it() -> None:
     error = raised_in_torch(lambda: torch._check(False, lambda: "\"eigh\" not implemented for 'BFloat16'"))
     found = refusal(error, parsed("trainer.precision=bf16-true"))
     assert str(found).startswith("trainer.precision=bf16-true: ") and refusal(error, parsed()) is None
+
+
+def test_an_error_that_only_passes_through_a_part_of_lightnings_is_not_blamed_on_it() -> None:
+    def step() -> None:
+        torch._check(False, lambda: "[gloo] Connection closed by peer")
+
+    error = raised_in_torch(lambda: Precision()._wrap_closure(None, None, step))  # type: ignore[arg-type]
+    assert refusal(error, parsed()) is None and refusal(error, parsed("trainer.precision=bf16-mixed")) is None
 
 
 def test_a_bug_of_the_user_or_of_the_project_is_no_refusal() -> None:

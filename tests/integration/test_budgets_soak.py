@@ -154,10 +154,16 @@ def narrowed(draw: random.Random) -> Outcome:
     least = cost.costs({**graph.widths, **allocate.widths(coupled, [each.blocks for each in coupled])})
     limits = random_limits(draw, least, cost.costs())
     _, plan = narrow(graph, random_scores(draw, graph), floors, limits)
+    full = graph.widths
     resize(net, plan)
     left = CostModel(ChannelGraph.of(net))
     check_count(draw, net, left)
-    return judged(left.costs(), [], limits)
+    widths, steps = left.graph.widths, []
+    for each in coupled:
+        wider = {name: widths[name] + each.blocks for name in each.groups}
+        if all(wider[name] <= full[name] == len(each) for name in each.groups):  # sets of whole groups
+            steps.append(left.costs({**widths, **wider}))
+    return judged(left.costs(), steps, limits)
 
 
 def chosen(draw: random.Random) -> Outcome:

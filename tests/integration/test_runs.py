@@ -248,7 +248,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
         if (tmp_path / "broken").exists():
             raise RunError("no memory")
 
-    class Launch(Exception): ...
+    class Launch(BaseException): ...
 
     def start(*_: Any) -> None:
         events.append("wandb")

@@ -128,3 +128,12 @@ def test_scores_that_are_not_finite_are_read(make_run: MakeRun) -> None:
     cell("val_top1", "inf")(run)
     change("summary.json", test_top1_last=float("nan"))(run)
     assert RunDirectory(run).metrics[0]["val_top1"] == float("inf") and RunDirectory(run).summary
+
+
+def test_a_name_that_is_no_formula_costs_the_figure_alone(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(backbone=r"$\nonsense{$")
+    assert main([str(run), "--out", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "out" / "table.md").exists() and (tmp_path / "page.html").exists()
+    assert "Traceback" not in capsys.readouterr().err

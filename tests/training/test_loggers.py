@@ -130,6 +130,7 @@ def test_the_service_of_wandb_killed_in_the_middle_of_training_stops_the_logging
     monkeypatch.setenv("WANDB_MODE", "offline")
     warnings = Warnings()
     (logger,) = make_loggers(Logging("wandb"), {"run": {"experiment": "default"}}, tmp_path, warnings)
+    logger.begin()
     logger.log_metrics({"loss": 1.0})
     found = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True).stdout
     for service in found.split():

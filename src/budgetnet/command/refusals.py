@@ -40,9 +40,11 @@ def refusal(error: BaseException, options: Configuration) -> UsageError | None:
         return UsageError(f"{option}: {text}")
     if "does not have a deterministic implementation" in str(error):
         return UsageError(f"trainer.deterministic={options.trainer.deterministic}: {text}")
-    for _, owner in reversed(frames):
-        if option := _option_of(owner, options):
-            return UsageError(f"{option}: {text}")
+    file, owner = frames[-1]  # others are passed by every error of a training step
+    if owner is None and len(frames) > 1 and frames[-2][0] == file:  # a function beside the class
+        owner = frames[-2][1]
+    if option := _option_of(owner, options):
+        return UsageError(f"{option}: {text}")
     if isinstance(error, MisconfigurationException):
         return UsageError(f"trainer with {', '.join(options.trainer.stated) or 'its defaults'}: {text}")
     return None

@@ -229,12 +229,13 @@ def _rounds(run: RunDirectory) -> str:
     if not run.rounds or run.leaves_early:  # of which the only round is the end of a phase
         return ""
     title, who, ends = ("Growth rounds", "Grown", "Growth ends by") if run.grew else _NARROWING
+    costs = ("flops", "params", "train_cost_flops")
     header = ("Round", "Epoch", who, "FLOPs", "Params", "Train cost so far", "Pause (ms)", ends)
     lines = [
         [
-            str(record["round"]), str(record["epoch"]), _who_changed(record), format_quantity(record["flops"]),
-            format_quantity(record["params"]), format_quantity(record["train_cost_flops"]),
-            f"{record['pause_ms']:.1f}", record["stop"] or "",
+            str(record["round"]), str(record["epoch"]), _who_changed(record),
+            *(format_quantity(record[name]) if name in record else "" for name in costs),
+            f"{record.get('pause_ms', 0):.1f}", record.get("stop") or "",
         ]
         for record in run.rounds
     ]  # fmt: skip

@@ -104,7 +104,7 @@ class _Owner:
                 if not ended:
                     _wait(self.path, deadline)
                     continue
-            elif not self._is_abandoned(found, deadline):
+            elif not self.path.is_symlink() and not self._is_abandoned(found, deadline):
                 continue
             self._replace()
             if not (flocked and host == machine()):  # others may take it over at the same time

@@ -131,15 +131,19 @@ SUMMARY: Mapping[str, Check] = {
 }
 """What the entries of summary.json are, where they are there."""
 ROUND: Mapping[str, Check] = {
-    **dict.fromkeys(("round", "epoch", "params", "flops", "train_cost_flops"), a_count),
-    "pause_ms": a_number,
-    "stop": or_none(a_text),
+    **dict.fromkeys(("round", "epoch"), a_count),
     "plan": a_mapping(a_change),
     "widths": a_mapping(a_count),
 }
 """What every line of growth.jsonl has."""
-FURTHER_IN_ROUND: Mapping[str, Check] = {"depths": a_mapping(a_change), "edges": a_list(a_text)}
-"""What some lines of growth.jsonl have, too."""
+FURTHER_IN_ROUND: Mapping[str, Check] = {
+    **dict.fromkeys(("params", "flops", "train_cost_flops"), a_count),
+    "pause_ms": a_number,
+    "stop": or_none(a_text),
+    "depths": a_mapping(a_change),
+    "edges": a_list(a_text),
+}
+"""What a line of growth.jsonl may have, too."""
 
 
 def checked(values: Mapping[str, Any], checks: Mapping[str, Check], required: bool = False) -> None:
