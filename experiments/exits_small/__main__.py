@@ -1,4 +1,4 @@
-"""python -m experiments.exits_small runs/exits_small      results.csv, table.md and curves.png out of its runs"""
+"""python -m experiments.exits_small runs/exits_small      results.csv, curves.png, and the table in README.md"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ BUDGETS = {"1M": 1_000_000, "1.5M": 1_500_000}
 """Mean FLOPs. The first is the one that the runs were selected by."""
 ROWS = {("l2w", 8): "weighted", ("exits", 14): "equal, at its train cost", ("exits", 8): "equal, as many epochs"}
 COLOURS = dict(zip(ROWS.values(), (VERMILION, BLUE, GREY), strict=True))
+BEGIN, END = "<!-- the table, by python -m experiments.exits_small -->", "<!-- end of the table -->"
 EXITS = ("exit 1", "exit 2", "exit 3")
 
 Line = dict[str, str]
@@ -27,7 +28,6 @@ Line = dict[str, str]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.exits_small", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     runs = [run for run in find_run_directories([options.folder]) if run.done]
     lines = sorted((result(run) for run in runs), key=lambda line: (line["samples"], line["seed"]))
@@ -35,9 +35,16 @@ def main() -> None:
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_text(options.out / "results.csv", text.getvalue())
-    write_text(options.out / "table.md", table(lines))
-    draw(runs, options.out / "curves.png")
+    write_text(HERE / "results.csv", text.getvalue())
+    write_text(HERE / "README.md", with_table((HERE / "README.md").read_text(), lines))
+    draw(runs, HERE / "curves.png")
+
+
+def with_table(readme: str, lines: Sequence[Line]) -> str:
+    """The text of README.md with its table made anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table(lines)}{END}{after}"
 
 
 def samples(run: RunDirectory) -> str:
