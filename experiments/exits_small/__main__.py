@@ -100,6 +100,8 @@ def draw(runs: Sequence[RunDirectory], path: Path) -> None:
         )
         for row, colour in COLOURS.items():
             its = [run for run in runs if samples(run) == row]
+            if not its:
+                continue
             settings = zip(*(run.table("budgeted") for run in its), strict=True)
             points = [[(each["test_mean_flops"], each["test_accuracy"]) for each in setting] for setting in settings]
             flops, scores = ([[point[k] for point in setting] for setting in points] for k in (0, 1))
@@ -110,7 +112,7 @@ def draw(runs: Sequence[RunDirectory], path: Path) -> None:
             low, high = ([mean + sign * by for mean, by in zip(means, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(across, low, high, color=colour, alpha=0.15, linewidth=0)
             summaries = [run.summary or {} for run in its]
-            for number in range(1, 1 + len(EXITS) if its else 1):
+            for number in range(1, 1 + len(EXITS)):
                 values = [summary[f"test_exit{number}_top1"] for summary in summaries]
                 at = summaries[0]["exits"]["flops"][number - 1]
                 deviation = statistics.stdev(values) if len(values) > 1 else 0.0
