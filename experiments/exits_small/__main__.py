@@ -1,4 +1,4 @@
-"""python -m experiments.exits_small runs/exits_small      results.csv, table.md and curves.png out of its runs"""
+"""python -m experiments.exits_small runs/exits_small      results.csv, curves.png, and the table in README.md"""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ BUDGETS = {"1M": 1_000_000, "1.5M": 1_500_000}
 """Mean FLOPs. The first is the one that the runs were selected by."""
 ROWS = {("l2w", 8): "weighted", ("exits", 14): "equal, at its train cost", ("exits", 8): "equal, as many epochs"}
 COLOURS = dict(zip(ROWS.values(), (VERMILION, BLUE, GREY), strict=True))
+BEGIN, END = "<!-- the table, by python -m experiments.exits_small -->", "<!-- end of the table -->"
 EXITS = ("exit 1", "exit 2", "exit 3")
 
 Line = dict[str, str]
@@ -27,7 +28,6 @@ Line = dict[str, str]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.exits_small", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     runs = [run for run in find_run_directories([options.folder]) if run.done]
     lines = sorted((result(run) for run in runs), key=lambda line: (line["samples"], line["seed"]))
@@ -35,9 +35,16 @@ def main() -> None:
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    write_text(options.out / "results.csv", text.getvalue())
-    write_text(options.out / "table.md", table(lines))
-    draw(runs, options.out / "curves.png")
+    write_text(HERE / "results.csv", text.getvalue())
+    write_text(HERE / "README.md", with_table((HERE / "README.md").read_text(), lines))
+    draw(runs, HERE / "curves.png")
+
+
+def with_table(readme: str, lines: Sequence[Line]) -> str:
+    """The text of README.md with its table made anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table(lines)}{END}{after}"
 
 
 def samples(run: RunDirectory) -> str:
@@ -93,6 +100,8 @@ def draw(runs: Sequence[RunDirectory], path: Path) -> None:
         )
         for row, colour in COLOURS.items():
             its = [run for run in runs if samples(run) == row]
+            if not its:
+                continue
             settings = zip(*(run.table("budgeted") for run in its), strict=True)
             points = [[(each["test_mean_flops"], each["test_accuracy"]) for each in setting] for setting in settings]
             flops, scores = ([[point[k] for point in setting] for setting in points] for k in (0, 1))
@@ -103,7 +112,7 @@ def draw(runs: Sequence[RunDirectory], path: Path) -> None:
             low, high = ([mean + sign * by for mean, by in zip(means, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(across, low, high, color=colour, alpha=0.15, linewidth=0)
             summaries = [run.summary or {} for run in its]
-            for number in range(1, 1 + len(EXITS) if its else 1):
+            for number in range(1, 1 + len(EXITS)):
                 values = [summary[f"test_exit{number}_top1"] for summary in summaries]
                 at = summaries[0]["exits"]["flops"][number - 1]
                 deviation = statistics.stdev(values) if len(values) > 1 else 0.0

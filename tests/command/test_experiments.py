@@ -12,6 +12,7 @@ import pytest
 
 from budgetnet.reports.tables import Row, as_csv
 from budgetnet.tasks import Classification
+from experiments.exits_small.__main__ import BUDGETS, with_table
 
 FOLDERS = Path(__file__).parents[2] / "experiments"
 RESULTS = sorted(FOLDERS.glob("*/*/runs.csv"))
@@ -32,6 +33,15 @@ def test_results_have_every_column_and_the_readme_their_table(path: Path) -> Non
         assert all(f"{float(row['test_top1']):.2f}" in readme for row in rows)
     else:
         assert table in readme
+
+
+def test_the_table_of_weighted_samples_is_that_of_its_runs() -> None:
+    lines = list(csv.DictReader(io.StringIO((FOLDERS / "exits_small" / "results.csv").read_text())))
+    readme = (FOLDERS / "exits_small" / "README.md").read_text()
+    assert with_table(readme, lines) == readme
+    assert all(float(line[f"{name} val_mean_flops"]) <= most for line in lines for name, most in BUDGETS.items())
+    costs = {line["samples"]: int(line["train_cost_flops"]) for line in lines}
+    assert costs["weighted"] == costs["equal, at its train cost"]
 
 
 def test_figure_4s_rounds_are_those_that_were_recorded() -> None:
