@@ -225,7 +225,7 @@ class DataModule(pl.LightningDataModule):
         return plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)[1]
 
     @property
-    def task(self) -> Mapping[str, Any] | None:
+    def own_task(self) -> Mapping[str, Any] | None:
         """The section `task` of the dataset, for its own kind of task, or None for one that its labels tell."""
         return None
 
