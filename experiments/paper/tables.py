@@ -66,7 +66,7 @@ class PaperTable:
     def result_columns(self) -> tuple[str, ...]:
         """Of its results.csv."""
         after = RESULT_COLUMNS.index("flops") + 1
-        own = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
+        own: tuple[str, ...] = ("sequential_ops",) if any(row.machines for row in self.rows.values()) else ()
         own = PSNR if any(row.psnr for row in self.rows.values()) else own
         return (*RESULT_COLUMNS[:after], *own, *RESULT_COLUMNS[after:])
 

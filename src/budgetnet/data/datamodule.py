@@ -19,7 +19,7 @@ from budgetnet.data.imbalance import long_tailed
 from budgetnet.data.options import DatasetOptions
 from budgetnet.data.picture_loaders import PatchLoader, PictureLoader
 from budgetnet.data.picture_sets import PictureSet
-from budgetnet.data.sharding import Batch, plan_batches
+from budgetnet.data.sharding import Batch, ShardedLoader, plan_batches
 from budgetnet.errors import UsageError
 
 ImageSet = ImageArrays | ImageFolder | PictureSet
@@ -231,9 +231,11 @@ class DataModule(pl.LightningDataModule):
 
     # -- loaders ----------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> ShardedLoader:
         """The training set, shuffled and augmented, in batches of equal size."""
-        return self._loader(self.splits.train, self.batch_size, training=True)
+        loader = self._loader(self.splits.train, self.batch_size, training=True)
+        assert isinstance(loader, ShardedLoader)
+        return loader
 
     def val_dataloader(self) -> Loader | list[Batch]:
         """The validation set in its order; without one an empty list, for which Lightning skips validation."""

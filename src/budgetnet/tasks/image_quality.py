@@ -50,7 +50,8 @@ def ssim(output: Tensor, truth: Tensor, shave: int = 0, luminance: bool = False)
     variances = square_x - mean_x**2 + square_y - mean_y**2
     covariance = product - mean_x * mean_y
     similar = (2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)
-    return (similar / ((mean_x**2 + mean_y**2 + _C1) * (variances + _C2))).flatten(1).mean(1)
+    found: Tensor = similar / ((mean_x**2 + mean_y**2 + _C1) * (variances + _C2))
+    return found.flatten(1).mean(1)
 
 
 def _blurred(images: Tensor) -> Tensor:

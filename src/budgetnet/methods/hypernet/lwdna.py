@@ -104,8 +104,9 @@ class LWDNA(Widened):
         if optim.optimizer == "adam":  # without batch norms steps of SGD at Adam's rate can be far too long
             optimizer = adam(trained, optim.lr, optim.momentum, optim.weight_decay)
         else:
-            settings = {"momentum": optim.momentum, "weight_decay": optim.weight_decay}
-            optimizer = torch.optim.SGD(trained.parameters(), optim.lr, **settings)
+            optimizer = torch.optim.SGD(
+                trained.parameters(), optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+            )
         with torch.enable_grad():
             gradients = criteria.latent_gradients(
                 self.net, hypernetwork, zip(images, targets, strict=True), self.loss, optimizer
