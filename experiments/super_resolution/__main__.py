@@ -1,6 +1,6 @@
 """The photographs of experiments/super_resolution, and its table and figure.
 
-pip install scikit-image
+pip install -e '.[photographs]'
 python -m experiments.super_resolution photographs                        # writes photographs/train and test
 python -m src.run -m experiment=photographs
 python -m src.run -m experiment=photographs method=train 'run.name=train-${seed}'

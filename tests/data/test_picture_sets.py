@@ -111,7 +111,7 @@ def test_pictures_are_held_out_and_patches_counted(folder: Path) -> None:
     data = PictureModule(options, lambda root, download: super_resolution(root, patch=32, patches=6, test="Set5"))
     assert data.splits.validation is not None and len(data.splits.validation) == 1
     assert data.train_size == 2 * 6 and data.steps_per_epoch() == 3 and data.images_per_epoch() == 12
-    assert data.task == {"_target_": "budgetnet.tasks.SuperResolution", "scale": 2}
+    assert data.own_task == {"_target_": "budgetnet.tasks.SuperResolution", "scale": 2}
     assert (data.mean, data.std) == ((0, 0, 0), (1, 1, 1)) and data.input_shape == (3, 16, 16)
 
 

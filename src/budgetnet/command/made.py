@@ -69,7 +69,7 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
     task that does not fit the labels.
     """
     dims = data.splits.train.labels.dim()
-    section = data.task if section is None else section
+    section = data.own_task if section is None else section
     if section is None:
         kind = next(kind for kind in _TASKS if kind.target_dims == dims)
         section = {"_target_": f"{kind.__module__}.{kind.__name__}"}

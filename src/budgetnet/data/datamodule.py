@@ -20,7 +20,7 @@ from budgetnet.data.options import DatasetOptions
 from budgetnet.data.picture_loaders import PatchLoader, PictureLoader
 from budgetnet.data.picture_sets import PictureSet
 from budgetnet.data.preprocessing import Preprocessing
-from budgetnet.data.sharding import Batch, plan_batches
+from budgetnet.data.sharding import Batch, ShardedLoader, plan_batches
 from budgetnet.errors import UsageError
 
 ImageSet = ImageArrays | ImageFolder | PictureSet
@@ -265,15 +265,17 @@ class DataModule(pl.LightningDataModule):
         return plan_batches(self.train_size, self.batch_size, world_size, drop_last=True)[1]
 
     @property
-    def task(self) -> Mapping[str, Any] | None:
+    def own_task(self) -> Mapping[str, Any] | None:
         """The section `task` of the dataset, for its own kind of task, or None for one that its labels tell."""
         return None
 
     # -- loaders ----------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> ShardedLoader:
         """The training set, shuffled and augmented, in batches of equal size."""
-        return self._loader(self.splits.train, self.batch_size, training=True)
+        loader = self._loader(self.splits.train, self.batch_size, training=True)
+        assert isinstance(loader, ShardedLoader)
+        return loader
 
     def val_dataloader(self) -> Loader | list[Batch]:
         """The validation set in its order; without one an empty list, for which Lightning skips validation."""

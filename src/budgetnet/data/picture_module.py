@@ -33,7 +33,7 @@ class PictureModule(DataModule):
         return train
 
     @property
-    def task(self) -> Mapping[str, Any]:
+    def own_task(self) -> Mapping[str, Any]:
         scale = self.pictures.scale
         if scale == 1:
             return {"_target_": "budgetnet.tasks.Denoising"}

@@ -20,6 +20,7 @@ from budgetnet.methods.method import Images, Training
 from budgetnet.methods.options import Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
+from budgetnet.optim.sgd import adam
 from budgetnet.options import require_one_of, require_positive
 
 SCORES = ("gradient", "magnitude", "random")
@@ -98,11 +99,17 @@ class LWDNA(Widened):
         """What the search's batches leave behind; the controls are trained on them too."""
         number, optim = self.options.batches, self.optim
         images, targets = (part[: number * self.batch_size].chunk(number) for part in batch)
-        parameters = nn.ModuleList([self.net, hypernetwork]).parameters()
-        sgd = torch.optim.SGD(parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay)
+        trained = nn.ModuleList([self.net, hypernetwork])
+        optimizer: torch.optim.Optimizer
+        if optim.optimizer == "adam":  # without batch norms steps of SGD at Adam's rate can be far too long
+            optimizer = adam(trained, optim.lr, optim.momentum, optim.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                trained.parameters(), optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+            )
         with torch.enable_grad():
             gradients = criteria.latent_gradients(
-                self.net, hypernetwork, zip(images, targets, strict=True), self.loss, sgd
+                self.net, hypernetwork, zip(images, targets, strict=True), self.loss, optimizer
             )
         self.net.zero_grad(set_to_none=True)
         if self.options.score == "gradient":
