@@ -81,7 +81,7 @@ def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path
         process = start(*TINY, f"run.dir={directory}")
         wait_for_epoch(process, directory, epochs)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         assert process.returncode == 130
         assert "continue with the same command: python -m src.run" in errors.strip().splitlines()[-1]
         assert not (directory / "done.json").exists()
@@ -91,7 +91,7 @@ def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path
 
 
 def wait_for_epoch(process: subprocess.Popen[str] | Forked, directory: Path, epoch: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if (directory / "metrics.csv").exists() and len(rows(directory / "metrics.csv")) >= epoch:
             return

@@ -98,7 +98,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
         self.communicate()
 
-    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+    def communicate(self, timeout: float = 1200) -> tuple[str, str]:
         """Standard output and standard error, once it has ended. Raises subprocess.TimeoutExpired."""
         deadline = time.monotonic() + timeout
         while self.returncode is None:

@@ -295,7 +295,7 @@ def opened_page(browser: Any, several: list[RunDirectory], tmp_path_factory: pyt
 
 @pytest.fixture
 def visitor(browser: Any, opened_page: Visitor) -> Iterator[Visitor]:
-    """With no run open. The page is loaded once for all tests: one that asks for its first state loads it if need be."""
+    """With no run open. The page is loaded once for all tests, and again for one that asks for its first state."""
     if browser.current_url.partition("#")[0] != opened_page.address or not opened_page.complete:
         opened_page.load()
     opened_page.script("[dialog.close(), document.querySelector('.scroll').scrollTo(0, 0), scrollTo(0, 0)]")
