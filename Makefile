@@ -19,7 +19,7 @@ setup: .venv/ready
 	touch $@
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready
 	$(PY) -m ruff check .

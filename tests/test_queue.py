@@ -11,8 +11,10 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from commands import run
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from killed import Replaced
 
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import checked
@@ -125,19 +127,19 @@ def test_a_cost_is_the_closed_form_of_epochs_images_and_the_budget() -> None:
 
 
 def test_the_queue_runs_what_others_start_from_first_counts_it_and_skips_what_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "QUEUE.md"
     file.write_text(SMALL_QUEUE.replace("ROOT", str(tmp_path)))
+    of_its_own = Replaced("experiments.paper.queue.QUEUE", file)
+    done = run("--parallel", "2", module="experiments.run_queue", before=of_its_own, others=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("02.grown done:") < done.stdout.index("01.base starts")
     monkeypatch.setattr(run_queue, "QUEUE", file)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_queue.main(["--parallel", "2"]) == 0
-    said = capsys.readouterr().out
-    assert said.index("02.grown done:") < said.index("01.base starts")
     assert [entry.done for entry in read()] == ["1/1", "1/1"]
     assert file.read_text().startswith("# A queue\n\n| # | What it shows")
-    assert run_queue.main([]) == 0
-    assert capsys.readouterr().out.count("skipped, done:") == 2
+    again = run(module="experiments.run_queue", before=of_its_own)
+    assert again.returncode == 0 and again.stdout.count("skipped, done:") == 2
 
 
 CPU_QUEUE = """| 1 | GPU it | | 0/2 | `python -m src.run -m run.experiment=a run.name=it-${seed} seed=0,1` |
@@ -189,7 +191,7 @@ def test_entries_for_cpu_cores_run_in_the_background_and_by_that_flag_alone(
 def test_every_entry_for_cpu_cores_trains_on_the_cpu_with_one_thread() -> None:
     entries = [entry for entry in read() if entry.on_cpu]
     assert entries
-    for config, _ in (run for entry in entries for run in entry.runs):
+    for config, _ in (each for entry in entries for each in entry.runs):
         assert (config["trainer"]["accelerator"], config["threads"], config["export"]) == ("cpu", 1, False)
 
 

@@ -209,8 +209,20 @@ def test_the_entries_of_the_queue_type_what_their_methods_read() -> None:
     known = known_methods()
     for entry in queue.read():
         overrides = [word for word in shlex.split(entry.command)[3:] if word != "-m"]
-        names = {config["method"]["name"] for config, _ in entry.runs} if typed(overrides) else set()
+        names = methods_of(entry) if typed(overrides) else set()
         refuse_unread(overrides, {name: known[name] for name in names})
+
+
+def methods_of(entry: queue.Entry) -> set[str]:
+    """Of its runs: a run's own, or that of its experiment, which is composed once."""
+    names, others = set(), {}
+    for job in entry.jobs:
+        values = dict(override.split("=", 1) for override in job)
+        if "method" in values:
+            names.add(values["method"])
+        else:
+            others[values.get("experiment")] = job
+    return names | {str(composed(job)["method"]["name"]) for job in others.values()}
 
 
 @pytest.mark.parametrize(

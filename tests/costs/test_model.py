@@ -29,7 +29,8 @@ def conv_and_linear(net: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-DEEPEST = ("resnet110", "resnet42-42-42", "resnet54-53-53")  # which differ from the others in depth alone
+DEEPEST = ("resnet44", "resnet56", "resnet110", "resnet42-42-42", "resnet54-53-53")
+"""They differ from the others in depth alone."""
 
 
 @pytest.mark.parametrize(

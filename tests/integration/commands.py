@@ -54,7 +54,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """The same, waiting for its end."""
     process = start(*overrides, module=module, before=before, variables=variables, figures=figures, others=others)
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=1200)
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -75,5 +75,5 @@ def run_command(*overrides: str, module: str = "src.run") -> subprocess.Complete
     """The same, waiting for its end."""
     return subprocess.run(
         arguments(*overrides, module=module),
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300,
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=1200,
     )  # fmt: skip

@@ -24,8 +24,10 @@ TORCHRUN = ("--standalone", "--nproc_per_node=2", "-m", "src.run")
 RANKS = (0, 1)
 LOCK = Lock()
 """Held while a process is started: runs are started from several threads."""
-SECONDS = 30
-"""Within which everything has ended after trouble, on a busy machine."""
+WAITING = 1200
+"""Seconds for what ends by itself: many times what it takes."""
+SECONDS = 300
+"""Within which everything has ended after trouble: by itself, it would wait for half an hour."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ def launched(
     with LOCK:
         process = start(*words, module=module, variables=extra, figures=figures, others=others)
     try:
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=WAITING)
         deadline = time.monotonic() + SECONDS
         while (left := marked(mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -101,7 +103,7 @@ def forked(folder: Path, *overrides: str, trouble: str | None = None, number: in
         ]
     ended = []
     for process in processes:
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=WAITING)
         ended.append(Ended(process.returncode, output, errors, since_trouble(folder)))
     return ended
 

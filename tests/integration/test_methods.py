@@ -23,7 +23,7 @@ from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.readers import digits
 
 DIGITS = (
-    "dataset=digits", "dataset.limit_train=320", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
+    "dataset=digits", "dataset.limit_train=160", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
     "logger=csv", "trainer.progress=false",
 )  # fmt: skip
 TUNED = ("backbone=lenet5", "finetune.epochs=2")

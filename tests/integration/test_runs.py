@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from commands import TINY, run, run_command, start
-from killed import Facts, learned, rows
-from zygote import IMPORTED, Forked
+from commands import SHORT, TINY, run, run_command
+from killed import At, Facts, learned, rows
+from zygote import IMPORTED
 
 from budgetnet.command import build, experiment
 from budgetnet.command.compose import composed
@@ -75,28 +73,17 @@ def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_
     assert (tiny_run / "figures" / "filters.png").stat().st_size
 
 
-def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(short_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    for epochs in (2, 4):
-        process = start(*TINY, f"run.dir={directory}")
-        wait_for_epoch(process, directory, epochs)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "continue with the same command: python -m src.run" in errors.strip().splitlines()[-1]
+    for _ in range(2):
+        second_epoch = At("budgetnet.runs.records.Records.metrics", 2, after=True, number=signal.SIGINT)
+        interrupted = run(*SHORT, f"run.dir={directory}", before=second_epoch)
+        assert interrupted.returncode == 130
+        assert "continue with the same command: python -m src.run" in interrupted.stderr.strip().splitlines()[-1]
         assert not (directory / "done.json").exists()
-    finished = run(*TINY, f"run.dir={directory}")
+    finished = run(*SHORT, f"run.dir={directory}")
     assert finished.returncode == 0, finished.stderr
-    assert learned(directory) == learned(tiny_run)
-
-
-def wait_for_epoch(process: subprocess.Popen[str] | Forked, directory: Path, epoch: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (directory / "metrics.csv").exists() and len(rows(directory / "metrics.csv")) >= epoch:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"epoch {epoch} was never reached: {process.communicate(timeout=10)}")
+    assert learned(directory) == learned(short_run)
 
 
 def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, tmp_path: Path) -> None:
@@ -133,7 +120,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
-    own = [o for o in TINY if not o.startswith("backbone")]
+    own = [*(o for o in TINY if not o.startswith("backbone")), *FEW]
     target = ("backbone._target_=tests.nets.Small", "backbone.num_classes_name=num_classes")
     good = run(*own, "backbone=own", *target, f"run.dir={tmp_path}/good")
     assert good.returncode == 0, good.stderr
@@ -146,14 +133,14 @@ def test_a_network_of_ones_own_grows_and_one_that_cannot_be_followed_is_refused(
     assert len(bad.stderr.strip().splitlines()) == 1 and not (tmp_path / "bad").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_validation_may_be_rare_or_absent(tmp_path: Path) -> None:
-    rare = experiment.run(
-        configuration(tmp_path, "trainer.check_val_every_n_epoch=2"), tmp_path / "rare", command_line()
-    )
+    every_second = configuration(tmp_path, *FEW, "trainer.check_val_every_n_epoch=2")
+    rare = experiment.run(every_second, tmp_path / "rare", command_line())
     validated = [row for row in rows(tmp_path / "rare" / "metrics.csv") if row["val_top1"]]
     assert 0 < len(validated) < rare["epochs"]
     assert rare["val_top1"] in [float(row["val_top1"]) for row in validated]
-    none = experiment.run(configuration(tmp_path, "dataset.validation=0"), tmp_path / "none", command_line())
+    none = experiment.run(configuration(tmp_path, *FEW, "dataset.validation=0"), tmp_path / "none", command_line())
     assert none["val_top1"] is None and none["best_epoch"] == none["epochs"]
 
 
@@ -221,12 +208,13 @@ class Listener(pl.loggers.Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     monkeypatch.setattr(build, "make_loggers", lambda *_: [listener])
     monkeypatch.setattr(experiment, "log_summary", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
-    experiment.run(configuration(tmp_path), tmp_path / "run", command_line())
+    experiment.run(configuration(tmp_path, *FEW), tmp_path / "run", command_line())
     epochs = [heard for heard in listener.heard if "val_top1" in heard]
     written = rows(tmp_path / "run" / "metrics.csv", "phase")
     assert [{key: float(value) for key, value in row.items() if value} for row in written] == [

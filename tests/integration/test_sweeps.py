@@ -66,12 +66,12 @@ def test_a_stopped_sweep_leaves_no_process_and_is_continued(tmp_path: Path) -> N
     sweep = ["-m", *JOB, f"run.root={tmp_path}/runs", "seed=0", "launcher.n_jobs=2", "finetune.epochs=20", "epochs=30"]
     mark = uuid.uuid4().hex[:15]
     process = start(*sweep, others=1, variables={MARK: mark})
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(marked(mark)) == 2
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 143
     assert errors.startswith("stopped by SIGTERM: jobs done: 0, not done: 1; continue with the same command: python")
     assert not marked(mark)
@@ -122,11 +122,11 @@ def test_several_devices_in_one_process_are_refused_with_the_command_to_use(tmp_
 def test_a_search_maximises_validation_accuracy_and_repeats_its_trials(tmp_path: Path) -> None:
     overrides = [o for o in JOB if not o.startswith("optim.lr")]
     search = ["-m", *overrides, f"run.root={tmp_path}/runs", "hydra/launcher=basic", "optim.lr=interval(0.001,0.02)"]
-    search += ["hydra/sweeper=search", "hydra.sweeper.n_trials=3"]
+    search += ["hydra/sweeper=search", "hydra.sweeper.n_trials=2"]
     assert run(*search).returncode == 0
     (found,) = tmp_path.rglob("optimization_results.yaml")
     summaries = [json.loads(path.read_text()) for path in tmp_path.rglob("summary.json")]
-    assert len(summaries) == 3
+    assert len(summaries) == 2
     assert f"best_value: {max(summary['val_top1'] for summary in summaries)}" in found.read_text()
     files = finished(tmp_path)
     assert run(*search).returncode == 0

@@ -38,7 +38,7 @@ IMPORTED = (
     "budgetnet.data.readers", "budgetnet.methods.depth.autogrow", "budgetnet.methods.edges.bsn",
     "budgetnet.methods.growth.adenel", "budgetnet.methods.growth.replay", "budgetnet.methods.pruning.grow_prune",
     "budgetnet.methods.pruning.prune", "budgetnet.methods.train", "budgetnet.reports.comparison",
-    "budgetnet.reports.ending", "budgetnet.reports.report", "budgetnet.runs.export",
+    "budgetnet.reports.ending", "budgetnet.reports.report", "budgetnet.runs.export", "zygote", "killed", "prepared",
 )  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LOCK = threading.RLock()
@@ -67,7 +67,8 @@ class Forked:
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [str(Path(self._folder.name, name)) for name in ("stdout", "stderr")]
         with _LOCK:
-            with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "src")}):
+            paths = os.pathsep.join(str(REPOSITORY / path) for path in ("src", "tests", "tests/integration"))
+            with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}):
                 _CONTEXT.set_forkserver_preload(list(IMPORTED))
                 forkserver.ensure_running()
             options = (self.args, dict(environment), self._outputs, before, others, everywhere)
@@ -97,7 +98,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
         self.communicate()
 
-    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+    def communicate(self, timeout: float = 1200) -> tuple[str, str]:
         """Standard output and standard error, once it has ended. Raises subprocess.TimeoutExpired."""
         deadline = time.monotonic() + timeout
         while self.returncode is None:

@@ -7,6 +7,7 @@ UsageError if a file is missing and cannot be downloaded, or has another checksu
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def digits(root: str | Path = "", download: bool = False) -> Sets:
 
     No file is read. The 8x8 images are resized bilinearly to 1x28x28. Raises UsageError without scikit-learn.
     """
+    data = _all_digits()
+    train, test = hold_out(data.labels, 360, seed=0)
+    return data.subset(train), data.subset(test)
+
+
+@cache
+def _all_digits() -> ImageArrays:
+    """Read once a process: parsing scikit-learn's file takes longer than an epoch of them."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -100,9 +109,7 @@ def digits(root: str | Path = "", download: bool = False) -> Sets:
     values, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(values).view(-1, 1, 8, 8) * (255 / 16)
     images = functional.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)
-    data = ImageArrays.of(images.round().to(torch.uint8), labels, num_classes=10)
-    train, test = hold_out(data.labels, 360, seed=0)
-    return data.subset(train), data.subset(test)
+    return ImageArrays.of(images.round().to(torch.uint8), labels, num_classes=10)
 
 
 def _cifar(

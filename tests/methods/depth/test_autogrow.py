@@ -136,7 +136,7 @@ def test_accuracy_is_the_best_so_far_of_every_epoch(grow: Grow) -> None:
     )
 
 
-@pytest.mark.parametrize("state", ["reset", "carry"])
+@pytest.mark.parametrize("state", [pytest.param("reset", marks=pytest.mark.soak), "carry"])  # test_methods.py: reset
 def test_a_continued_run_has_the_same_bits(state: str, grow: Grow, tmp_path: Path) -> None:
     options = (EVERY, "budget.flops=150%", "growth.epochs_per_round=2", f"growth.state={state}", "epochs=9")
     whole = grow(*options)
