@@ -51,7 +51,8 @@ class Standardised(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.weight.reshape(1, self.out_channels, -1)
-        return F.conv2d(x, F.batch_norm(flat, None, None, training=True).reshape_as(self.weight), self.bias)
+        weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, groups=self.groups)
 
 
 class LowRank(nn.Module):
@@ -123,11 +124,41 @@ def test_a_query_of_weights_is_priced_for_one_image() -> None:
     assert CostModel(graph).flops() == fvcore_flops(net) and set(graph.verify().values()) == {"function kept"}
 
 
-def test_filters_that_are_normalised_are_checked_for_shapes() -> None:
-    net = Between(lambda m, x: m.c(x), c=Standardised(5, 5, 1))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_that_are_normalised_are_checked_for_shapes(groups: int) -> None:
+    net = Between(lambda m, x: m.c(x), channels=6, a=nn.Conv2d(3, 4, 1), c=Standardised(4, 6, 3, groups=groups))
     graph = ChannelGraph.trace(net, IMAGE)
-    assert graph.widths == {"a": 5, "c": 5, "b": 4} and graph.mixing == {"a"}
-    assert graph.verify()["c"] == "function kept"
+    kinds = [(group.name, group.kind, group.blocks) for group in graph.groups]
+    assert kinds[:2] == [("a", "convolution", groups), ("c", "convolution", groups)]
+    assert graph.mixing == {"a"} and graph.verify()["c"] == "function kept"
+
+
+def test_a_table_that_is_read_by_a_computed_index_stays() -> None:
+    table = nn.Embedding(5, 7)
+    net = Between(lambda m, x: x + m.c.weight[torch.arange(5, device=x.device)].mean(1)[:, None, None], c=table)
+    graph = ChannelGraph.trace(net, IMAGE)
+    assert graph.widths == {"b": 4} and "by an index that is computed" in "; ".join(graph.fixed)
+    assert graph.verify() == {"b": "function kept"}
+
+
+class Patches(nn.Module):
+    """Its 5 is the side of a patch, and the channels of the layer behind are five, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side, self.mix = 5, nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x = x.reshape(b, c, h // self.side, self.side, w)
+        return self.mix(x).reshape(b, c, -1, self.side)
+
+
+def test_a_number_that_is_no_width_is_not_told_one() -> None:
+    net = Between(lambda m, x: m.c(x), c=Patches())
+    graph = ChannelGraph.trace(net, IMAGE)
+    assert graph.widths == {"a": 5, "b": 4} and net.c.side == 5
+    assert set(graph.verify().values()) == {"function kept"}
 
 
 def test_a_scripted_layer_is_followed_and_left_alone_by_a_resize() -> None:

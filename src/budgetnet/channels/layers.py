@@ -37,7 +37,7 @@ def _name(run: Run, path: str, weight: Tensor) -> str | None:
     if own is None or own.shape != weight.shape or name not in run.axes:
         return None
     planes = {dim: plane.labels for plane in run.known(weight).planes for dim in plane.dims if len(plane.dims) == 1}
-    for dim in (0, 1):
+    for dim in run.dimensions(name, own):
         here, there = planes.get(dim), run.axes[name].get(dim)
         if here is None or there is None or (run.labels.roots(here.reshape(-1)) != run.labels.roots(there)).any():
             return None
@@ -70,11 +70,13 @@ def convolution(run: Run, call: Call) -> Any:
         layout = torch.zeros(weight.shape[0], dtype=torch.int64)
         run.term(path, cost)
     else:
-        name = _name(run, path, weight) if groups == 1 else run.names.get(id(weight))
+        name = _name(run, path, weight)
         layout = run.produce(weight, 0, "convolution")
         if groups > 1:
             run.labels.cut(source, groups)
             run.labels.cut(layout, groups)
+            if id(weight) not in run.names:  # what it was computed with is not known along its inputs
+                run.labels.mix(source)
         if name is not None:
             run.axis(name, 1, source)
             run.parts[name] = groups

@@ -75,7 +75,7 @@ class Second(Run):
             return
         for tensor, (old, planes) in zip(leaves(out), self.first.events[number].outputs):
             known, expected = self.known(tensor), self.grown(planes, old)
-            if expected is None or known.blank:
+            if expected is None or known.blank or not known.image:  # of weights, where they are used is enough
                 continue
             differ = {d for d, (a, b) in enumerate(zip(expected, tensor.shape)) if a != b} - known.spread
             if differ or len(expected) != tensor.dim():
@@ -165,10 +165,11 @@ class _Comparison:
             if numbers.keys() - run.numbers.keys():
                 run.numbers.update(numbers)
                 return {-1}, {}
-        elif second.alike:  # no number of the module's own was the reason
-            for module in {event.module for event in second.alike}:
-                for key in [key for key in run.numbers if key[0] == module]:
-                    del run.numbers[key]
+        modules = {event.module for event in second.alike}
+        if wrong := [key for key in run.numbers if key[0] in modules]:  # no number of the module's own was the reason
+            for key in wrong:
+                del run.numbers[key]
+            return {-1}, {}
         found = set()
         for place, why, labels in second.suspects:
             found |= self._fix(labels, place, why)
@@ -194,7 +195,8 @@ class _Comparison:
         if key not in self._expected:
             expected: list[int] | None = list(shape)
             for plane in planes:
-                if len(plane.dims) > 1 or bool((plane.labels < 0).any()):
+                shared = sum(bool(plane.dims & other.dims) for other in planes) > 1
+                if shared or len(plane.dims) > 1 or bool((plane.labels < 0).any()):
                     expected = None
                     break
                 (dim,) = plane.dims

@@ -19,6 +19,9 @@ def take(run: Run, call: Call) -> Any:
     moved: list[list[Plane]] = [[] for _ in leaves(out)]
     along = _along(call, x.dim())
     for plane in source.planes:
+        if plane.dims & along and _computed([*call.args[1:], *call.kwargs.values()]):
+            run.keep_labels(plane.labels, call.name, "picks channels by an index that is computed")
+            continue
         if not plane.dims & along:
             for planes in moved:
                 planes.append(plane)
@@ -44,6 +47,11 @@ def _along(call: Call, rank: int) -> set[int]:
     if dims is None or dims == ():
         return set(range(rank))
     return {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+
+
+def _computed(index: Any) -> bool:
+    """Whether an index is a tensor that has no values in a trace."""
+    return any(tensor.is_meta and not hasattr(tensor, "_real") for tensor in leaves(index))
 
 
 def on_labels(call: Call, labels: Tensor) -> Any:
@@ -126,6 +134,10 @@ def getitem(run: Run, call: Call) -> Any:
     if not isinstance(out, Tensor):
         return out
     source, index = run.known(x), call.args[1]
+    if _computed(index):
+        for plane in source.planes:
+            run.keep_labels(plane.labels, call.name, "picks channels by an index that is computed")
+        source = source._replace(planes=())
     if not source.planes:
         run.carry(out, (), source.blank, source.image)
         return out

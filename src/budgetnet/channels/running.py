@@ -242,12 +242,20 @@ class Run(TorchFunctionMode):
         if name is None or not tensor.is_floating_point() or tensor.numel() < 2:
             return Carried(image=name is None and tensor.is_meta)
         planes = []
-        for dim, size in enumerate(tensor.shape):
-            if size > 1 or dim in self.axes.get(name, {}):
-                planes.append(vector_plane(self.axis(name, dim, self.labels.new(size)), dim, tensor.dim()))
+        for dim in self.dimensions(name, tensor):
+            if tensor.shape[dim] > 1 or dim in self.axes.get(name, {}):
+                planes.append(vector_plane(self.axis(name, dim, self.labels.new(tensor.shape[dim])), dim, tensor.dim()))
         carried = Carried(tuple(planes), image=False)
         tensor._carried = carried  # type: ignore[attr-defined]
         return carried
+
+    def dimensions(self, name: str, tensor: Tensor) -> range:
+        """Along which a parameter may have channels: the kernel of a convolution has none, nor a part of its inputs."""
+        path, _, leaf = name.rpartition(".")
+        module = self.modules.get(path)
+        if leaf == "weight" and isinstance(module, nn.modules.conv._ConvNd):
+            return range(2 if module.groups == 1 else 1)
+        return range(tensor.dim())
 
     def of_image(self, *tensors: Tensor) -> bool:
         """Whether something of this is computed from the input, not of weights alone."""
