@@ -22,9 +22,9 @@ class ChannelGraph(Graph):
         """Trace `model` into width groups, without running it on data or touching its state.
 
         example_input: (batch, channels, height, width) or (batch, features); only its shape is used.
-        frozen: module paths, or names of single operations, that are taken as they are: the widths around them never
-        change. Raises GraphError for operations that are not followed, naming each and how to freeze it, and for a
-        model of which no width can change.
+        frozen: module paths, names of single operations, or parameters that are taken as they are: the widths around
+        them never change. Raises GraphError for operations that are not followed, naming each and how to freeze it, and
+        for a model of which no width can change.
         """
         return trace(model, example_input, frozen, cls)
 
@@ -39,5 +39,5 @@ class ChannelGraph(Graph):
         return graph
 
     def verify(self) -> dict[str, str]:
-        """Prove the graph on a float64 copy of the model: see verify.py. Raises GraphError where it is wrong."""
+        """Prove the graph on a copy of the model: see verify.py. Raises GraphError where it is wrong."""
         return verify(self)
