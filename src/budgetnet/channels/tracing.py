@@ -153,7 +153,7 @@ class Passes:
     def _failed(self, run: Run, error: Exception) -> Failed:
         """What a forward pass raised, with the line of the user's code and what to do."""
         line = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        where, frame = "", error.__traceback__
+        where, path, frame = "", "", error.__traceback__
         while frame is not None:
             file = frame.tb_frame.f_code.co_filename
             if not file.startswith(NOT_THE_USERS):
@@ -163,10 +163,10 @@ class Passes:
                 where += f" ({Path(file).name}:{frame.tb_lineno})"
             frame = frame.tb_next
         if "meta" in line or isinstance(error, NotImplementedError):
-            return Failed(
-                f"{self.name} cannot be traced{where}: {line}; move what depends on the data into a submodule and name "
-                "that in frozen=(...), 'backbone.frozen=[...]' on the command line",
-                f"{line}{where}",
-            )
+            advice = "move what depends on the data into a submodule, and trace with frozen=('that submodule',)"
+            if path:
+                advice = f"as it depends on the data, trace with frozen=({path!r},)"
+            advice += f", on the command line 'backbone.frozen=[{path or '...'}]'"
+            return Failed(f"{self.name} cannot be traced{where}: {line}; {advice}", f"{line}{where}")
         message = f"{self.name} does not take inputs of shape {self.input_shape[1:]}{where}: {line}"
         return Failed(message, f"{line}{where}")
