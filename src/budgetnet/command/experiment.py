@@ -150,7 +150,7 @@ def _train(
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
         if trainer.is_global_zero:
-            of_task = {"section": components.data.task, "imports": imported_from(config)}
+            of_task = {"section": components.data.own_task, "imports": imported_from(config)}
             Records(directory).task({**described(learner.task), **of_task})
             Records(directory).about(_about(components))
             for line in components.data.warnings:
