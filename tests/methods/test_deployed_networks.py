@@ -34,5 +34,6 @@ def test_a_deployed_network_ends_at_its_budget(method: str, network: str, fit: F
     )  # fmt: skip
     training = parts.method.training
     limit, flops = training.budget.limits["flops"], training.pricing.flops
-    assert (0.7 if method == "width" else 0.9) * limit < flops <= limit
+    least = 0.5 if method == "width" else 0.9  # four filters a layer: one multiplier cannot come near
+    assert least * limit < flops <= limit
     assert training.phase.final
