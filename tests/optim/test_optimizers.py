@@ -8,7 +8,7 @@ from torch import nn
 
 from budgetnet.errors import UsageError
 from budgetnet.methods.options import Optimization
-from budgetnet.optim.sgd import OPTIMIZERS
+from budgetnet.methods.__pycache__.options.cpython-311.pyc import OPTIMIZERS
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
