@@ -94,7 +94,9 @@ def test_jpegs_in_cmyk_and_turned_ones_are_pictures_too(reader: str, tmp_path: P
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_numbers_without_a_range_are_refused_with_the_file(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_without_a_range_are_refused_with_the_file(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(RAMP).save(path)
     convert = Image.open

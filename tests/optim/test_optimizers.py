@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from budgetnet.errors import UsageError
-from budgetnet.methods.options import Optimization
-from budgetnet.methods.__pycache__.options.cpython-311.pyc import OPTIMIZERS
+from budgetnet.methods.options import OPTIMIZERS, Optimization
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

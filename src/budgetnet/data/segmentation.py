@@ -159,7 +159,9 @@ def _part(root: Path, part: str) -> ImageArrays:
 def _listed(path: Path) -> list[tuple[str, str]]:
     """The pairs (NAME, NAME_0001) of the lines of a list."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read ({error.strerror}): dataset.root is to hold the lists parts_train.txt, "
