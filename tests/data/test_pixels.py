@@ -109,7 +109,7 @@ def test_numbers_without_a_range_are_refused_with_the_file(
         READERS[reader](path)
 
 
-# -- sets of pictures ---------------------------------------------------------------------------------------------------
+# -- sets of pictures --------------------------------------------------------------------------------------------------
 
 
 def a_set(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

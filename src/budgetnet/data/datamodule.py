@@ -140,7 +140,7 @@ class DataModule(pl.LightningDataModule):
         self._splits = Splits(train, held_out, _limit(test, options.limit_test, options.split_seed))
 
     def _check_pixels(self, role: str, images: ImageSet) -> None:
-        """Note in `warnings` if images are alike. Raises UsageError, naming the image, for a value that is not finite."""
+        """Note in `warnings` if images are alike. Raises UsageError, naming the image, if a value is not finite."""
         if isinstance(images, ImageArrays):
             if (number := images.not_finite()) is not None:
                 raise UsageError(
