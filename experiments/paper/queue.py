@@ -161,7 +161,8 @@ def _full_costs(backbone: str, dataset: str) -> dict[str, int]:
     """Of one image through the full network. backbone, dataset: their sections as JSON."""
     section = json.loads(dataset)
     _, shape, classes = _training_set(section)
-    net = new_network(json.loads(backbone), classes, shape, Denoising() if section["name"] == "denoising" else None)
+    network = {name: value for name, value in json.loads(backbone).items() if name != "weights"}
+    net = new_network(network, classes, shape, Denoising() if section["name"] == "denoising" else None)
     return CostModel(ChannelGraph.trace(net, torch.empty(1, *shape))).costs()
 
 

@@ -59,7 +59,7 @@ def test_the_run_directory_is_complete(demo: tuple[Path, str]) -> None:
         "config.yaml", "metrics.csv", "saturation.csv", "growth.jsonl", "summary.json", "last.ckpt", "best.ckpt",
         "model.pt2", "model.onnx", "report.md", "done.json",
     }  # fmt: skip
-    assert len([name for name in files if name.startswith("figures/") and name.endswith(".png")]) == 5
+    assert len([name for name in files if name.startswith("figures/") and name.endswith(".png")]) == 7
     assert [name for name in files if name.startswith("wandb/offline-run")]
     assert not [name for name in files if name.endswith(".tmp")]
 
@@ -116,7 +116,7 @@ def test_a_finished_run_is_not_run_again(demo: tuple[Path, str]) -> None:
     directory = demo[0]
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
     again = run("experiment=demo", f"run.root={directory.parents[1]}")
-    assert (again.returncode, again.stdout) == (0, demo[1])
+    assert again.returncode == 0 and again.stdout and demo[1].endswith(again.stdout)  # the table alone
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 

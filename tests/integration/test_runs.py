@@ -236,7 +236,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
         if (tmp_path / "broken").exists():
             raise RunError("no memory")
 
-    class Launch(BaseException): ...
+    class Launch(Exception): ...
 
     def start(*_: Any) -> None:
         events.append("wandb")

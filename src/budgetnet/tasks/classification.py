@@ -53,9 +53,10 @@ class Classification(Task):
         top1 = (output.argmax(1) == targets).sum()
         return torch.stack([top1, correct.sum(), torch.full_like(top1, len(targets))])
 
-    def confusion(self, output: Output, targets: Tensor) -> Tensor:
-        """Counts of int64."""
-        assert isinstance(output, Tensor)
+    def confusion(self, output: Output, targets: Tensor) -> Tensor | None:
+        """Counts of int64; None for a network with several outputs, of which a task of its own makes a prediction."""
+        if not isinstance(output, Tensor):
+            return None
         classes = output.shape[1]
         return torch.bincount(targets * classes + output.argmax(1), minlength=classes**2).view(classes, classes)
 

@@ -154,7 +154,7 @@ def test_what_cannot_run_is_said_in_one_line(options: tuple[str, ...], text: str
         (("method.samples=3",), "method.samples=3: expected a multiple of the number of processes"),
         (("method.samples=1",), "method.baseline=mean takes the mean over a step's other samples"),
         (("method.samples=20",), "20 images in 20 slices"),
-        (("trainer.micro_batches=20",), "20 images in 20 slices"),
+        (("trainer.micro_batches=20",), "1 of the 20 images that a process has of a batch are passed at once"),
     ],
 )
 def test_choices_that_cannot_be_shared_out_are_refused(fit: Fit, options: tuple[str, ...], text: str) -> None:
