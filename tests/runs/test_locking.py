@@ -13,8 +13,8 @@ from budgetnet.runs import locking
 from budgetnet.runs.locking import exclusive
 
 
-def test_a_lock_is_held_against_other_processes_and_let_go_of_when_its_holder_is_killed(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
+def process_that_holds(path: Path) -> int:
+    """The id of a process that has the lock until it is killed."""
     ready, told = os.pipe()
     holder = os.fork()
     if holder == 0:
@@ -22,6 +22,12 @@ def test_a_lock_is_held_against_other_processes_and_let_go_of_when_its_holder_is
             os.write(told, b"!")
             signal.pause()
     os.read(ready, 1)
+    return holder
+
+
+def test_a_lock_is_held_against_other_processes_and_let_go_of_when_its_holder_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = process_that_holds(path)
     with pytest.raises(TimeoutError, match="held by another process"), exclusive(path, patience=0.2):
         pass
     os.kill(holder, signal.SIGKILL)
@@ -45,13 +51,7 @@ def test_where_there_is_no_flock_a_file_names_the_owner_and_keeps_others_out(
 ) -> None:
     monkeypatch.setattr(locking.fcntl, "flock", no_flock)
     path = tmp_path / "lock"
-    ready, told = os.pipe()
-    holder = os.fork()
-    if holder == 0:
-        with exclusive(path):
-            os.write(told, b"!")
-            signal.pause()
-    os.read(ready, 1)
+    holder = process_that_holds(path)
     assert (tmp_path / "lock.owner").read_text().split()[:2] == [locking.machine(), str(holder)]
     with pytest.raises(TimeoutError, match="held by another process"), exclusive(path, patience=0.2):
         pass
