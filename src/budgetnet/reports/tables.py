@@ -336,9 +336,15 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with bars in cells escaped."""
+    """A table in Markdown, with bars and what could be markup of HTML in cells escaped."""
     ruled = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ruled) + "\n"
+    escaped = [[plain(cell).replace("|", "\\|") for cell in line] for line in ruled]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+
+
+def plain(text: str) -> str:
+    """A value of a run's files for Markdown: one line, which holds no HTML."""
+    return " ".join(text.splitlines()).replace("<", "&lt;")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
