@@ -81,4 +81,4 @@ def test_pruning_trains_the_full_network_and_then_that_of_the_budget(tmp_path: P
 
 
 def test_durations_have_two_digits_or_so() -> None:
-    assert list(map(duration, (45, 754, 12345, 181440))) == ["45 s", "13 min", "3.4 h", "2.1 days"]
+    assert list(map(duration, (45, 140, 754, 12345, 181440))) == ["45 s", "2.3 min", "13 min", "3.4 h", "2.1 days"]

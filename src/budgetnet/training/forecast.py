@@ -148,13 +148,15 @@ def _now(images: Tensor) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text of two digits or so: "45 s", "12 min", "3.4 h", "2.1 days".
+    """Seconds as text of two digits or so: "45 s", "2.3 min", "13 min", "3.4 h", "2.1 days".
 
-    >>> duration(45), duration(754), duration(12345), duration(181440)
-    ('45 s', '13 min', '3.4 h', '2.1 days')
+    >>> duration(45), duration(140), duration(754), duration(12345), duration(181440)
+    ('45 s', '2.3 min', '13 min', '3.4 h', '2.1 days')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
+    if seconds < 9.95 * 60:
+        return f"{seconds / 60:.1f} min"
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
