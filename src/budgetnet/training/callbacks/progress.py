@@ -75,7 +75,10 @@ class Progress(pl.callbacks.ProgressBar):
         start = time.monotonic()
         try:
             targets = learner.task.taught(*batch)
-            self.clock.points = calibrate(learner.net, learner.task, (batch[0], targets), [now, *far])
+            held_out = learner.data.splits.validation
+            evaluated = 0 if held_out is None else len(held_out), learner.data.options.eval_batch_size
+            found = calibrate(learner.net, learner.task, (batch[0], targets), [now, *far], *evaluated)
+            self.clock.calibrated(found, int(trainer.num_training_batches), now)
         except (RuntimeError, ValueError):  # no memory for both, or a network that cannot be copied
             torch.cuda.empty_cache()
         self._start += time.monotonic() - start
