@@ -51,6 +51,18 @@ def _no_mode(*_: Any, **__: Any) -> None:
     """The option hydra.mode, if it is not given."""
 
 
+def _quoted(word: str) -> str:
+    """An override whose value is a path that exists, in quotes if it has characters that mean something to Hydra.
+
+    The names of run directories have: `run.dir=runs/default/seed=1,epochs=3`.
+    """
+    option, _, value = word.partition("=")
+    if not {*value} & {*"=,()[]{}"} or value[0] in "'\"[{" or len(value) > 4096 or not os.path.lexists(value):
+        return word
+    text = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{option}="{text}"'
+
+
 def main() -> int:
     """Return the exit code: 0, 1 after a failure, 2 if nothing can run, 130 after SIGINT, or 143 after SIGTERM."""
     keep_output()
@@ -59,6 +71,7 @@ def main() -> int:
 
         print(text())
         return 0
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     gc.disable()  # composing makes a hundred thousand objects, and looking through them takes a fifth of a refusal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
     code = 0
