@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from covering import covered
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +24,10 @@ def image_shape(name: str) -> tuple[int, int, int]:
     if name == "lenet5":
         return (1, 28, 28)
     return (3, 224, 224) if name in IMAGENET else (3, 32, 32)
+
+
+QUICK = ("lenet5", "vgg11", "resnet20", "resnet18", "resnet50")
+"""Of each family the smallest: the others differ from them in depth alone."""
 
 
 def build_without_storage(name: str, **options: Any) -> nn.Module:
@@ -58,10 +63,10 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
         ("vgg16", 10, 14_990_922, 313_463_808),
         ("resnet20", 10, 269_722, 40_551_040),
         ("resnet32", 10, 464_154, 68_862_592),
-        ("resnet42-42-42", 10, 4_061_146, 592_626_304),
-        ("resnet54-53-53", 100, 5_141_044, 753_064_192),
+        pytest.param("resnet42-42-42", 10, 4_061_146, 592_626_304, marks=pytest.mark.soak),
+        pytest.param("resnet54-53-53", 100, 5_141_044, 753_064_192, marks=pytest.mark.soak),
         ("resnet18", 1000, 11_689_512, 1_814_073_344),
-        ("resnet34", 1000, 21_797_672, 3_663_761_408),
+        pytest.param("resnet34", 1000, 21_797_672, 3_663_761_408, marks=pytest.mark.soak),
         ("resnet50", 1000, 25_557_032, 4_089_184_256),
     ],
 )
@@ -84,7 +89,7 @@ def test_seed_networks_of_resnet20_have_closed_form_params(seed_width: int, expe
     assert params(build_without_storage("resnet20", seed_width=w)) == expected
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", covered(backbones.NAMES, QUICK))
 def test_seed_width_sets_every_convolution_and_no_linear_layer(name: str) -> None:
     full = build_without_storage(name)
     modules = dict(build_without_storage(name, seed_width=5).named_modules())
@@ -115,7 +120,7 @@ def test_full_widths_are_the_width_groups_that_tracing_finds(name: str) -> None:
     assert list(graph.widths.items()) == list(backbones.full_widths(name).items())
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", covered(backbones.NAMES, QUICK))
 def test_multiplier_rounds_every_width_to_the_nearest_and_keeps_one(name: str) -> None:
     full = backbones.full_widths(name)
     for multiplier in (0.01, 0.3, 1.5):
@@ -124,7 +129,7 @@ def test_multiplier_rounds_every_width_to_the_nearest_and_keeps_one(name: str) -
         assert shapes(scaled) == shapes(build_without_storage(name, widths=widths))
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", covered(backbones.NAMES, QUICK))
 def test_any_widths_are_built_and_run(name: str) -> None:
     widths = {group: 2 + 5 * i % 7 for i, group in enumerate(backbones.full_widths(name))}
     network = build_without_storage(name, num_classes=7, in_channels=2, widths=widths)
@@ -207,7 +212,7 @@ def test_every_filter_starts_with_expected_norm_sqrt_two_and_the_classifier_with
         assert module.bias is None or not module.bias.any()
 
 
-@pytest.mark.parametrize("name", ["lenet5", "vgg11", "resnet20", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", covered(QUICK, ("lenet5", "resnet18")))
 def test_an_exported_backbone_gives_the_same_logits_at_another_batch_size(name: str) -> None:
     torch.manual_seed(0)
     network = backbones.build(name, multiplier=0.1 if name != "lenet5" else 1).eval()

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from covering import covered
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor
 
@@ -106,7 +107,7 @@ def test_the_network_that_is_kept_computes_what_the_masked_one_does(name: str) -
             torch.testing.assert_close(mixed[number], expected[number])  # each image has its own
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", covered(SMALL, ("resnet", "odd sizes", "segments")))
 def test_prices_of_choices_are_those_of_the_networks_they_leave(name: str) -> None:
     net = small(name)
     shape = (1, 3, *SHAPES.get(name, (8, 8)))

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from covering import covered
 from torch.utils.flop_counter import FlopCounterMode
 
 from budgetnet import ChannelGraph, CostModel
@@ -27,7 +28,11 @@ SAMPLE = [
 ]
 
 
-@pytest.mark.parametrize(("family", "model", "pixels", "free"), SAMPLE)
+QUICK = ("preresnet", "seresnet", "mobilenet v3", "shufflenet v2")
+"""Norms before convolutions, attention, both with depthwise convolutions, and channels that are split and shuffled."""
+
+
+@pytest.mark.parametrize(("family", "model", "pixels", "free"), covered(SAMPLE, QUICK))
 def test_a_network_of_a_zoo_is_followed_priced_and_proven(family: str, model: str, pixels: int, free: float) -> None:
     network = Network(family, "cv", model, pixels)
     net = network.build()

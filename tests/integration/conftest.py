@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import SHORT, TINY, run
+from commands import FORGETFUL, SHORT, run
 from zygote import Forked
 
 
@@ -19,15 +19,15 @@ def no_run_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run that was never interrupted."""
-    return _finished(tmp_path_factory.mktemp("tiny") / "run", *TINY, figures=True)
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished short run that was never interrupted, with its figures."""
+    return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT, figures=True)
 
 
 @pytest.fixture(scope="session")
-def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished short run that was never interrupted."""
-    return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT)
+def forgetful_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a network with dropout."""
+    return _finished(tmp_path_factory.mktemp("forgetful") / "run", *SHORT, *FORGETFUL)
 
 
 def _finished(directory: Path, *overrides: str, figures: bool = False) -> Path:

@@ -38,17 +38,25 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_killed_student_goes_on_to_the_same_bits_and_its_teacher_has_a_column_of_its_own(
-    teachers: Path, tmp_path: Path
-) -> None:
-    command = (*STUDENT, f"distill.teacher={teachers}/right")
-    assert run(*command, f"run.dir={tmp_path}/whole").returncode == 0
+@pytest.fixture(scope="module")
+def taught(teachers: Path) -> Path:
+    finished = run(*STUDENT, f"distill.teacher={teachers}/right", f"run.dir={teachers}/whole")
+    assert finished.returncode == 0, finished.stderr
+    return teachers / "whole"
+
+
+@pytest.mark.soak
+def test_a_killed_student_goes_on_to_the_same_bits(taught: Path, teachers: Path, tmp_path: Path) -> None:
+    command = (*STUDENT, f"distill.teacher={teachers}/right", f"run.dir={tmp_path}/killed")
     step = At("budgetnet.training.learner.Learner.training_step", 13)
-    assert run(*command, f"run.dir={tmp_path}/killed", before=step).returncode == -9
-    continued = run(*command, f"run.dir={tmp_path}/killed")
+    assert run(*command, before=step).returncode == -9
+    continued = run(*command)
     assert continued.returncode == 0, continued.stderr
-    assert learned(tmp_path / "killed") == learned(tmp_path / "whole")
-    table, summary = rows(tmp_path / "whole" / "metrics.csv"), json.loads((tmp_path / "whole/summary.json").read_text())
+    assert learned(tmp_path / "killed") == learned(taught)
+
+
+def test_what_a_teacher_costs_has_a_column_of_its_own(taught: Path) -> None:
+    table, summary = rows(taught / "metrics.csv"), json.loads((taught / "summary.json").read_text())
     assert [int(row["teacher_cost_flops"]) for row in table] == [160 * FLOPS, 320 * FLOPS]
     assert summary["teacher_cost_flops"] == 320 * FLOPS
     assert summary["train_cost_flops"] == 320 * summary["flops"]

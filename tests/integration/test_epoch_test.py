@@ -29,17 +29,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_training_has_the_same_bits_with_it_and_without(measured: Path, tmp_path: Path) -> None:
-    finished = run(*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run")
-    assert finished.returncode == 0, finished.stderr
-    first, second = learned(measured), learned(tmp_path / "run")
+def test_training_has_the_same_bits_with_it_and_without(measured: Path, forgetful_run: Path) -> None:
+    first, second = learned(measured), learned(forgetful_run)
     assert {name for name in first if first[name] != second[name]} == {"metrics", "summary"}
     assert rows(measured / "metrics.csv", "test_top1", "seconds") == rows(
-        tmp_path / "run" / "metrics.csv", "test_top1", "seconds"
+        forgetful_run / "metrics.csv", "test_top1", "seconds"
     )
     best = ("test_top1_best", "test_top1_best_epoch")
-    assert digest({**summary(measured), **dict.fromkeys(best)}) == digest(summary(tmp_path / "run"))
-    assert {row["test_top1"] for row in rows(tmp_path / "run" / "metrics.csv")} == {""}
+    assert digest({**summary(measured), **dict.fromkeys(best)}) == digest(summary(forgetful_run))
+    assert {row["test_top1"] for row in rows(forgetful_run / "metrics.csv")} == {""}
 
 
 def test_the_best_is_of_the_final_networks_epochs(measured: Path) -> None:
@@ -55,6 +53,7 @@ def test_the_best_is_of_the_final_networks_epochs(measured: Path) -> None:
     assert "best test epoch %" in (measured / "report.md").read_text()
 
 
+@pytest.mark.soak
 def test_the_best_survives_a_kill_after_a_row_of_the_table_and_one_after_the_last_epoch(
     measured: Path, tmp_path: Path
 ) -> None:

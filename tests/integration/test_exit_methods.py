@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run
+from covering import covered
 from killed import At, learned, rounds, rows
 from several import DDP, WATCHED, launched, of_each_rank
 
@@ -72,7 +73,7 @@ def test_the_mean_budget_is_kept_on_the_images_held_out_and_the_best_accuracy_th
     assert {"val_exit1_top1", "val_exit2_top1", "val_exit3_top1"} <= rows(whole("l2w") / "metrics.csv")[0].keys()
 
 
-@pytest.mark.parametrize("method", ["l2w", "imta"])
+@pytest.mark.parametrize("method", covered(("l2w", "imta"), ("imta",)))
 def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_early(
     method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -93,7 +94,7 @@ def test_what_is_reported_of_the_test_set_is_what_images_give_that_really_leave_
     assert float(gone.double() @ flops) / 50 == pytest.approx(summary["exits"]["test_mean_flops"], rel=0.04)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", covered(METHODS, ("imta",)))
 def test_killed_within_a_step_it_goes_on_to_the_same_bits(
     method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_top_1_and_top_5_are_those_counted_by_hand(trained: Path, folder: Path) 
     assert all(float(row["val_top1"]) <= float(row["val_top5"]) for row in rows(trained / "metrics.csv"))
 
 
+@pytest.mark.soak
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(trained: Path, folder: Path) -> None:
     directory = folder.parent / "killed"
     overrides = (*COMMAND, f"dataset.root={folder}", f"run.dir={directory}")

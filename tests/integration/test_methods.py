@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from commands import run
+from covering import covered
 from killed import At, learned, rounds, rows
 
 import budgetnet
@@ -53,8 +54,10 @@ METHODS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-KINDS = ("adenel", "slimming", "autogrow", "bsn")
-"""Methods whose networks differ in widths, in coupled widths, in depth, and in edges: one of each is exported."""
+KINDS = ("autogrow", "bsn")
+"""Methods whose networks differ in depth and in edges: one of each is exported. test_demo.py has one of widths."""
+KILLED = ("l1", "autogrow", "bsn")
+"""Where a killed run goes on in every run of the tests: after a change of widths, of depth and of edges."""
 
 
 def one_more_fits(summary: dict[str, Any]) -> bool:
@@ -153,7 +156,7 @@ def test_a_network_that_is_loaded_is_the_one_that_was_tested(method: str, whole:
     assert net.widths == net.summary["widths"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", covered(METHODS, KILLED))
 def test_a_method_that_is_killed_goes_on_to_the_same_bits(
     method: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -167,6 +170,17 @@ def test_a_method_that_is_killed_goes_on_to_the_same_bits(
     continued = run(*again)
     assert continued.returncode == 0, continued.stderr
     assert learned(tmp_path / "run") == learned(whole(method))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", ["adenel", "slimming"])
+def test_a_network_of_other_widths_is_exported_and_drawn(
+    method: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    finished = run(*command(method, whole), f"run.dir={tmp_path}/run", figures=True)
+    assert finished.returncode == 0, finished.stderr
+    assert all((tmp_path / "run" / name).stat().st_size for name in ("model.onnx", "model.pt2"))
+    assert list((tmp_path / "run" / "figures").glob("*.png"))
 
 
 def test_the_table_holds_every_method() -> None:

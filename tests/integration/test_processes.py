@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commands import TINY, run
+from covering import covered
 from killed import kept, learned, rows
 from omegaconf import OmegaConf
 from ranks import notes, sha
@@ -50,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("several")
 
     def uninterrupted() -> dict[str, Any]:
-        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run", figures=True, others=0)}
+        return {"uninterrupted": launched(root / "notes", *COMMAND, f"run.dir={root}/run")}
 
     def lightning() -> dict[str, Any]:
         return troubled(root, "lightning", "RunError:1:1:7", "SIGKILL:0:2:3", "SIGTERM:0:3:4")
@@ -154,6 +155,7 @@ def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process
     assert (tmp_path / "notes" / "reductions").read_text().split() == ["4"] * len(second)
 
 
+@pytest.mark.soak
 def test_in_bf16_with_gradmax_and_carried_state_they_learn_and_are_the_same_on_all_ranks(tmp_path: Path) -> None:
     overrides = (
         *TINY, *DDP, *WATCHED, "trainer.precision=bf16-mixed", "growth.init=gradmax", "growth.state=carry",
@@ -168,6 +170,13 @@ def test_in_bf16_with_gradmax_and_carried_state_they_learn_and_are_the_same_on_a
     learning = rows(tmp_path / "run" / "metrics.csv")
     assert float(learning[-1]["train_loss"]) < 0.5 * float(learning[0]["train_loss"])
     assert float(learning[-1]["val_top1"]) > 60
+
+
+@pytest.mark.soak
+def test_a_process_that_is_started_as_a_users_is_gives_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    ended = launched(tmp_path / "notes", *COMMAND, f"run.dir={tmp_path}/run", figures=True, others=0)
+    assert ended.code == 0, ended.errors
+    assert learned(tmp_path / "run") == learned(uninterrupted)
 
 
 # -- how they end -----------------------------------------------------------------------------------------------------
@@ -306,7 +315,7 @@ def test_four_processes_go_on_from_the_middle_of_an_epoch_to_the_same_bits(tmp_p
     assert learned(tmp_path / "cut") == learned(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("trouble", ["RunError:0:1:3", "bug:1:1:3"])
+@pytest.mark.parametrize("trouble", covered(("RunError:0:1:3", "bug:1:1:3"), ("bug:1:1:3",)))
 def test_without_anyone_to_end_them_all_end_by_themselves(trouble: str, tmp_path: Path) -> None:
     first, second = forked(tmp_path / "notes", *COMMAND, f"run.dir={tmp_path}/run", trouble=trouble)
     assert (first.code, second.code) == (1, 1)

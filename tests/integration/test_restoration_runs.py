@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from commands import run
+from covering import covered
 from killed import At, learned, rows
 from pictures import photograph, save, save_folder
 
@@ -85,6 +86,7 @@ def test_the_exported_network_has_the_scores_of_the_summary_on_pictures_of_any_s
         assert scores["psnr"] == pytest.approx(summary[f"test_psnr{name}"], abs=0.01)
 
 
+@pytest.mark.soak
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(doubled: Path, folder: Path, tmp_path: Path) -> None:
     command = (*LWDNA, f"dataset.root={folder}", f"run.dir={tmp_path}/run", "export=false")
     step = At("budgetnet.training.learner.Learner.training_step", 7)
@@ -114,9 +116,7 @@ ENDING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.soak] if name in ("dhp", "lwdna") else []) for name in ENDING]
-)
+@pytest.mark.parametrize("method", covered(ENDING, ("width", "adenel")))
 def test_other_methods_end_within_their_budget(method: str, folder: Path, tmp_path: Path) -> None:
     finished = run(*ENDING[method], f"dataset.root={folder}", f"run.dir={tmp_path}/run")
     assert finished.returncode == 0, finished.stderr

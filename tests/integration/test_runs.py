@@ -38,12 +38,12 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_of_a_user_gives_the_same_bits_as_the_forked_one_of_these_tests(
-    tiny_run: Path, tmp_path: Path
+    short_run: Path, tmp_path: Path
 ) -> None:
-    finished = run_command(*TINY, f"run.dir={tmp_path}/again")
+    finished = run_command(*SHORT, f"run.dir={tmp_path}/again")
     assert finished.returncode == 0, finished.stderr
-    assert learned(tmp_path / "again") == learned(tiny_run)
-    refused = run(*TINY, f"run.dir={tmp_path}/again", "optim.lr=0.03")
+    assert learned(tmp_path / "again") == learned(short_run)
+    refused = run(*SHORT, f"run.dir={tmp_path}/again", "optim.lr=0.03")
     assert (
         refused.returncode == 2 and "(differing: optim.lr)" in refused.stderr and len(refused.stderr.splitlines()) == 1
     )
@@ -57,20 +57,20 @@ def test_the_process_that_is_forked_has_imported_everything_and_has_one_thread(t
     assert facts["threads"] == 1
 
 
-def test_the_tiny_run_grows_more_than_twice_and_stays_within_its_budget(tiny_run: Path) -> None:
-    summary = json.loads((tiny_run / "summary.json").read_text())
+def test_the_short_run_grows_more_than_twice_and_stays_within_its_budget(short_run: Path) -> None:
+    summary = json.loads((short_run / "summary.json").read_text())
     assert summary["rounds"] > 2 and summary["stop_reason"] == "flops"
-    assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(tiny_run / "metrics.csv"))
+    assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(short_run / "metrics.csv"))
 
 
-def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_read(tiny_run: Path) -> None:
-    entries = [json.loads(line) for line in (tiny_run / "growth.jsonl").read_text().splitlines()]
-    found = RunDirectory(tiny_run).filters
+def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_read(short_run: Path) -> None:
+    entries = [json.loads(line) for line in (short_run / "growth.jsonl").read_text().splitlines()]
+    found = RunDirectory(short_run).filters
     assert [number for number, _, _ in found] == [entry["round"] for entry in entries]
     for entry, (_, weights, selected) in zip(entries, found, strict=True):
         assert float(selected.mean()) == pytest.approx(entry["saturation"]["conv1"])
         assert len(weights) == len(selected) == entry["plan"].get("conv1", [entry["widths"]["conv1"]])[0]
-    assert (tiny_run / "figures" / "filters.png").stat().st_size
+    assert (short_run / "figures" / "filters.png").stat().st_size
 
 
 def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(short_run: Path, tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(short_run: Pat
     assert learned(directory) == learned(short_run)
 
 
-def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(short_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     for name in ("config.yaml", "metrics.csv", "saturation.csv", "growth.jsonl", "last.ckpt", "best.ckpt"):
-        (directory / name).write_bytes((tiny_run / name).read_bytes())
-    assert run(*TINY, f"run.dir={directory}").returncode == 0
-    old, new = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, directory))
+        (directory / name).write_bytes((short_run / name).read_bytes())
+    assert run(*SHORT, f"run.dir={directory}").returncode == 0
+    old, new = (json.loads((d / "summary.json").read_text()) for d in (short_run, directory))
     clock = {"seconds": 0, "name": "", "growth_seconds": 0, "command": ""}
     assert {**new, **clock} == {**old, **clock}
 
@@ -100,7 +100,7 @@ def test_a_run_that_ended_before_it_was_evaluated_is_evaluated(tiny_run: Path, t
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path,
 ) -> None:
-    failed = run(*TINY, f"run.dir={tmp_path}/run", "finetune.lr=1e20")
+    failed = run(*SHORT, f"run.dir={tmp_path}/run", "finetune.lr=1e20")
     assert failed.returncode == 1
     last = load_checkpoint(tmp_path / "run" / "last.ckpt")
     epochs = last["epoch"] + 1
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
     (line,) = [line for line in failed.stderr.splitlines() if not line.startswith("epoch")]
     step = int(re.findall(r"error: the (?:val )?loss is not finite at step (\d+)", line)[0])
-    assert 19 * epochs <= step <= 19 * (epochs + 1)
+    assert 10 * epochs <= step <= 10 * (epochs + 1)
     assert len(rows(tmp_path / "run" / "metrics.csv")) == epochs
 
 
@@ -145,7 +145,7 @@ def test_validation_may_be_rare_or_absent(tmp_path: Path) -> None:
 
 
 def test_a_train_cost_budget_is_never_exceeded_and_well_used(tmp_path: Path) -> None:
-    overrides = [o for o in TINY if not o.startswith(("budget", "epochs"))]
+    overrides = [o for o in SHORT if not o.startswith(("budget", "epochs"))]
     finished = run(*overrides, "budget.train_cost=8%", "epochs=40", f"run.dir={tmp_path}/run", "growth.number=1")
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -244,7 +244,7 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
 
     monkeypatch.setattr(Learner, "training_step", stepped)
     monkeypatch.setattr(loggers, "_start_run", start)
-    config = configuration(tmp_path, "logger=wandb")
+    config = configuration(tmp_path, *FEW, "logger=wandb")
     experiment.run(config, tmp_path / "run", command_line())  # an error of W&B ends the logging alone
     assert events[:2] == ["step", "wandb"] and events.count("wandb") == 1
     events.clear()
@@ -254,11 +254,11 @@ def test_wandb_starts_after_the_first_step_and_not_for_a_run_that_cannot_take_it
     assert events == ["step"]
 
 
-def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, tmp_path: Path) -> None:
-    base = [o for o in TINY if not o.startswith(("budget", "growth", "lbi", "finetune", "epochs"))]
-    finished = run(*base, "method=train", f"method.widths_from={tiny_run}", "epochs=2", f"run.dir={tmp_path}/run")
+def test_a_fixed_network_trains_with_the_widths_of_another_run(short_run: Path, tmp_path: Path) -> None:
+    base = [o for o in SHORT if not o.startswith(("budget", "growth", "lbi", "finetune", "epochs"))]
+    finished = run(*base, "method=train", f"method.widths_from={short_run}", "epochs=2", f"run.dir={tmp_path}/run")
     assert finished.returncode == 0, finished.stderr
-    grown, fixed = (json.loads((d / "summary.json").read_text()) for d in (tiny_run, tmp_path / "run"))
+    grown, fixed = (json.loads((d / "summary.json").read_text()) for d in (short_run, tmp_path / "run"))
     assert (fixed["widths"], fixed["flops"], fixed["params"]) == (grown["widths"], grown["flops"], grown["params"])
     assert fixed["stop_reason"] is None
 
@@ -267,7 +267,7 @@ def test_a_fixed_network_trains_with_the_widths_of_another_run(tiny_run: Path, t
     ("dataset", "backbone", "budget"),
     [
         ("cifar10", "resnet20", "budget.flops=9%"),
-        ("cifar100", "vgg11", "budget.params=4%"),
+        pytest.param("cifar100", "vgg11", "budget.params=4%", marks=pytest.mark.soak),
         ("mnist", "lenet5", "budget.flops=60%"),
     ],
 )

@@ -37,7 +37,7 @@ TINY = (
 def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that grew."""
     directory = tmp_path_factory.mktemp("segmented") / "run"
-    finished = run(*TINY, f"run.dir={directory}", figures=True)
+    finished = run(*TINY, f"run.dir={directory}")
     assert finished.returncode == 0, finished.stderr
     assert "Test mIoU %" in finished.stdout
     return directory
@@ -95,6 +95,7 @@ def test_a_network_that_is_left_as_its_search_ends_has_the_validation_scores_of_
     assert scores["miou"] != pytest.approx(directory.metrics[-1]["val_miou"], abs=0.02)
 
 
+@pytest.mark.soak
 def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_path: Path) -> None:
     command = [*TINY, f"run.dir={tmp_path}/run"]
     killed = run(*command, "export=false", before=At("budgetnet.training.learner.Learner.training_step", 34))

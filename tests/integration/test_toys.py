@@ -27,7 +27,7 @@ STEP = "budgetnet.training.learner.Learner.training_step"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("toys") / "run"
-    finished = run(*TOYS, f"run.dir={directory}", figures=True)
+    finished = run(*TOYS, f"run.dir={directory}")
     assert finished.returncode == 0, finished.stderr
     assert "Test mean absolute error" in finished.stdout and "top-1" not in finished.stdout
     return directory
@@ -67,6 +67,7 @@ def test_killed_anywhere_it_is_continued_to_the_same_bits(whole: Path, tmp_path:
     assert learned(tmp_path / "run") == learned(whole)
 
 
+@pytest.mark.soak
 def test_two_processes_killed_and_continued_end_in_the_bits_of_two_that_were_not(tmp_path: Path) -> None:
     ended = {}
     for name, trouble in (("whole", None), ("killed", "SIGKILL:1:1:3")):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from covering import covered
 from short_run import SHORT, Fit, metrics, weights
 
 from budgetnet.channels import ChannelGraph
@@ -56,7 +57,7 @@ def rounds(parts: Components) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(parts.trainer.default_root_dir, "growth.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("backbone", ["lenet5", "resnet20"])
+@pytest.mark.parametrize("backbone", covered(("lenet5", "resnet20"), ("lenet5",)))
 def test_every_epoch_is_booked_with_the_flops_of_its_sampled_network_which_fits_the_budget(
     fit: Fit, backbone: str, tmp_path: Path
 ) -> None:
