@@ -13,7 +13,7 @@ from budgetnet.sections import Logging
 from budgetnet.training.loggers import close_loggers, log_summary, make_loggers
 
 
-def test_wandb_goes_on_at_the_step_of_the_run_and_says_how_both_parts_are_synced(
+def test_wandb_goes_on_at_the_step_of_the_run_and_says_how_all_parts_are_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun: list[dict[str, Any]] = []
@@ -42,6 +42,5 @@ def test_wandb_goes_on_at_the_step_of_the_run_and_says_how_both_parts_are_synced
         close_loggers(made)
     assert [step for step in logged if step is not None] == [1, 10, 21, 30]
     assert len({options["id"] for options in begun}) == 1
-    one, both = capsys.readouterr().out.splitlines()
-    assert one.endswith(f"wandb sync {tmp_path}/wandb/offline-run-0")
-    assert both.endswith(f"wandb sync {tmp_path}/wandb/offline-run-*")
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"W&B      offline; to sync it: wandb sync {tmp_path}/wandb/offline-run-*"] * 2

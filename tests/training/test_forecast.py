@@ -30,6 +30,13 @@ def test_a_step_has_a_fixed_time_and_one_in_proportion_to_flops() -> None:
     assert clock.left(stretches, 100.0, steps=10, done=5, others=0.0) == pytest.approx(4 * 10 * (2 + 3 * 2) - 20)
 
 
+def test_a_step_that_waited_for_something_else_does_not_count() -> None:
+    clock = Clock()
+    for seconds in (9.0, 1.0, 1.0, 1.0, 30.0):
+        clock.stepped(seconds)
+    assert clock.left([Stretch("train", 2, 100.0)], 100.0, steps=10, done=5, others=0.0) == pytest.approx(15)
+
+
 def test_an_evaluation_has_a_time_of_its_own() -> None:
     clock = Clock()
     clock.calibrated({100.0: Timed(1.0, 10.0), 300.0: Timed(2.0, 40.0)}, 10, 100)

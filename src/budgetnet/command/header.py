@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -34,9 +37,16 @@ def header(components: Components, options: Configuration, directory: Path, reac
         "method": f"{options.method['name']}: {_course(stretches)}; seed {options.seed}",
         "run": str(directory) + (f", continuing from {reached}" if reached else ""),
     }
-    found = [f"{name:9}{text}" for name, text in lines.items() if text]
-    shortfall = learner.method.shortfall()
-    return [*found, *([f"{'note':9}{shortfall}"] if shortfall else [])]
+    lines["note"] = learner.method.shortfall() or ""
+    return [line for name, text in lines.items() if text for line in _lines(f"{name:9}{text}")]
+
+
+def _lines(text: str) -> list[str]:
+    """A line of the header, cut between words where a terminal is too narrow for it. A path stays whole."""
+    if not sys.stdout.isatty():
+        return [text]
+    width = shutil.get_terminal_size().columns
+    return textwrap.wrap(text, width, subsequent_indent=9 * " ", break_long_words=False, break_on_hyphens=False)
 
 
 def _device(device: torch.device) -> str:
@@ -75,7 +85,13 @@ def _budget(components: Components) -> str:
 def _course(stretches: list[Stretch]) -> str:
     """The epochs to come as text: "3 rounds of 10 epochs, finetune 150, 180 epochs in all"."""
     rounds = [stretch for stretch in stretches if stretch.name.startswith("round ")]
-    texts = [f"{len(rounds)} round{'s'[: len(rounds) != 1]} of {rounds[-1].epochs} epochs"] if rounds else []
+    texts = [f"{_of(len(rounds), 'round')} of {_of(rounds[-1].epochs, 'epoch')}"] if rounds else []
     texts += [f"{stretch.name} {stretch.epochs}" for stretch in stretches if stretch not in rounds and stretch.epochs]
     total = sum(stretch.epochs for stretch in stretches)
-    return f"{', '.join(texts)}, about {total} epochs in all" if len(texts) > 1 or rounds else f"{total} epochs"
+    return (
+        f"{', '.join(texts)}, about {_of(total, 'epoch')} in all" if len(texts) > 1 or rounds else _of(total, "epoch")
+    )
+
+
+def _of(count: int, what: str) -> str:
+    return f"{count} {what}{'s'[: count != 1]}"

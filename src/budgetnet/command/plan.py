@@ -56,5 +56,5 @@ def estimate(components: Components) -> float:
     clock, steps = Clock(), data.steps_per_epoch()
     clock.calibrated(found, steps, now)
     step = found[min(found, key=lambda flops: abs(flops - now))].step
-    clock.step = step + (loading if data.options.workers == 0 else max(0.0, loading - step))
+    clock.stepped(step + (loading if data.options.workers == 0 else max(0.0, loading - step)))
     return clock.left(stretches, now, steps, 0, 0.0) or 0.0

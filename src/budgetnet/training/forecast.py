@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +71,7 @@ class Clock:
         """What an epoch takes beside its steps, as a part of them, as `calibrate` expects it."""
         self.epochs: dict[float, float] = {}
         """Seconds of an epoch by FLOPs, a moving average; the last of them is that of now, or of the last size."""
-        self.step: float | None = None
-        """Seconds of a step now, a moving average."""
+        self._steps: deque[float] = deque(maxlen=25)
 
     def calibrated(self, timed: Mapping[float, Timed], steps: int, now: float) -> None:
         """Take what `calibrate` has found, for epochs of `steps` steps. now: FLOPs of the network."""
@@ -78,9 +79,14 @@ class Clock:
         here = timed[min(timed, key=lambda flops: abs(flops - now))]
         self.others = here.evaluation / (steps * here.step)
 
+    @property
+    def step(self) -> float | None:
+        """Seconds of a step now: the median of the last ones, some of which may have waited for something else."""
+        return statistics.median(self._steps) if self._steps else None
+
     def stepped(self, seconds: float) -> None:
         """A step has taken so many seconds."""
-        self.step = seconds if self.step is None else 0.9 * self.step + 0.1 * min(seconds, 10 * self.step)
+        self._steps.append(seconds)
 
     def epoch(self, flops: float, seconds: float) -> None:
         """An epoch has taken so many seconds, its validation included."""

@@ -91,7 +91,10 @@ class Progress(pl.callbacks.ProgressBar):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Learner)
         if self._whole:
-            self.clock.epoch(float(pl_module.method.training.pricing.flops), time.monotonic() - self._start)
+            seconds, step = time.monotonic() - self._start, self.clock.step
+            if not self.clock.epochs and step is not None:  # loggers start in the first epoch of a process
+                seconds += step * int(trainer.num_training_batches) - self._stepped
+            self.clock.epoch(float(pl_module.method.training.pricing.flops), seconds)
         if trainer.is_global_zero:
             self._draw(self.line(trainer, pl_module, int(trainer.num_training_batches)) + "\n")
 
@@ -119,7 +122,8 @@ class Progress(pl.callbacks.ProgressBar):
         """
         total, training, phase = int(trainer.num_training_batches), learner.method.training, learner.phase
         width = shutil.get_terminal_size((_WIDE, 24)).columns if self._terminal else _WIDE
-        filled = (10 if width < 100 else 20) * batches // total
+        narrow = width < 100
+        filled = (10 if narrow else 20) * batches // total
         metric, results = learner.task.metric, learner.results
         loss = results.get("train_loss", learner.running_loss)
         value, left = results.get(f"val_{metric.name}"), self.left(trainer, learner, batches)
@@ -130,15 +134,15 @@ class Progress(pl.callbacks.ProgressBar):
         )
         flops = format_quantity(costs["flops"])
         parts = [  # (how much it matters, text)
-            (9, f"epoch {trainer.current_epoch + 1:3d}/{self._epochs(trainer, learner)}"),
+            (9, f"epoch {trainer.current_epoch + 1:{1 if narrow else 3}d}/{self._epochs(trainer, learner)}"),
             (8, name),
-            (3, "█" * filled + "·" * ((10 if width < 100 else 20) - filled)),
+            (3, "█" * filled + "·" * ((10 if narrow else 20) - filled)),
             (2, f"{batches}/{total}"),
             (6, "" if loss is None else f"loss {loss:.3f}"),
             (7, "" if value is None else f"val {metric.text(value)}"),
             (5, "" if kind is None else f"{100 * costs[kind] / limits[kind]:.0f}% of {format_quantity(limits[kind])}"),
             (1, f"{flops}FLOPs" if flops[-1].isalpha() else f"{flops} FLOPs"),
-            (4, f"{batches * learner.data.batch_size / max(self._stepped, 1e-9):.0f} img/s"),
+            (4, f"{batches * learner.data.batch_size / max(self._stepped, 1e-9):.0f}{'' if narrow else ' img'}/s"),
             (8, doing or ("compiling" if learner.compiling else "" if left is None else f"{duration(left)} left")),
         ]
         shown = [part for part in parts if part[1]]
