@@ -40,6 +40,7 @@ def test_the_report_shows_every_figure_it_wrote(make_run: MakeRun) -> None:
             assert len(image.convert("L").getcolors() or ()) > 50
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_report_holds_command_widths_rounds_and_origin(make_run: MakeRun) -> None:
     run = make_run()
     text = write_report(run).read_text()
@@ -56,6 +57,7 @@ def test_the_report_holds_command_widths_rounds_and_origin(make_run: MakeRun) ->
     assert str(run.parent) not in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_round_of_many_groups_is_summed_up(make_run: MakeRun) -> None:
     names = [f"layer{depth}" for depth in range(31)]
     run = make_run(names=names, full=[16] * 31, rounds=1, epochs_per_round=1, finetune=1)
@@ -65,6 +67,7 @@ def test_a_round_of_many_groups_is_summed_up(make_run: MakeRun) -> None:
     assert f"{len(plan)} of 31 groups, {4 * len(plan):+d} channels in all; most: " in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_an_unfinished_run_has_a_report_that_says_so(make_run: MakeRun) -> None:
     text = write_report(make_run(finished=False)).read_text()
     assert "**Unfinished**: read after epoch 19" in text
@@ -82,6 +85,7 @@ def test_a_run_that_never_grows_has_no_figures_of_growth(make_run: MakeRun) -> N
     assert "## Growth rounds" not in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_run_without_validation_says_that_nothing_was_held_out(make_run: MakeRun) -> None:
     run = make_run()
     summary = json.loads((run / "summary.json").read_text())
@@ -94,6 +98,7 @@ def test_a_run_without_validation_says_that_nothing_was_held_out(make_run: MakeR
     assert "epoch 20 of 20, the last: nothing was held out for validation" in write_report(run).read_text()
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_report_written_twice_is_the_same(make_run: MakeRun) -> None:
     run = make_run()
     first = write_report(run).read_bytes()
