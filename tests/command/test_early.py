@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from budgetnet.channels.depth import DEPTH_INITIALISATIONS
+from budgetnet.channels.initialise import INITIALISATIONS
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import parse
 from budgetnet.command.early import NEEDS_NO_BUDGET, check_early
-from budgetnet.command.methods import known_methods
+from budgetnet.command.methods import known_methods, known_sections
 from budgetnet.errors import UsageError
+from budgetnet.methods.depth.options import INITIALISATIONS as BLOCK_INITIALISATIONS
+from budgetnet.methods.exits.options import CENTRINGS
+from budgetnet.methods.exits.weights import AXES
+from budgetnet.methods.growth import options
+from budgetnet.methods.growth.policy import POLICIES
+from budgetnet.options import reads
 
 REPOSITORY = Path(__file__).parents[2]
 REFUSED = {
@@ -20,15 +28,22 @@ REFUSED = {
     "optim.lrr=1": "no option is called 'optim.lrr'; did you mean 'optim.lr'",
     "seed=1": "no budget: state at least one of budget.flops",
     "budget.flops=abc": "budget.flops=abc: expected a positive number",
-    "optim.lr=-1": "optim.lr=-1.0: expected a number above 0",
+    "optim.lr=-1 budget.flops=50%": "optim.lr=-1.0: expected a number above 0",
     "dataset=folder": "dataset.root is missing",
+    "growth.policy=best budget.flops=50%": "growth.policy='best' is unknown",
+    "lbi.kappa=0 budget.flops=50%": "lbi.kappa=0.0: expected a number above 0",
+    "finetune.epochs=0 budget.flops=50%": "finetune.epochs=0: expected a number above 0",
+    "method=l1 prune.scope=some budget.flops=50%": "prune.scope='some' is unknown",
+    "method=bsn method.decay=2 budget.flops=50%": "method.decay=2.0: expected a number between 0 and 1",
+    "method=l1 growth.policy=random budget.flops=50%": "method=l1 does not read growth.policy; read by method=adenel",
+    "method=l1 finetune.optimizer=lbi budget.flops=50%": "method=l1 does not read finetune.optimizer",
 }
 
 
 def test_a_refusal_imports_neither_torch_nor_numpy() -> None:
     program = (
         "import io, sys\nfrom contextlib import redirect_stderr\nfrom budgetnet.command.main import main\n"
-        "for word in sys.argv[1:]:\n    sys.argv = ['src/run.py', word]\n    said = io.StringIO()\n"
+        "for word in sys.argv[1:]:\n    sys.argv = ['src/run.py', *word.split()]\n    said = io.StringIO()\n"
         "    with redirect_stderr(said):\n        assert main() == 2\n    print(said.getvalue().strip())\n"
         "assert not {'torch', 'numpy', 'pytorch_lightning'} & sys.modules.keys()"
     )
@@ -39,12 +54,20 @@ def test_a_refusal_imports_neither_torch_nor_numpy() -> None:
         assert expected in line
 
 
+def test_what_a_method_reads_is_known_without_its_class() -> None:
+    assert known_sections() == {name: reads(kind) for name, kind in known_methods().items()}
+    assert (*INITIALISATIONS, "firefly") == options.INITIALISATIONS and sorted(CENTRINGS) == sorted(AXES)
+    assert sorted(options.POLICIES) == sorted(POLICIES) and DEPTH_INITIALISATIONS == BLOCK_INITIALISATIONS
+
+
 def test_the_methods_that_need_no_budget_are_those_whose_class_says_so() -> None:
     free = {name for name, kind in known_methods().items() if not kind.needs_budget}
     assert free | {"own"} == set(NEEDS_NO_BUDGET)
 
 
-@pytest.mark.parametrize("override", ["seed=-1", "epochs=0", "optim.momentum=2", "trainer.devices=x", "run.name=''"])
+@pytest.mark.parametrize(
+    "override", ["seed=-1", "epochs=0", "optim.momentum=2", "trainer.devices=x", "run.name=''", "lbi.nu=0"]
+)
 def test_what_is_refused_early_is_refused_with_the_message_of_later(override: str) -> None:
     config = composed(["budget.flops=50%", override])
     with pytest.raises(UsageError) as early:

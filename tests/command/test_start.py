@@ -116,3 +116,15 @@ def test_pruned_widths_are_multiples_of_round_to(method: str, tmp_path: Path) ->
     counts = allocation(found, scores, fits, 8)
     assert all(count % 8 == 0 for count in counts) and any(count < len(each) for count, each in zip(counts, found))
     assert fits(allocate.widths(found, counts))
+
+
+def test_edges_are_learned_from_trained_weights(tmp_path: Path) -> None:
+    edges = (
+        "dataset=digits", "dataset.limit_train=64", "dataset.batch_size=16", "logger=csv", "backbone=cnf",
+        "backbone.columns=2", "backbone.channels=4", "method=bsn", "budget.flops=50%", "method.warmup_epochs=0",
+        "method.search_epochs=1", "epochs=2", "finetune.epochs=1",
+    )  # fmt: skip
+    weights = build(composed([*edges, "seed=5"]), tmp_path / "first").learner.net.state_dict()
+    torch.save(weights, tmp_path / "cnf.pt")
+    learner = build(composed([*edges, f"backbone.weights={tmp_path}/cnf.pt"]), tmp_path / "run").learner
+    assert all(torch.equal(value, weights[name]) for name, value in learner.net.state_dict().items())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from budgetnet.backbones import cnf, resnet_fabric
+from budgetnet.backbones.fabric import Fabric
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.costs import CostModel
 from budgetnet.costs.edges import EdgeCosts
-from budgetnet.methods.edges.selection import choose, within
+from budgetnet.methods.edges.selection import choose, filled, within
 from budgetnet.methods.growth.policy import GrowthRule, Limit, Planner
 from budgetnet.methods.hypernet.shrinking import narrow
 from budgetnet.methods.pruning import allocate
@@ -89,7 +91,7 @@ Outcome = tuple[str, float, float]
 """What was found, the largest used part of a limit, and the smallest step that is left, as a part of the limits."""
 
 
-def judged(costs: Mapping[str, int], steps: list[Mapping[str, int]], limits: Mapping[str, int]) -> Outcome:
+def judged(costs: Mapping[str, int], steps: Sequence[Mapping[str, int]], limits: Mapping[str, int]) -> Outcome:
     """steps: the costs of the network with one step more of each kind that it could take."""
     used = max(costs[kind] / limit for kind, limit in limits.items())
     if any(costs[kind] > limit for kind, limit in limits.items()):
@@ -166,24 +168,36 @@ def narrowed(draw: random.Random) -> Outcome:
     return judged(left.costs(), steps, limits)
 
 
-def chosen(draw: random.Random) -> Outcome:
-    if draw.random() < 0.5:
-        net = cnf.build(10, 3, (8, 8), columns=draw.randint(1, 3), channels=4)
+@cache
+def fabric(columns: int) -> EdgeCosts:
+    """The costs of a CNF of so many columns, or of a ResNet Fabric for 0."""
+    net: Fabric
+    if columns:
+        net, pixels = cnf.build(10, 3, (8, 8), columns=columns, channels=4), 8
     else:
-        net = resnet_fabric.build(10, 3, (12, 12), multiplier=0.25)
-    ChannelGraph.trace(net, torch.empty(1, 3, *((12, 12) if hasattr(net, "stages") else (8, 8))))
-    costs = EdgeCosts(net)
-    layout, edges = costs.layout, len(costs.layout.edges)
-    shortest = layout.path(
-        [float(x) for x in costs.budget_fractions({"flops": 1})], torch.ones(edges, dtype=torch.bool)
-    )
-    assert shortest is not None
-    full, least = costs.price(torch.ones(edges, dtype=torch.bool)), costs.price(shortest)
+        net, pixels = resnet_fabric.build(10, 3, (12, 12), multiplier=0.25), 12
+    ChannelGraph.trace(net, torch.empty(1, 3, pixels, pixels))
+    return EdgeCosts(net)
+
+
+def chosen(draw: random.Random) -> Outcome:
+    costs = fabric(draw.choice([0, 0, 0, 1, 2, 3]))
+    layout, every = costs.layout, torch.ones(len(costs.layout.edges), dtype=torch.bool)
+    shortest = costs.cheapest_path("flops")
+    full, least = costs.price(every), costs.price(shortest)
     limits = {"flops": int(least["flops"] + draw.uniform(0.02, 0.98) * (full["flops"] - least["flops"]))}
-    numbers = torch.tensor([draw.random() for _ in range(edges)])
+    numbers = torch.tensor([draw.random() for _ in layout.edges])
     mask = choose(costs, limits, numbers, shortest)
-    assert within(costs, limits)(mask)
-    return judged(costs.price(mask), [], limits)
+    if not within(costs, limits)(mask):
+        return "above", 1.1, 0.0
+    mask, steps = filled(costs, limits, numbers, mask), list[Mapping[str, int]]()
+    fractions = costs.budget_fractions(limits)
+    for edge in (~mask).nonzero().flatten().tolist():
+        weights = [0.0 if free else cost for free, cost in zip(mask.tolist(), fractions, strict=True)]
+        path = layout.path(weights, every, through=edge)
+        assert path is not None
+        steps.append(costs.price(mask | path))
+    return judged(costs.price(mask), steps, limits)
 
 
 def random_scores(draw: random.Random, graph: ChannelGraph) -> dict[str, Tensor]:

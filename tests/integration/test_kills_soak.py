@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from commands import FORGETFUL, SHORT, run, start
 from killed import At, kept, learned, rows
-from test_exit_methods import KILLED
+from test_exit_methods import METHODS as EXIT_METHODS
 from test_exit_methods import SHORT as WITH_EXITS
 from test_methods import METHODS, command
 from zygote import Forked
@@ -135,7 +135,7 @@ def test_every_method_killed_in_every_phase_goes_on_to_the_same_bits(
 ) -> None:
     begin = time.monotonic()
     commands = {name: list(command(name, lambda _: tmp_path / "adenel")) for name in METHODS}
-    commands |= {name: [*WITH_EXITS, f"method={name}"] for name in KILLED}
+    commands |= {name: [*WITH_EXITS, *method] for name, method in EXIT_METHODS.items()}
     table = []
     for name, overrides in commands.items():
         whole = [*overrides, "export=false", f"run.dir={tmp_path}/{name}"]

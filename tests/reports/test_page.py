@@ -590,3 +590,20 @@ def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -
         assert "cannot unpack the figures" in text
     finally:
         visitor.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hidden)
+
+
+def test_the_axes_fit_the_runs_that_the_filter_leaves(visitor: Visitor) -> None:
+    figure = "document.querySelector('#panels .figure')"
+    whole = visitor.script(f"[...{figure}.layout.yaxis.range, ...{figure}.layout.xaxis.range]")
+    name = visitor.script("data.runs[data.panels[0].points[0].runs[0]].name")
+    visitor.one("#filter").send_keys(name)
+    fitted = f"[...{figure}.layout.yaxis.range, ...{figure}.layout.xaxis.range]"
+    visitor.wait(lambda: visitor.script(fitted) != whole)
+    low, high, cheap, costly = visitor.script(fitted)
+    point = visitor.script("data.panels[0].points[0]")
+    assert low < point["y"] < high and 10**cheap < point["x"] < 10**costly
+    assert high - low < whole[1] - whole[0]
+    shown = visitor.script(f"{figure}.data.slice(2).map(trace => trace.x.length)")
+    assert sum(shown) < len(visitor.script("data.panels[0].points"))
+    visitor.one("#filter").send_keys(*["\b"] * len(name))
+    visitor.wait(lambda: visitor.script(f"{figure}.data.slice(2).map(trace => trace.x.length)") != shown)

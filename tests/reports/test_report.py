@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from budgetnet.errors import UsageError
-from budgetnet.reports.report import write_report
+from budgetnet.reports.report import write_report, write_text_of_report
 from src.report import main
 
 MakeRun = Callable[..., Path]
@@ -55,6 +55,17 @@ def test_the_report_holds_command_widths_rounds_and_origin(make_run: MakeRun) ->
     assert f"epoch {summary['best_epoch']} of 20" in text
     assert "| torch | 2.13.0 |" in text
     assert str(run.parent) not in text
+
+
+def test_no_value_of_a_run_is_markup_in_its_report(make_run: MakeRun) -> None:
+    run = make_run("<img src=x>")
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"warnings": ["<script>1</script>\n<b>2</b>"], "command": "one\n\n<i>two</i>"}
+    summary["versions"] = {"<s>torch": "2|3\n\n<p>"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    text = write_text_of_report(run).read_text()
+    assert [line for line in text.splitlines() if "<" in line] == ["    one  <i>two</i>"]  # a block of code
+    assert "* &lt;script>1&lt;/script> &lt;b>2&lt;/b>\n" in text and "| &lt;s>torch | 2\\|3  &lt;p> |" in text
 
 
 @pytest.mark.usefixtures("not_drawn")

@@ -60,13 +60,16 @@ def test_any_logger_by_target_has_every_number_of_metrics_csv_and_the_learning_r
         ),
         (("GradientAccumulationScheduler", "+callbacks.one.scheduling={1:2}"), "use trainer.micro_batches"),
         (("ModelPruning", "+callbacks.one.pruning_fn=l1_unstructured"), "use a pruning method"),
+        (("BatchSizeFinder",), "set dataset.batch_size"),
+        (("LearningRateFinder",), "set optim.lr"),
+        (("SpikeDetection",), "methods take their own steps"),
     ],
 )
 def test_callbacks_that_cannot_work_with_a_changing_network_are_refused(
-    callback: tuple[str, str], text: str, tmp_path: Path
+    callback: tuple[str, ...], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=f"{callback[0]} cannot be used here: .*{text}"):
-        build(composed([*TINY, "logger=csv", f"{CALLBACK}{callback[0]}", callback[1]]), tmp_path)
+        build(composed([*TINY, "logger=csv", f"{CALLBACK}{callback[0]}", *callback[1:]]), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,19 +15,27 @@ from budgetnet.command.compose import composed
 from budgetnet.methods.growth.growing import growth_limits
 from budgetnet.methods.phases import Stretch
 from budgetnet.tasks import Classification
-from budgetnet.training.forecast import Clock, calibrate, duration
+from budgetnet.training.forecast import Clock, Timed, calibrate, duration
 
 DIGITS = ("dataset=digits", "dataset.limit_train=64", "dataset.batch_size=16", "backbone=lenet5", "logger=csv")
 
 
 def test_a_step_has_a_fixed_time_and_one_in_proportion_to_flops() -> None:
     clock = Clock()
-    clock.points = {100.0: 2.0, 300.0: 4.0}  # 1 second and 1 for every 100 FLOPs
+    clock.calibrated({100.0: Timed(2.0), 300.0: Timed(4.0)}, 10, 100)  # 1 second and 1 for every 100 FLOPs
     assert clock.relative(200, 100) == pytest.approx(1.5) and clock.relative(100, 300) == pytest.approx(0.5)
     clock.stepped(4.0)  # the machine is half as fast as when it was calibrated
     stretches = [Stretch("grow", 2, 100.0), Stretch("finetune", 3, 300.0)]
     assert clock.left(stretches, 100.0, steps=10, done=0, others=0.0) == pytest.approx(4 * 10 * (2 + 3 * 2))
     assert clock.left(stretches, 100.0, steps=10, done=5, others=0.0) == pytest.approx(4 * 10 * (2 + 3 * 2) - 20)
+
+
+def test_an_evaluation_has_a_time_of_its_own() -> None:
+    clock = Clock()
+    clock.calibrated({100.0: Timed(1.0, 10.0), 300.0: Timed(2.0, 40.0)}, 10, 100)
+    clock.stepped(2.0)
+    stretches = [Stretch("grow", 1, 100.0), Stretch("finetune", 1, 300.0)]
+    assert clock.left(stretches, 100.0, steps=10, done=0, others=0.0) == pytest.approx(2 * (10 + 10) + 2 * (20 + 40))
 
 
 def test_epochs_that_were_measured_replace_what_was_expected() -> None:
@@ -47,10 +55,14 @@ def test_networks_are_timed_without_a_change_to_the_network_or_to_what_is_drawn(
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
     batch = torch.randn(4, 1, 28, 28), torch.arange(4)
     state = torch.get_rng_state()
-    points = calibrate(net, Classification(), batch, [416_520.0, 200_000.0])
+    points = calibrate(net, Classification(), batch, [416_520.0, 200_000.0], held_out=30, size=10)
     assert torch.equal(torch.get_rng_state(), state) and ChannelGraph.of(net).widths == graph.widths
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert len(points) == 2 and min(points) <= 200_000 and all(seconds > 0 for seconds in points.values())
+    assert (
+        len(points) == 2
+        and min(points) <= 200_000
+        and all(0 < each.step < 1000 * each.evaluation for each in points.values())
+    )
 
 
 def test_the_rounds_that_growth_will_need_are_those_that_it_took(tmp_path: Path) -> None:
@@ -81,4 +93,4 @@ def test_pruning_trains_the_full_network_and_then_that_of_the_budget(tmp_path: P
 
 
 def test_durations_have_two_digits_or_so() -> None:
-    assert list(map(duration, (45, 754, 12345, 181440))) == ["45 s", "13 min", "3.4 h", "2.1 days"]
+    assert list(map(duration, (45, 140, 754, 12345, 181440))) == ["45 s", "2.3 min", "13 min", "3.4 h", "2.1 days"]

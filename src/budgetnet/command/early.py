@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from budgetnet.command.methods import known_sections, refuse_unread, sections_read
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
-from budgetnet.methods.options import Optimization
 from budgetnet.options import names_of, read
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
 
@@ -23,19 +23,15 @@ _SECTIONS: Mapping[str, type] = {
     "logger": Logging,
     "checkpoint": Checkpoints,
     "trainer": TrainerOptions,
-    "optim": Optimization,
 }
 
 
-def check_early(config: Mapping[str, Any]) -> None:
-    """Raises UsageError for values of the sections that no method changes, and for a missing budget.
+def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
+    """Raises UsageError for values of the sections that no method changes, for those that the method reads, for an
+    override of what it does not read, and for a missing budget.
 
     What has another form than conf/ gives it is left to `parse`.
     """
-    for name, kind in _SECTIONS.items():
-        section = config if not name else config.get(name)
-        if isinstance(section, Mapping) and (not name or {*section} <= names_of(kind)):
-            read(kind, name, section)
     dataset, budget, method = (config.get(name) for name in ("dataset", "budget", "method"))
     if isinstance(dataset, Mapping):
         DatasetOptions(**{name: value for name, value in dataset.items() if name in names_of(DatasetOptions)})
@@ -43,3 +39,12 @@ def check_early(config: Mapping[str, Any]) -> None:
         stated = Budget(**budget)
         if isinstance(method, Mapping) and method.get("name") not in NEEDS_NO_BUDGET:
             stated.require()
+    if (kinds := sections_read(config)) is not None:
+        refuse_unread(overrides, {str(config["method"].get("name")): kinds}, known_sections)
+        for name, kind in kinds.items():
+            if isinstance(section := config.get(name), Mapping):
+                read(kind, name, section)
+    for name, kind in _SECTIONS.items():
+        section = config if not name else config.get(name)
+        if isinstance(section, Mapping) and (not name or {*section} <= names_of(kind)):
+            read(kind, name, section)

@@ -52,13 +52,19 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
     if configuration.plan:
-        from budgetnet.command.plan import show_plan
+        from budgetnet.internals import without_plots
+
+        with without_plots():
+            from budgetnet.command.plan import show_plan
 
         return show_plan(configuration, directory)
     if finished(directory):
         summary = finished_summary(configuration.plain, directory)
     else:
-        from budgetnet.command import experiment  # Lightning takes seconds to import
+        from budgetnet.internals import without_plots
+
+        with without_plots():
+            from budgetnet.command import experiment  # Lightning takes seconds to import
 
         summary = experiment.run(configuration, directory, command_line(overrides if multirun else None), ending)
     if launch().rank == 0:  # once for all processes of a run

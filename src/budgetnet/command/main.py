@@ -5,6 +5,7 @@ What is wrong with a command is said before torch is imported, where that is kno
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from budgetnet.command.compose import CONF, plain, saved
 from budgetnet.command.explain import explain
+from budgetnet.command.names import SWEEP
 from budgetnet.output import keep_output
 
 
@@ -30,7 +32,8 @@ def job(config: DictConfig) -> float | None:
         from budgetnet.command.early import check_early
 
         values = saved(plain(config), overrides)
-        check_early(values)
+        check_early(values, () if SWEEP in os.environ else overrides)  # those of a sweep are checked before it begins
+        gc.enable()
         from budgetnet.command.job import run_job
         from budgetnet.reports import ending
 
@@ -48,6 +51,18 @@ def _no_mode(*_: Any, **__: Any) -> None:
     """The option hydra.mode, if it is not given."""
 
 
+def _quoted(word: str) -> str:
+    """An override whose value is a path that exists, in quotes if it has characters that mean something to Hydra.
+
+    The names of run directories have: `run.dir=runs/default/seed=1,epochs=3`.
+    """
+    option, _, value = word.partition("=")
+    if not {*value} & {*"=,()[]{}"} or value[0] in "'\"[{" or len(value) > 4096 or not os.path.lexists(value):
+        return word
+    text = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{option}="{text}"'
+
+
 def main() -> int:
     """Return the exit code: 0, 1 after a failure, 2 if nothing can run, 130 after SIGINT, or 143 after SIGTERM."""
     keep_output()
@@ -56,6 +71,8 @@ def main() -> int:
 
         print(text())
         return 0
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
+    gc.disable()  # composing makes a hundred thousand objects, and looking through them takes a fifth of a refusal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
     code = 0
     try:
@@ -64,6 +81,9 @@ def main() -> int:
         job()
     except BaseException as error:
         code = explain(error)
+    finally:
+        gc.enable()
+        gc.freeze()  # nor are they looked through at exit
     sweeps = sys.modules.get("budgetnet.command.sweeps")
     sweep = sweeps.SweepStart.sweep if sweeps else None
     return max(code, sweep.end()) if sweep else code

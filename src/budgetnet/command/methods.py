@@ -16,6 +16,9 @@ from budgetnet.options import names_of, reads
 if TYPE_CHECKING:
     from budgetnet.methods.method import Method
 
+Reading = type | Mapping[str, type]
+"""The class of a method, or what it reads."""
+
 BUDGETS = ("flops", "params", "train_cost")
 """The kinds of budget that a method keeps unless its class has an attribute `keeps`."""
 
@@ -24,6 +27,34 @@ RENAMED: Mapping[str, str] = {
     "prune.images": "method.images",
 }
 """New names of renamed options, which docs/changes.md lists too."""
+
+_READ: Mapping[str, str] = {
+    "depth.autogrow.AutoGrow": "growth=depth.options.BlockRounds finetune=options.FineTuning "
+    "method=depth.options.DepthRule",
+    "edges.bsn.BSN": "finetune=edges.options.OptionalFineTuning method=edges.options.SuperNetwork",
+    "exits.equal.Exits": "finetune=options.FineTuning method=exits.options.Techniques",
+    "exits.l2w.L2W": "finetune=options.FineTuning method=exits.options.Weights",
+    "growth.adenel.AdeNeL": "lbi=growth.options.Bregman growth=growth.options.Growth "
+    "finetune=growth.options.LBIFineTuning",
+    "growth.replay.Replay": "growth=growth.options.NewChannels finetune=options.FineTuning "
+    "method=growth.options.ReplayOptions",
+    "hypernet.dhp.DHP": "finetune=options.FineTuning method=hypernet.options.Shrinking",
+    "hypernet.lwdna.LWDNA": "method=hypernet.options.Selection",
+    "pruning.grow_prune.GrowPrune": "prune=pruning.options.Scope finetune=options.FineTuning "
+    "method=pruning.options.Sampling",
+    "pruning.prune.FPGM": "prune=pruning.options.Pruning finetune=options.FineTuning",
+    "pruning.prune.L1": "prune=pruning.options.Pruning finetune=options.FineTuning",
+    "pruning.prune.PFP": "prune=pruning.options.DataDrivenPruning finetune=options.FineTuning",
+    "pruning.prune.Slimming": "prune=pruning.options.PenalisedPruning finetune=options.FineTuning",
+    "pruning.prune.SoftPruning": "prune=pruning.options.Pruning finetune=options.FineTuning",
+    "pruning.prune.ThiNet": "prune=pruning.options.DataDrivenPruning finetune=options.FineTuning",
+    "train.Train": "method=options.Source",
+    "train.Width": "",
+}
+"""What the constructors of the methods of conf/method are annotated with besides `optim`, below budgetnet.methods.
+
+It is for refusals that do without torch; a test compares it with the classes.
+"""
 
 _OF_NO_METHOD = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that no method reads."""
@@ -60,6 +91,27 @@ def known_methods() -> dict[str, type[Method]]:
     }
 
 
+def sections_read(config: Mapping[str, Any]) -> dict[str, type] | None:
+    """The value objects of the sections that the method reads, as `reads` finds them, without importing torch.
+
+    None for a class that is not of this project.
+    """
+    section, place = config.get("method"), "budgetnet.methods."
+    target = str(section.get("_target_")) if isinstance(section, Mapping) else ""
+    words = _READ.get(target.removeprefix(place))
+    if words is None or not target.startswith(place):
+        return None
+    found = dict(word.split("=") for word in ("optim=options.Optimization", *words.split()))
+    return {name: resolve_name(place + kind) for name, kind in found.items()}
+
+
+def known_sections() -> dict[str, dict[str, type]]:
+    """What the methods of conf/method read by the name of their file, without importing torch."""
+    sections = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "method").glob("*.yaml"))}
+    found = {name: sections_read({"method": dict(section)}) for name, section in sections.items() if name != "own"}
+    return {name: kinds for name, kinds in found.items() if kinds is not None}
+
+
 def method_sections() -> list[str]:
     """The sections of conf/ that methods read, apart from conf/method."""
     return sorted(path.parent.name for path in CONF.glob("*/default.yaml") if path.parent.name not in _OF_NO_METHOD)
@@ -77,13 +129,14 @@ def typed(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_unread(
-    overrides: Sequence[str], chosen: Mapping[str, type], known: Callable[[], Mapping[str, type]] = known_methods
+    overrides: Sequence[str],
+    chosen: Mapping[str, Reading],
+    known: Callable[[], Mapping[str, Reading]] = known_methods,
 ) -> None:
     """Refuse overrides of options that only other methods read.
 
     overrides: the arguments of the command line, such as "growth.policy=random". Sections that no method reads are
-    ignored. chosen: the class of the run's method by name, or of every method of a sweep. known: returns the classes of
-    all methods.
+    ignored. chosen: the run's method by name, or every method of a sweep. known: returns all methods.
     Raises UsageError, naming the methods that read the option.
     """
     read_by = {name: _options(kind) for name, kind in chosen.items()}
@@ -110,9 +163,10 @@ def refuse_unmet(budget: Budget, name: str, method: type) -> None:
         )
 
 
-def _options(method: type) -> frozenset[str]:
+def _options(method: Reading) -> frozenset[str]:
     """All options that a method reads, such as "growth.policy"."""
-    return frozenset(f"{section}.{name}" for section, kind in reads(method).items() for name in names_of(kind))
+    sections = reads(method) if isinstance(method, type) else method
+    return frozenset(f"{section}.{name}" for section, kind in sections.items() for name in names_of(kind))
 
 
 def _named(methods: Iterable[str]) -> str:

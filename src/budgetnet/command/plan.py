@@ -49,10 +49,12 @@ def estimate(components: Components) -> float:
     images, targets = (each.to(training.device) for each in batches[0])
     ends = {stretch.flops for stretch in stretches if stretch.epochs} if training.pricing.edge_names is None else set()
     ends = {min(ends, default=now), max(ends, default=now)} - {now}
-    clock = Clock()
-    clock.points = calibrate(net, learner.task, (images, learner.task.taught(images, targets)), [now, *sorted(ends)])
-    step = clock.points.get(now) or min(clock.points.values())
-    clock.step = step + (loading if data.options.workers == 0 else max(0.0, loading - step))
     held_out = data.splits.validation
-    others = (0 if held_out is None else len(held_out)) / max(1, data.train_size) / 3
-    return clock.left(stretches, now, data.steps_per_epoch(), 0, others) or 0.0
+    evaluated = 0 if held_out is None else len(held_out), data.options.eval_batch_size
+    batch = images, learner.task.taught(images, targets)
+    found = calibrate(net, learner.task, batch, [now, *sorted(ends)], *evaluated)
+    clock, steps = Clock(), data.steps_per_epoch()
+    clock.calibrated(found, steps, now)
+    step = found[min(found, key=lambda flops: abs(flops - now))].step
+    clock.step = step + (loading if data.options.workers == 0 else max(0.0, loading - step))
+    return clock.left(stretches, now, steps, 0, 0.0) or 0.0

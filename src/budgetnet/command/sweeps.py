@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
-from budgetnet.command.methods import known_methods, refuse_unread, typed
+from budgetnet.command.methods import known_sections, refuse_unread, typed
 from budgetnet.command.names import SWEEP as SWEEP
 from budgetnet.command.names import program, run_name, sweep_name
 from budgetnet.errors import UsageError
@@ -147,7 +147,7 @@ def _refuse(config: DictConfig) -> None:
 def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
     """Raises UsageError for an override that none of the sweep's methods reads, if it is known which those are."""
     if typed(overrides) and (names := methods_of_sweep(config, overrides)) is not None:
-        known = known_methods()
+        known = known_sections()
         if known.keys() >= set(names):
             refuse_unread(overrides, {name: known[name] for name in names}, lambda: known)
 

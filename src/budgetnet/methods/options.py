@@ -91,3 +91,10 @@ class FineTuning:
     def phase(self, optim: Optimization) -> Phase:
         """The last phase of a run."""
         return Phase("finetune", self.epochs, self.rate(optim), self.schedule, self.warmup_epochs, final=True)
+
+
+@dataclass(frozen=True)
+class Source:
+    """conf/method/train.yaml: a run directory, or its summary.json, whose final widths and edges are trained."""
+
+    widths_from: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.channels.untrained import resize_untrained
@@ -12,18 +11,11 @@ from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import UsageError
 from budgetnet.methods.edges.selection import keep_edges
 from budgetnet.methods.method import Method, Training
-from budgetnet.methods.options import Optimization
+from budgetnet.methods.options import Optimization, Source
 from budgetnet.methods.phases import Phase
 from budgetnet.runs.summaries import edges_of_run, widths_of_run
 
 _WIDEST = 64.0  # times the full widths
-
-
-@dataclass(frozen=True)
-class Source:
-    """conf/method/train.yaml: a run directory, or its summary.json, whose final widths and edges are trained."""
-
-    widths_from: str | None = None
 
 
 class Train(Method):

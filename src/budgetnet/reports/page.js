@@ -70,6 +70,8 @@ const words = [...table.querySelectorAll("tr[data-run]")].map((row) => {
   return [row, [row.textContent, run.name, run.command ?? "", ...options].join(" ").toLowerCase()];
 });
 
+let redrawing;
+
 function filterBy(text) {
   const wanted = text.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
@@ -83,9 +85,18 @@ function filterBy(text) {
     if (mean) mean.hidden = runs.some((row) => row.hidden); // it is of all of them
   }
   document.getElementById("shown").textContent = wanted.length ? `${shown} of ${words.length}` : "";
+  clearTimeout(redrawing);
+  redrawing = setTimeout(drawComparison, 150); // once for several keys
 }
 
 document.getElementById("filter").addEventListener("input", (event) => filterBy(event.target.value));
+
+// The points of a panel of which some run is in the table, or all if none is.
+function shownPoints(panel) {
+  const hidden = new Set(words.filter(([row]) => row.hidden).map(([row]) => Number(row.dataset.run)));
+  const points = panel.points.filter((point) => point.runs.some((index) => !hidden.has(index)));
+  return points.length ? points : panel.points;
+}
 
 // Figures ---------------------------------------------------------------------------------------------------------
 
@@ -161,14 +172,14 @@ function folded(name, length = 44) {
   return lines.join("<br>");
 }
 
-function panelTraces(panel) {
+function panelTraces(panel, shown) {
   const front = {
     ...panel.front,
     mode: "lines",
     line: { shape: "hv", color: css("--grey"), width: 1.4 },
     hoverinfo: "skip",
   };
-  const runs = panel.points
+  const runs = shown
     .filter((point) => point.runs.length > 1)
     .flatMap((point) =>
       point.runs.map((index) => ({ index, colour: seriesColour(point.colour), run: data.runs[index] })),
@@ -182,9 +193,9 @@ function panelTraces(panel) {
     text: runs.map(({ run }) => `${folded(run.name)}<br>${plain(`${panel.score_title} ${run.score}`)}`),
     hovertemplate: "%{text}<extra></extra>",
   };
-  const series = [...new Set(panel.points.map((point) => point.series))];
+  const series = [...new Set(shown.map((point) => point.series))];
   const means = series.map((name) => {
-    const points = panel.points.filter((point) => point.series === name);
+    const points = shown.filter((point) => point.series === name);
     const colour = seriesColour(points[0].colour);
     const bars = { color: colour, thickness: 1, width: 3 };
     return {
@@ -221,6 +232,15 @@ function costRange(values) {
   return [Math.log10(low / widen), Math.log10(high * widen)];
 }
 
+function scoreRange(points) {
+  // room around the points and their bars, also around a single one
+  const known = points.filter((point) => point.y !== null);
+  const low = Math.min(...known.map((point) => point.y - point.dy));
+  const high = Math.max(...known.map((point) => point.y + point.dy));
+  const room = 0.08 * (high - low) || 0.02 * Math.abs(high) || 1;
+  return [low - room, high + room];
+}
+
 function drawComparison() {
   const legend = document.getElementById("legend");
   const panels = document.getElementById("panels");
@@ -239,11 +259,13 @@ function drawComparison() {
   if (!panels.querySelector(".figure")) layPanels(panels);
   panels.querySelectorAll(".figure").forEach(async (element, index) => {
     const panel = data.panels[index];
-    const range = costRange(panel.points.map((point) => point.x));
+    const shown = shownPoints(panel);
+    const range = costRange(shown.map((point) => point.x));
     const few = range[1] - range[0] < Math.log10(60);
-    const drawn = await draw(element, panelTraces(panel), {
+    const fitted = shown.length < panel.points.length ? { range: scoreRange(shown) } : {};
+    const drawn = await draw(element, panelTraces(panel, shown), {
       xaxis: axis({ title: panel.label, type: "log", range, tickformat: "~s", dtick: few ? "D2" : 1 }),
-      yaxis: axis({ title: panel.score_label, showgrid: true }),
+      yaxis: axis({ title: panel.score_label, showgrid: true, ...fitted }),
     });
     if (!drawn) return;
     element.removeAllListeners("plotly_click");

@@ -29,6 +29,7 @@ from budgetnet.reports.tables import (
     columns,
     final_row,
     metrics_of,
+    names_beside,
     repetitions,
     score_text,
     spread_text,
@@ -338,11 +339,12 @@ def _saturation(run: RunDirectory) -> Json | None:
 
 def _table(groups: Sequence[Repetitions], number: Mapping[int, int]) -> str:
     """The table, with a body for each configuration, so that repetitions stay together when it is sorted."""
-    shown = columns([row for group in groups for row in group.rows])
+    rows = [row for group in groups for row in group.rows]
+    shown, called = columns(rows), dict(zip(map(id, rows), names_beside(rows), strict=True))
     heads = "".join(_head(column) for column in shown)
     bodies = []
     for group in groups:
-        lines = [_line(shown, row, number[id(row)]) for row in group.rows]
+        lines = [_line(shown, row, number[id(row)], called[id(row)]) for row in group.rows]
         if len(group.finished) > 1:
             lines.append(_mean_line(shown, group))
         bodies.append("<tbody>\n" + "\n".join(lines) + "\n</tbody>")
@@ -357,7 +359,7 @@ def _head(column: Column) -> str:
     return f'<th scope="col"{_kind(column)} data-first="{first}"><button type="button">{text}</button></th>'
 
 
-def _line(shown: Sequence[Column], row: Row, run: int) -> str:
+def _line(shown: Sequence[Column], row: Row, run: int, called: str) -> str:
     texts = []
     for column in shown:
         text = _escaped(column.cell(row))
@@ -365,7 +367,8 @@ def _line(shown: Sequence[Column], row: Row, run: int) -> str:
         if column.heading == "Budget used":
             value = max(row.budget.values(), default=None)
         if column.heading == "Run":
-            text = f'<a href="#run-{run}" title="{text}">{text.replace(",", ",<wbr>")}</a>'
+            name = _escaped(called).replace(",", ",<wbr>")
+            text = f'<a href="#run-{run}" title="{text}">{name}</a>'
         texts.append(_cell(column, text, value))
     return f'<tr data-run="{run}">{"".join(texts)}</tr>'
 

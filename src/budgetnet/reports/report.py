@@ -11,7 +11,7 @@ from budgetnet.errors import UsageError, in_one_line
 from budgetnet.reports import drawing, edges, exits, figures, learning
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
-from budgetnet.reports.tables import as_markdown, final_row, markdown_table, score_names, score_text, with_unit
+from budgetnet.reports.tables import as_markdown, final_row, markdown_table, plain, score_names, score_text, with_unit
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.files import folder_within
 from budgetnet.runs.records import write_text
@@ -154,11 +154,11 @@ def write_text_of_report(run_dir: str | Path) -> Path:
 
 def _head(run: RunDirectory) -> str:
     row, summary = final_row(run), run.summary or {}
-    lines = [f"# {row.name}\n"]
+    lines = [f"# {plain(row.name)}\n"]
     if not row.finished:
         lines.append(f"**Unfinished**: read after epoch {row.epochs}; the test set is read at the end.\n")
     if summary.get("command"):
-        lines.append(f"    {summary['command']}\n")
+        lines.append(f"    {' '.join(str(summary['command']).splitlines())}\n")
     lines.append(as_markdown([row]))
     for kind, entry in (summary.get("budget") or {}).items():
         used, limit = format_quantity(entry["used"]), format_quantity(entry["limit"])
@@ -169,7 +169,7 @@ def _head(run: RunDirectory) -> str:
 def _warnings(run: RunDirectory) -> str:
     """The section about what went wrong beside the training."""
     lines = (run.summary or {}).get("warnings") or []
-    return "## Warnings\n\n" + "".join(f"* {line}\n" for line in lines) if lines else ""
+    return "## Warnings\n\n" + "".join(f"* {plain(str(line))}\n" for line in lines) if lines else ""
 
 
 def _scores(run: RunDirectory) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.costs.budget import format_quantity
+from budgetnet.reports.told_apart import overrides_of, told_apart
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.sections import affecting
 
@@ -36,6 +37,7 @@ class Row:
     seconds, growth_seconds: the time of the whole run, and of its rounds.
     budget: the percentage used, by kind.
     settings: the configuration without seed and directory, as text, which is equal for repetitions.
+    overrides: those of the command that a table has no column for.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Row:
     growth_seconds: float | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
     settings: str = field(default="", repr=False)
+    overrides: tuple[str, ...] = ()
     directory: str = ""
     hardware: str = ""
     versions: str = ""
@@ -81,7 +84,7 @@ class Row:
         for item in fields(self):
             if item.name == "scores":
                 cells |= {name: self.number(name) for name in _names_in_tables(self.metrics)}
-            elif item.name not in ("metrics", "budget", "settings"):
+            elif item.name not in ("metrics", "budget", "settings", "overrides"):
                 cells[item.name] = getattr(self, item.name)
         return cells | {f"budget_{kind}_percent": percent for kind, percent in self.budget.items()}
 
@@ -151,6 +154,7 @@ def final_row(run: RunDirectory) -> Row:
         scores = {f"val_{metric.name}": best.get(f"val_{metric.name}") for metric in metrics}
     known |= {name: run.option(name) for name in ("method", "backbone", "dataset")}
     known |= {name: listed((run.summary or {}).get(name)) for name in ("hardware", "versions")}
+    known["overrides"] = overrides_of((run.summary or {}).get("command"))
     known |= {"finished": run.summary is not None, "settings": settings(run.config), "directory": str(run.path)}
     return Row(**known, metrics=metrics, scores=scores)
 
@@ -325,20 +329,32 @@ def header(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(column.heading for column in columns(rows))
 
 
+def names_beside(rows: Sequence[Row]) -> list[str]:
+    """What the runs of `rows` are called in a table of them."""
+    return told_apart([row.name for row in rows], [row.overrides for row in rows])
+
+
 def cells(rows: Sequence[Row]) -> list[list[str]]:
     """The text of the table: a line for each run, and after repetitions a line with their mean ± deviation."""
-    lines, shown = [], columns(rows)
+    lines, shown = [], columns(rows)[1:]
+    called = dict(zip(map(id, rows), names_beside(rows), strict=True))
     for group in repetitions(rows):
-        lines += [[column.cell(row) for column in shown] for row in group.rows]
+        lines += [[called[id(row)], *(column.cell(row) for column in shown)] for row in group.rows]
         if len(group.finished) > 1:
-            lines.append([column.mean(group) for column in shown])
+            lines.append([_IDENTITY[0].mean(group), *(column.mean(group) for column in shown)])
     return lines
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with bars in cells escaped."""
+    """A table in Markdown, with bars and what could be markup of HTML in cells escaped."""
     ruled = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in ruled) + "\n"
+    escaped = [[plain(cell).replace("|", "\\|") for cell in line] for line in ruled]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+
+
+def plain(text: str) -> str:
+    """A value of a run's files for Markdown: one line, which holds no HTML."""
+    return " ".join(text.splitlines()).replace("<", "&lt;")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

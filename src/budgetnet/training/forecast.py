@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,20 +47,36 @@ def course(method: Method, phases: Sequence[Phase], began: int, epochs: int) -> 
     return found
 
 
-class Clock:
-    """How long a training step takes, as a function of the network's FLOPs, and what is left of a run.
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of a training step, and of an evaluation of the images that are held out."""
 
-    A step takes a fixed time and one in proportion to the FLOPs, which two points give: steps timed by `calibrate` at
+    step: float
+    evaluation: float = 0.0
+
+
+class Clock:
+    """How long an epoch takes, as a function of the network's FLOPs, and what is left of a run.
+
+    An epoch takes a fixed time and one in proportion to the FLOPs, which two points give: what `calibrate` has timed at
     the costs of now and of the end, or else the epochs that have been measured. Without either it is in proportion.
     """
 
     def __init__(self) -> None:
         self.points: dict[float, float] = {}
-        """Seconds of a step by FLOPs, from `calibrate`."""
+        """Seconds of an epoch by FLOPs, as `calibrate` expects them."""
+        self.others: float | None = None
+        """What an epoch takes beside its steps, as a part of them, as `calibrate` expects it."""
         self.epochs: dict[float, float] = {}
         """Seconds of an epoch by FLOPs, a moving average; the last of them is that of now, or of the last size."""
         self.step: float | None = None
         """Seconds of a step now, a moving average."""
+
+    def calibrated(self, timed: Mapping[float, Timed], steps: int, now: float) -> None:
+        """Take what `calibrate` has found, for epochs of `steps` steps. now: FLOPs of the network."""
+        self.points = {flops: steps * each.step + each.evaluation for flops, each in timed.items()}
+        here = timed[min(timed, key=lambda flops: abs(flops - now))]
+        self.others = here.evaluation / (steps * here.step)
 
     def stepped(self, seconds: float) -> None:
         """A step has taken so many seconds."""
@@ -71,7 +88,7 @@ class Clock:
         self.epochs[flops] = 0.7 * before + 0.3 * seconds
 
     def relative(self, flops: float, now: float) -> float:
-        """The time of a step at `flops` divided by that at `now`."""
+        """The time of an epoch at `flops` divided by that at `now`."""
         known = self.points if len(self.points) > 1 else self.epochs
         if len(known) < 2:
             return flops / now
@@ -83,33 +100,48 @@ class Clock:
     def left(self, stretches: Sequence[Stretch], now: float, steps: int, done: int, others: float) -> float | None:
         """Seconds that the stretches take, of which `done` of `steps` steps of the first epoch are over.
 
-        now: FLOPs of the network. others: what an epoch takes beside its steps, as a part of them, before an epoch has
-        been measured. None before the first step.
+        now: FLOPs of the network. others: what an epoch takes beside its steps, as a part of them, before it has been
+        timed or measured. None before the first step.
         """
         if self.epochs:
             last, seconds = next(reversed(self.epochs.items()))
             epoch = seconds * self.relative(now, last)
         elif self.step is not None:
-            epoch = self.step * steps * (1 + others)
+            epoch = self.step * steps * (1 + (others if self.others is None else self.others))
         else:
             return None
         total = sum(stretch.epochs * self.relative(stretch.flops, now) for stretch in stretches)
         return max(0.0, epoch * (total - done / steps))
 
 
-def calibrate(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], ends: Sequence[float]) -> dict[float, float]:
-    """Seconds of a forward and backward pass of a batch, by FLOPs, for copies of `net` with about `ends` FLOPs.
+def calibrate(
+    net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], ends: Sequence[float], held_out: int = 0, size: int = 1
+) -> dict[float, Timed]:
+    """How long a training step and an evaluation take, by FLOPs, for copies of `net` with about `ends` FLOPs.
 
+    batch: of training. held_out: the number of images of an evaluation, of which `size` are in a batch.
     The network, and the state of the random generators, stay as they are.
     """
-    seconds: dict[float, float] = {}
     devices = [batch[0].device] if batch[0].device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        for end in ends:
-            twin = _scaled(copy.deepcopy(net), end)
-            flops = float(CostModel(ChannelGraph.of(twin)).flops())
-            seconds[flops] = _timed(twin.train(), task, batch)
-    return seconds
+        twins = (_scaled(copy.deepcopy(net), end) for end in ends)
+        return {
+            float(CostModel(ChannelGraph.of(twin)).flops()): _timed_epoch(twin, task, batch, held_out, size)
+            for twin in twins
+        }
+
+
+def _timed_epoch(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], held_out: int, size: int) -> Timed:
+    images, targets = batch
+    size = min(size, held_out)
+    net.train()
+    step = _timed(lambda: task.loss(net(images), targets).backward(), images)  # type: ignore[no-untyped-call]
+    if not size:
+        return Timed(step)
+    several = images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
+    net.eval()
+    with torch.no_grad():
+        return Timed(step, _timed(lambda: net(several), images) * held_out / size)
 
 
 def _scaled(net: nn.Module, flops: float) -> nn.Module:
@@ -127,18 +159,17 @@ def _scaled(net: nn.Module, flops: float) -> nn.Module:
     return net
 
 
-def _timed(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor]) -> float:
-    """Seconds of a step: the median of `STEPS`, or of fewer that take 3 seconds together."""
-    images, targets = batch
+def _timed(call: Callable[[], object], images: Tensor) -> float:
+    """Seconds of a call: the median of `STEPS` after one that is not counted, or of fewer that take 2 seconds."""
     found: list[float] = []
     start = time.perf_counter()
     for _ in range(STEPS + 1):
         begin = _now(images)
-        task.loss(net(images), targets).backward()  # type: ignore[no-untyped-call]
+        call()
         found.append(_now(images) - begin)
-        if time.perf_counter() - start > 3 and len(found) > 1:
+        if time.perf_counter() - start > 2 and len(found) > 1:
             break
-    return sorted(found[1:] or found)[len(found[1:] or found) // 2]
+    return sorted(found[1:])[len(found[1:]) // 2]
 
 
 def _now(images: Tensor) -> float:
@@ -148,13 +179,15 @@ def _now(images: Tensor) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text of two digits or so: "45 s", "12 min", "3.4 h", "2.1 days".
+    """Seconds as text of two digits or so: "45 s", "2.3 min", "13 min", "3.4 h", "2.1 days".
 
-    >>> duration(45), duration(754), duration(12345), duration(181440)
-    ('45 s', '13 min', '3.4 h', '2.1 days')
+    >>> duration(45), duration(140), duration(754), duration(12345), duration(181440)
+    ('45 s', '2.3 min', '13 min', '3.4 h', '2.1 days')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
+    if seconds < 9.95 * 60:
+        return f"{seconds / 60:.1f} min"
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

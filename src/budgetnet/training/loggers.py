@@ -276,7 +276,9 @@ def log_summary(loggers: list[Any], figures: Path, summary: Mapping[str, Any]) -
         if isinstance(logger.logger, Wandb):
             logger.ask(logger.logger.send, figures, summary, patience=_UPLOAD)
             if (folder := logger.logger.offline_folder) is not None:
-                print(f"{'W&B':9}offline in {folder}; to sync it: wandb sync {folder}", flush=True)
+                several = len(list(folder.parent.glob("offline-run-*"))) > 1  # of a run that was continued
+                every = folder.parent / "offline-run-*" if several else folder
+                print(f"{'W&B':9}offline in {folder}; to sync it: wandb sync {every}", flush=True)
         else:
             logger.log_metrics(numbers)
 

@@ -28,8 +28,11 @@ _REFUSED = {
     "GradientAccumulationScheduler": "steps are counted by the run's own clock: use trainer.micro_batches",
     "ModelPruning": "its masks do not follow a network that changes its shape: use a pruning method",
     "BackboneFinetuning": "it replaces the optimizer's parameter groups, which methods manage themselves",
+    "BatchSizeFinder": "it tries sizes by training before the run does: set dataset.batch_size",
+    "LearningRateFinder": "it tries rates by training before the run does: set optim.lr",
+    "SpikeDetection": "it reads a loss that a step returns, and methods take their own steps",
 }
-"""Callbacks of Lightning that cannot work with a network that changes its shape, and why."""
+"""Callbacks of Lightning that cannot work with networks that change their shapes and methods that step, and why."""
 
 
 def make_trainer(

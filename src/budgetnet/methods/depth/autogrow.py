@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.depth import DEPTH_INITIALISATIONS, Stage, change_depth, depths, find_stages
+from budgetnet.channels.depth import Stage, change_depth, depths, find_stages
 from budgetnet.costs import CostModel
 from budgetnet.errors import UsageError
-from budgetnet.methods.depth.stage_order import DepthPlan, DepthRule, StageOrder, next_block
+from budgetnet.methods.depth.options import BlockRounds, DepthRule
+from budgetnet.methods.depth.stage_order import DepthPlan, StageOrder, next_block
 from budgetnet.methods.growth.growing import bounded, growth_limits, rounds_must_fit
-from budgetnet.methods.growth.options import Rounds
 from budgetnet.methods.method import Images, Method, Training
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
-from budgetnet.options import require_one_of
 from budgetnet.seeding import keyed_seed
-
-
-@dataclass(frozen=True)
-class BlockRounds(Rounds):
-    """conf/growth: when blocks are added, how they are initialised, and whether the optimizer's state is reset.
-
-    Raises UsageError for values out of range.
-    """
-
-    init: str = "he"
-    state: str = "reset"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_one_of("growth", "state", self.state, ("reset", "carry"))
-        if self.init not in DEPTH_INITIALISATIONS:
-            known = " or ".join(DEPTH_INITIALISATIONS)
-            raise UsageError(f"growth.init={self.init} starts new channels: new blocks start by {known}")
 
 
 def block_costs(model: nn.Module, stages: Sequence[Stage]) -> dict[str, dict[str, int]]:

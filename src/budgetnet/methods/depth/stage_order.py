@@ -6,29 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from budgetnet.errors import UsageError
+from budgetnet.methods.depth.options import DepthRule
 from budgetnet.methods.growth.policy import Limit
 from budgetnet.methods.plan import WidthPlan
 
 Costs = Mapping[str, int]
 """Params, macs and flops."""
-
-
-@dataclass(frozen=True)
-class DepthRule:
-    """conf/method/autogrow.yaml: by how much a block must improve the metric, and how deep a stage may become.
-
-    Raises UsageError for values out of range.
-    """
-
-    threshold: float = 0.05
-    max_depth: int | None = None
-
-    def __post_init__(self) -> None:
-        if not -100 <= self.threshold <= 100:
-            raise UsageError(f"method.threshold={self.threshold}: expected percentage points, -100 to 100")
-        if self.max_depth is not None and self.max_depth < 2:
-            raise UsageError(f"method.max_depth={self.max_depth}: expected 2 blocks or more, or null")
 
 
 @dataclass(frozen=True)

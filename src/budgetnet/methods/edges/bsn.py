@@ -18,18 +18,13 @@ from budgetnet.costs.edges import EdgeCosts
 from budgetnet.costs.latency import edge_latencies, latency_of
 from budgetnet.costs.pricing import EdgePricing
 from budgetnet.errors import RunError, UsageError
-from budgetnet.methods.edges import EdgePlan, EdgeSearch, SuperNetwork, keep_edges, reestimate, within
+from budgetnet.methods.edges import EdgePlan, EdgeSearch, keep_edges, reestimate, within
+from budgetnet.methods.edges.options import OptionalFineTuning, SuperNetwork
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
 from budgetnet.tasks import Output
-
-
-class OptionalFineTuning(FineTuning):
-    """conf/finetune for a method that may skip fine-tuning: 0 epochs, as published."""
-
-    least_epochs = 0
 
 
 class BSN(Method):

@@ -63,14 +63,14 @@ def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, s
     probabilities: (edges,), or any other scores. selected: a mask within the limits, all edges on a path from input to
     output.
 
-    The likeliest edges that fit are added, each with the cheapest path through it. If the limit that is used most is
-    then used to less than `USED`, the least likely selected edge is exchanged whose place is filled with more: to
-    `USED` if any is, else with the most. Without limits nothing is added.
+    The likeliest edges that fit are added, each with the cheapest path through it, until none fits. If the limit that
+    is used most is then used to less than `USED`, the least likely selected edge is exchanged whose place is filled
+    with more: to `USED` if any is, else with the most. Without limits nothing is added.
     """
     if not limits:
         return selected
     every = torch.ones_like(selected)
-    best = _with_likeliest(costs, limits, probabilities, selected, every)
+    best = _with_all_that_fit(costs, limits, probabilities, selected, every)
     if _use(costs, limits, best) >= USED:
         return best
     for edge in probabilities.argsort(stable=True).tolist():
@@ -81,7 +81,8 @@ def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, s
         without = costs.layout.alive(selected & others)
         if not without.any():
             continue
-        exchanged = _with_likeliest(costs, limits, probabilities, without, others)
+        exchanged = _with_all_that_fit(costs, limits, probabilities, without, others)
+        exchanged = _with_all_that_fit(costs, limits, probabilities, exchanged, every)
         if _use(costs, limits, exchanged) > _use(costs, limits, best):
             best = exchanged
         if _use(costs, limits, best) >= USED:
@@ -93,6 +94,17 @@ def _use(costs: EdgeCosts, limits: Mapping[str, int], mask: Tensor) -> float:
     """The largest fraction of a limit that a mask costs."""
     price = costs.price(mask)
     return max(price[kind] / limit for kind, limit in limits.items())
+
+
+def _with_all_that_fit(
+    costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor, among: Tensor
+) -> Tensor:
+    """The mask to which no edge of `among` can be added: what was added makes the paths of others cheaper."""
+    while True:
+        more = _with_likeliest(costs, limits, probabilities, selected, among)
+        if torch.equal(more, selected):
+            return selected
+        selected = more
 
 
 def _with_likeliest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.exits.allocation import confidences
 from budgetnet.methods.exits.budgeted import Setting, check_budget, curve, evaluate, leaving, within
 from budgetnet.methods.exits.imta import Collaborating, OneForAll
+from budgetnet.methods.exits.options import Techniques
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
@@ -58,13 +58,6 @@ def _row(setting: Setting) -> list[float]:
 def _setting(row: list[float]) -> Setting:
     q, accuracy, mean_flops, *thresholds = row
     return Setting(q, tuple(thresholds), accuracy, mean_flops)
-
-
-@dataclass(frozen=True)
-class Techniques:
-    """conf/method/exits.yaml: whether a network with exits is trained by the techniques of imta.py, in two phases."""
-
-    imta: bool = False
 
 
 class Exits(Method):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,38 +10,14 @@ from torch import Tensor, nn
 
 from budgetnet.errors import UsageError
 from budgetnet.methods.exits.bilevel import Weighting, halves, meta_step, training_loss
-from budgetnet.methods.exits.equal import Exits, Techniques
+from budgetnet.methods.exits.equal import Exits
 from budgetnet.methods.exits.exchange import ALONE, among_processes
-from budgetnet.methods.exits.weights import AXES, Centring, WeightPrediction
+from budgetnet.methods.exits.options import Weights
+from budgetnet.methods.exits.weights import Centring, WeightPrediction
 from budgetnet.methods.method import Training, detached
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
-from budgetnet.options import require_not_negative, require_one_of, require_positive
 from budgetnet.tasks.multi_exit import MultiExit
-
-MOST_UNITS, MOST_LAYERS = 2**16, 64
-
-
-@dataclass(frozen=True)
-class Weights(Techniques):
-    """conf/method/l2w.yaml."""
-
-    delta: float = 0.8
-    centring: str = "sample"
-    q: float = 0.75
-    interval: int = 1
-    width: int = 500
-    depth: int = 1
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        require_not_negative("method", delta=self.delta, weight_decay=self.weight_decay)
-        require_positive("method", q=self.q, interval=self.interval, lr=self.lr)
-        require_one_of("method", "centring", self.centring, sorted(AXES))
-        for name, most in (("width", MOST_UNITS), ("depth", MOST_LAYERS)):
-            if not 0 < getattr(self, name) <= most:
-                raise UsageError(f"method.{name}={getattr(self, name)}: expected a whole number, 1 to {most}")
 
 
 class L2W(Exits):

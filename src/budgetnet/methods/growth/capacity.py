@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from budgetnet.channels import ChannelGraph
 from budgetnet.optim import LBI
 
-REDUCTIONS = ("max", "mean")
-READOUTS = ("path", "support")
-
 
 def sparse_sets(graph: ChannelGraph, grow_linear: bool = False) -> dict[nn.Parameter, str]:
     """The weights in which LBI selects, those of every producer of a width group, and their unit: "filter" or "entry".

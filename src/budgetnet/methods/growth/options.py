@@ -1,16 +1,46 @@
-"""Options of growth: conf/growth and conf/lbi."""
+"""Options of growth: conf/growth, conf/lbi and conf/method/replay.yaml."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from budgetnet.channels.initialise import INITIALISATIONS
-from budgetnet.errors import UsageError
-from budgetnet.methods.growth.capacity import READOUTS, REDUCTIONS
-from budgetnet.methods.growth.policy import GrowthRule
+from budgetnet.errors import UsageError, nearest
 from budgetnet.methods.options import FineTuning
 from budgetnet.options import require_not_negative, require_one_of, require_positive
+
+POLICIES = ("cost_aware", "balanced", "saturation", "uniform", "random", "gradient", "firefly")
+INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax", "firefly")
+REDUCTIONS = ("max", "mean")
+READOUTS = ("path", "support")
+
+
+@dataclass(frozen=True)
+class GrowthRule:
+    """conf/growth: how much a round adds. Each option is explained in conf/growth/*.yaml.
+
+    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
+    the relative rise of the cost per round under the policy cost_aware. Raises UsageError for values out of range.
+    """
+
+    policy: str = "cost_aware"
+    threshold: float = 0.4
+    number: int = 2
+    ratio: float = 0.3
+    cost_ratio: float = 0.5
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise UsageError(f"growth.policy={self.policy!r} is unknown{nearest(self.policy, POLICIES)}")
+        if self.number < 0 or self.ratio < 0 or (self.number == 0 and self.ratio == 0):
+            raise UsageError(f"growth.number={self.number}, growth.ratio={self.ratio}: one must be above 0, none below")
+        if not 0 <= self.threshold < 1:
+            raise UsageError(f"growth.threshold={self.threshold}: expected a saturation from 0 up to, not including, 1")
+        if self.cost_ratio <= 0:
+            raise UsageError(f"growth.cost_ratio={self.cost_ratio}: expected a rise of FLOPs per round above 0")
+        if self.round_to < 1:
+            raise UsageError(f"growth.round_to={self.round_to}: expected 1 or more channels")
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,7 @@ class NewChannels:
     rescale: bool = True
 
     def __post_init__(self) -> None:
-        require_one_of("growth", "init", self.init, (*INITIALISATIONS, "firefly"))
+        require_one_of("growth", "init", self.init, INITIALISATIONS)
         require_one_of("growth", "state", self.state, ("reset", "carry"))
 
 
@@ -102,3 +132,10 @@ class LBIFineTuning(FineTuning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("finetune", "optimizer", self.optimizer, ("sgd", "lbi"))
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """conf/method/replay.yaml: the directory of a finished run that grew."""
+
+    schedule_from: str | None = None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetnet.costs.model import CostModel
-from budgetnet.errors import RunError, UsageError, nearest
+from budgetnet.errors import RunError
+from budgetnet.methods.growth.options import GrowthRule
 from budgetnet.methods.plan import WidthPlan
 
 _MOST_FORESEEN = 1000
@@ -29,34 +30,6 @@ class Limit:
     form: str
     most: int
     next_most: int | None = None
-
-
-@dataclass(frozen=True)
-class GrowthRule:
-    """conf/growth: how much a round adds. Each option is explained in conf/growth/*.yaml.
-
-    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
-    the relative rise of the cost per round under the policy cost_aware. Raises UsageError for values out of range.
-    """
-
-    policy: str = "cost_aware"
-    threshold: float = 0.4
-    number: int = 2
-    ratio: float = 0.3
-    cost_ratio: float = 0.5
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise UsageError(f"growth.policy={self.policy!r} is unknown{nearest(self.policy, POLICIES)}")
-        if self.number < 0 or self.ratio < 0 or (self.number == 0 and self.ratio == 0):
-            raise UsageError(f"growth.number={self.number}, growth.ratio={self.ratio}: one must be above 0, none below")
-        if not 0 <= self.threshold < 1:
-            raise UsageError(f"growth.threshold={self.threshold}: expected a saturation from 0 up to, not including, 1")
-        if self.cost_ratio <= 0:
-            raise UsageError(f"growth.cost_ratio={self.cost_ratio}: expected a rise of FLOPs per round above 0")
-        if self.round_to < 1:
-            raise UsageError(f"growth.round_to={self.round_to}: expected 1 or more channels")
 
 
 class Planner:

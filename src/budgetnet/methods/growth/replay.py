@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 from budgetnet.channels.untrained import resize_untrained
 from budgetnet.errors import UsageError
 from budgetnet.methods.growth.firefly import firefly_candidates
 from budgetnet.methods.growth.growing import SLIM, grow, with_candidates
-from budgetnet.methods.growth.options import NewChannels
+from budgetnet.methods.growth.options import NewChannels, ReplayOptions
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
@@ -20,13 +19,6 @@ from budgetnet.seeding import keyed_seed
 
 Schedule = Mapping[int, Mapping[str, int]]
 """The widths after a number of finished epochs; at 0 those of the seed network."""
-
-
-@dataclass(frozen=True)
-class ReplayOptions:
-    """conf/method/replay.yaml: the directory of a finished run that grew."""
-
-    schedule_from: str | None = None
 
 
 class Replay(Method):

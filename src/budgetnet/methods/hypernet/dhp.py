@@ -6,7 +6,6 @@ Li et al., "DHP: Differentiable Meta Pruning via HyperNetworks" (ECCV 2020).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.func import functional_call
 
 from budgetnet.methods.hypernet import criteria
 from budgetnet.methods.hypernet.hypernetwork import Hypernetwork, generation_flops
+from budgetnet.methods.hypernet.options import Shrinking
 from budgetnet.methods.hypernet.proximal import shrink_latents
 from budgetnet.methods.hypernet.shrinking import floors_by_count, kept_widths
 from budgetnet.methods.hypernet.widened import Selected, Widened
@@ -22,41 +22,7 @@ from budgetnet.methods.method import Images, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
-from budgetnet.options import require_positive
 from budgetnet.tasks import Output
-
-
-@dataclass(frozen=True)
-class Shrinking:
-    """conf/method/dhp.yaml: how wide the network is made, and how fast its latents shrink.
-
-    search_epochs: the most epochs in which latents shrink, by default all before fine-tuning.
-    sparsity: the shrinkage of a latent in a step, times the learning rate.
-    threshold: the size below which a latent counts as gone.
-    floor: the fewest channels of a group.
-    check_every: the number of steps between two looks at what is left.
-    embedding: the numbers between a latent and a kernel.
-
-    Raises UsageError for values out of range.
-    """
-
-    multiplier: float = 1.0
-    search_epochs: int | None = None
-    sparsity: float = 2e-4
-    threshold: float = 5e-3
-    floor: int = 4
-    check_every: int = 100
-    embedding: int = 8
-
-    def __post_init__(self) -> None:
-        require_positive(
-            "method",
-            search_epochs=self.search_epochs,
-            sparsity=self.sparsity,
-            threshold=self.threshold,
-            check_every=self.check_every,
-            embedding=self.embedding,
-        )
 
 
 class DHP(Widened):

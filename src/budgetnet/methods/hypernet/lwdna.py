@@ -5,8 +5,6 @@ Li et al., "The Heterogeneity Hypothesis: Finding Layer-Wise Differentiated Netw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -14,6 +12,7 @@ from budgetnet.errors import UsageError
 from budgetnet.methods.hypernet import criteria
 from budgetnet.methods.hypernet.criteria import Scores
 from budgetnet.methods.hypernet.hypernetwork import Hypernetwork, generation_flops
+from budgetnet.methods.hypernet.options import Selection
 from budgetnet.methods.hypernet.shrinking import floors_by_share
 from budgetnet.methods.hypernet.widened import Selected, Widened
 from budgetnet.methods.method import Images, Training
@@ -21,35 +20,6 @@ from budgetnet.methods.options import Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan
 from budgetnet.optim.sgd import adam
-from budgetnet.options import require_one_of, require_positive
-
-SCORES = ("gradient", "magnitude", "random")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """conf/method/lwdna.yaml: how wide the network is made, and by what its channels are chosen.
-
-    score: "gradient" of the latents, or the controls "magnitude" and "random".
-    batches: the number of batches of SGD in the search.
-    rho, tau: the smallest fraction of its channels that a group keeps, and that of the group before the classifier.
-    embedding: the numbers between a latent and a kernel.
-
-    Raises UsageError for values out of range.
-    """
-
-    multiplier: float = 2.0
-    score: str = "gradient"
-    batches: int = 2
-    rho: float = 0.2
-    tau: float = 0.45
-    embedding: int = 8
-
-    def __post_init__(self) -> None:
-        require_one_of("method", "score", self.score, SCORES)
-        require_positive("method", embedding=self.embedding)
-        if self.batches < 2:
-            raise UsageError(f"method.batches={self.batches}: expected 2 or more, as the first gradients say nothing")
 
 
 class LWDNA(Widened):

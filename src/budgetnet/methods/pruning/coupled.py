@@ -12,8 +12,6 @@ from torch import Tensor
 
 from budgetnet.channels import ChannelGraph
 
-SCOPES = ("all", "inner")
-
 Scores = Mapping[str, Tensor]
 """The importance of each channel, (width,) by width group; channels with higher scores are kept."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from budgetnet.channels import resize
-from budgetnet.errors import UsageError
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
@@ -28,37 +26,11 @@ from budgetnet.methods.pruning.indicators import (
     pull,
     sample,
 )
-from budgetnet.methods.pruning.options import Scope
+from budgetnet.methods.pruning.options import Sampling, Scope
 from budgetnet.methods.pruning.subnetwork import FullNetwork
 from budgetnet.optim.sgd import sgd
-from budgetnet.options import require_positive
 from budgetnet.seeding import keyed_generator
 from budgetnet.tasks import Output
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """conf/method/grow_prune.yaml: how long filters are sampled, and how the indicators begin, move and harden.
-
-    search_epochs: the number of epochs in which filters are sampled, by default all before fine-tuning.
-    start: the initial probability of each indicator.
-    temperature: the highest temperature β.
-    pull: the total weight of the penalty on the distance from the budget.
-
-    Raises UsageError for values out of range.
-    """
-
-    search_epochs: int | None = None
-    start: float = 0.2
-    temperature: float = 100.0
-    pull: float = 40.0
-
-    def __post_init__(self) -> None:
-        require_positive("method", search_epochs=self.search_epochs, pull=self.pull)
-        if not 0 < self.start < 1:
-            raise UsageError(f"method.start={self.start}: expected a fraction of the filters between 0 and 1")
-        if not self.temperature >= 1:
-            raise UsageError(f"method.temperature={self.temperature}: expected 1 or more")
 
 
 class GrowPrune(Method):

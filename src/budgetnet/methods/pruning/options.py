@@ -1,11 +1,13 @@
-"""Options of pruning: conf/prune. Each class holds the options that one kind of method reads."""
+"""Options of pruning: conf/prune and conf/method/grow_prune.yaml. A class for the options of each kind of method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from budgetnet.methods.pruning.coupled import SCOPES
+from budgetnet.errors import UsageError
 from budgetnet.options import require_not_negative, require_one_of, require_positive
+
+SCOPES = ("all", "inner")
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,28 @@ class PenalisedPruning(Pruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative("prune", sparsity=self.sparsity)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """conf/method/grow_prune.yaml: how long filters are sampled, and how the indicators begin, move and harden.
+
+    search_epochs: the number of epochs in which filters are sampled, by default all before fine-tuning.
+    start: the initial probability of each indicator.
+    temperature: the highest temperature β.
+    pull: the total weight of the penalty on the distance from the budget.
+
+    Raises UsageError for values out of range.
+    """
+
+    search_epochs: int | None = None
+    start: float = 0.2
+    temperature: float = 100.0
+    pull: float = 40.0
+
+    def __post_init__(self) -> None:
+        require_positive("method", search_epochs=self.search_epochs, pull=self.pull)
+        if not 0 < self.start < 1:
+            raise UsageError(f"method.start={self.start}: expected a fraction of the filters between 0 and 1")
+        if not self.temperature >= 1:
+            raise UsageError(f"method.temperature={self.temperature}: expected 1 or more")

@@ -35,6 +35,8 @@ class Progress(pl.callbacks.ProgressBar):
         self._next = self._began = self._start = self._last = 0.0
         self._calibrated = self._whole = False
         self._terminal = sys.stderr.isatty()
+        self._stepped = 0.0
+        """Seconds of the epoch up to the end of its last step, without the validation that follows."""
 
     def disable(self) -> None:
         self._terminal = False
@@ -56,7 +58,7 @@ class Progress(pl.callbacks.ProgressBar):
         if not self._calibrated and now - self._began > 1:
             self._calibrate(trainer, pl_module, batch, batch_idx + 1)
             now = time.monotonic()
-        self._last = now
+        self._last, self._stepped = now, now - self._start
         if self._terminal and trainer.is_global_zero and now >= self._next:
             self._next = now + self.interval
             self._draw(self.line(trainer, pl_module, batch_idx + 1))
@@ -73,7 +75,10 @@ class Progress(pl.callbacks.ProgressBar):
         start = time.monotonic()
         try:
             targets = learner.task.taught(*batch)
-            self.clock.points = calibrate(learner.net, learner.task, (batch[0], targets), [now, *far])
+            held_out = learner.data.splits.validation
+            evaluated = 0 if held_out is None else len(held_out), learner.data.options.eval_batch_size
+            found = calibrate(learner.net, learner.task, (batch[0], targets), [now, *far], *evaluated)
+            self.clock.calibrated(found, int(trainer.num_training_batches), now)
         except (RuntimeError, ValueError):  # no memory for both, or a network that cannot be copied
             torch.cuda.empty_cache()
         self._start += time.monotonic() - start
@@ -102,6 +107,11 @@ class Progress(pl.callbacks.ProgressBar):
         steps = int(trainer.num_training_batches)
         return self.clock.left(learner.course(trainer.current_epoch), now, steps, done, others)
 
+    def _epochs(self, trainer: pl.Trainer, learner: Learner) -> str:
+        """How many epochs the run will have, as text; with "~" while a plan may still change it."""
+        epochs = trainer.current_epoch + sum(stretch.epochs for stretch in learner.course(trainer.current_epoch))
+        return f"~{epochs}" if learner.phase.epochs is None else str(epochs)
+
     def line(self, trainer: pl.Trainer, learner: Learner, batches: int, doing: str = "") -> str:
         """The text after `batches` steps of the epoch, as wide as the terminal, or 120 columns in a file.
 
@@ -113,7 +123,6 @@ class Progress(pl.callbacks.ProgressBar):
         metric, results = learner.task.metric, learner.results
         loss = results.get("train_loss", learner.running_loss)
         value, left = results.get(f"val_{metric.name}"), self.left(trainer, learner, batches)
-        seconds = max(time.monotonic() - self._start, 1e-9)
         name = phase.name if phase.final else f"{phase.name} {training.round + 1}"
         limits, costs = training.budget.limits, {**learner.method.costs(), "train_cost": training.ledger.spent}
         kind = max(
@@ -121,7 +130,7 @@ class Progress(pl.callbacks.ProgressBar):
         )
         flops = format_quantity(costs["flops"])
         parts = [  # (how much it matters, text)
-            (9, f"epoch {trainer.current_epoch + 1:3d}/{trainer.max_epochs}"),
+            (9, f"epoch {trainer.current_epoch + 1:3d}/{self._epochs(trainer, learner)}"),
             (8, name),
             (3, "█" * filled + "·" * ((10 if width < 100 else 20) - filled)),
             (2, f"{batches}/{total}"),
@@ -129,7 +138,7 @@ class Progress(pl.callbacks.ProgressBar):
             (7, "" if value is None else f"val {metric.text(value)}"),
             (5, "" if kind is None else f"{100 * costs[kind] / limits[kind]:.0f}% of {format_quantity(limits[kind])}"),
             (1, f"{flops}FLOPs" if flops[-1].isalpha() else f"{flops} FLOPs"),
-            (4, f"{batches * learner.data.batch_size / seconds:.0f} img/s"),
+            (4, f"{batches * learner.data.batch_size / max(self._stepped, 1e-9):.0f} img/s"),
             (8, doing or ("compiling" if learner.compiling else "" if left is None else f"{duration(left)} left")),
         ]
         shown = [part for part in parts if part[1]]
