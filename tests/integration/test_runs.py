@@ -77,6 +77,7 @@ def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_
     assert drawing.save(first_layer_filters(RunDirectory(short_run)), tmp_path / "filters.png").stat().st_size
 
 
+@pytest.mark.soak
 def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(short_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     for _ in range(2):
