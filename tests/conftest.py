@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from files_once import parse_once
+from zygote import SHARED, share
 
 # A shell that runs the tests in the background, or nohup, ignores these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +23,21 @@ parse_once()
 def pytest_collection_finish() -> None:
     """What has been imported stays: the garbage collector need not look at it again and again."""
     gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several workers each knows where the first process, which runs no tests, says what they fork."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ[SHARED] = str(Path(folder.name, "address"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: Sequence[str]) -> None:
+    """One process is forked for the tests of all workers: its imports take seconds."""
+    if not Path(os.environ[SHARED]).exists() and any(name.startswith("tests/integration/") for name in ids):
+        share()
 
 
 @pytest.fixture

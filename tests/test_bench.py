@@ -73,6 +73,7 @@ def test_a_missing_sample_is_an_error_and_no_figure(tmp_path: Path, monkeypatch:
         images.folder_pipeline(1)
 
 
+@pytest.mark.soak
 def test_the_lbi_share_is_that_of_the_full_resnet20(data_root: Path) -> None:
     (percent,) = training.lbi_share(CPU, 1)  # raises for another network
     assert 0 < percent < 100

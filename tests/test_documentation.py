@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from covering import covered
 
 from budgetnet.command.compose import CONF, composed
 from budgetnet.command.configuration import checked
@@ -23,7 +25,8 @@ from experiments.paper.queue import Entry
 ROOT = Path(__file__).parents[1]
 README, OPTIONS, CARDS = ((ROOT / name).read_text() for name in ("README.md", "docs/options.md", "docs/methods.md"))
 METHODS = known_methods()
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*GUIDES, *sorted(ROOT.glob("experiments/*/README.md"))]
 
 
 def test_the_code_in_the_readme_runs_and_ends_just_within_its_budget() -> None:
@@ -62,7 +65,11 @@ def test_what_a_document_links_to_is_there(document: Path) -> None:
 def documented_commands() -> list[str]:
     """Overrides of the commands in the documents and in the first lines of conf/, but abridged and searching ones."""
     heads = [line for file in sorted(CONF.rglob("*.yaml")) for line in file.read_text().splitlines()[:2]]
-    text = "\n".join([*(re.sub(r"\s*\\\n\s*", " ", file.read_text()) for file in DOCUMENTS), *heads])
+    return commands_of(DOCUMENTS, heads)
+
+
+def commands_of(documents: Sequence[Path], lines: Sequence[str] = ()) -> list[str]:
+    text = "\n".join([*(re.sub(r"\s*\\\n\s*", " ", file.read_text()) for file in documents), *lines])
     found = re.findall(r"^(?:    .*?|# )(?:python -m src\.run|budgetnet) (.*?)(?: {2,}.*| > .*)?$", text, re.MULTILINE)
     own = (command.replace("my_package.MyMethod", "tests.toys.weakest.WeakestFilter") for command in found)
     return sorted({command.strip() for command in own if not re.search(r"--|\.\.\.|interval\(|my_method", command)})
@@ -83,7 +90,7 @@ def check_read(command: Entry) -> None:
         refuse_unread([word for word in shlex.split(command.command)[3:] if word != "-m"], chosen, lambda: METHODS)
 
 
-@pytest.mark.parametrize("command", documented_commands())
+@pytest.mark.parametrize("command", covered(documented_commands(), commands_of(GUIDES)))
 def test_a_documented_command_can_run(command: str) -> None:
     parsed = entry(command)
     check_read(parsed)

@@ -216,7 +216,7 @@ def test_digits_run_from_their_configuration():
     ("name", "folder", "size", "shape", "classes"),
     [
         ("cifar10", "cifar-10-batches-py", 45_000, (3, 32, 32), 10),
-        ("cifar100", "cifar-100-python", 45_000, (3, 32, 32), 100),
+        pytest.param("cifar100", "cifar-100-python", 45_000, (3, 32, 32), 100, marks=pytest.mark.soak),
         ("mnist", "MNIST/raw", 55_000, (1, 28, 28), 10),
     ],
 )

@@ -6,9 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import pytest
 from killed import Replaced
 from zygote import REPOSITORY, Forked
+
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
+from budgetnet.errors import UsageError
 
 TINY = (
     "dataset=digits", "backbone=lenet5", "budget.flops=90%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
@@ -57,6 +63,18 @@ def run(
     stdout, stderr = process.communicate(timeout=1200)
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def refusal(directory: Path, *overrides: str) -> str:
+    """The line with which a command is refused before its first step, in this process; nothing is written.
+
+    That such a line is all that is printed, with exit code 2, is said in command/test_command.py.
+    """
+    with pytest.raises(UsageError) as refused:
+        build(composed(overrides), directory)
+    line = str(refused.value)
+    assert "\n" not in line and not directory.exists()
+    return line
 
 
 def arguments(*overrides: str, module: str = "src.run") -> list[str]:

@@ -20,8 +20,8 @@ def no_run_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished short run that was never interrupted, with its figures."""
-    return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT, figures=True)
+    """A finished short run that was never interrupted."""
+    return _finished(tmp_path_factory.mktemp("short") / "run", *SHORT)
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def forgetful_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _finished(tmp_path_factory.mktemp("forgetful") / "run", *SHORT, *FORGETFUL)
 
 
-def _finished(directory: Path, *overrides: str, figures: bool = False) -> Path:
-    finished = run(*overrides, f"run.dir={directory}", figures=figures)
+def _finished(directory: Path, *overrides: str) -> Path:
+    finished = run(*overrides, f"run.dir={directory}")
     assert finished.returncode == 0, finished.stderr
     return directory

@@ -161,6 +161,7 @@ def test_a_run_that_is_told_to_end_while_it_is_built_says_so_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.soak
 def test_a_run_may_be_told_to_end_at_any_place_also_by_ctrl_c_while_it_is_evaluated(
     short_run: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from budgetnet.command.configuration import Configuration, parse
 from budgetnet.command.methods import method_class
 from budgetnet.command.names import command_line
 from budgetnet.errors import RunError
+from budgetnet.reports import drawing
+from budgetnet.reports.filters import first_layer_filters
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.training import loggers
@@ -63,16 +65,19 @@ def test_the_short_run_grows_more_than_twice_and_stays_within_its_budget(short_r
     assert all(int(row["flops"]) <= summary["budget"]["flops"]["limit"] for row in rows(short_run / "metrics.csv"))
 
 
-def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_read(short_run: Path) -> None:
+def test_the_filters_that_are_kept_of_each_round_are_those_whose_saturation_was_read(
+    short_run: Path, tmp_path: Path
+) -> None:
     entries = [json.loads(line) for line in (short_run / "growth.jsonl").read_text().splitlines()]
     found = RunDirectory(short_run).filters
     assert [number for number, _, _ in found] == [entry["round"] for entry in entries]
     for entry, (_, weights, selected) in zip(entries, found, strict=True):
         assert float(selected.mean()) == pytest.approx(entry["saturation"]["conv1"])
         assert len(weights) == len(selected) == entry["plan"].get("conv1", [entry["widths"]["conv1"]])[0]
-    assert (short_run / "figures" / "filters.png").stat().st_size
+    assert drawing.save(first_layer_filters(RunDirectory(short_run)), tmp_path / "filters.png").stat().st_size
 
 
+@pytest.mark.soak
 def test_a_run_that_is_interrupted_twice_goes_on_to_the_same_bits(short_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     for _ in range(2):

@@ -58,6 +58,7 @@ def test_the_report_the_table_and_the_page_name_the_metric_and_no_other(whole: P
         assert "top-1" not in text and "top1" not in text.replace("topojson", "")
 
 
+@pytest.mark.soak
 def test_killed_anywhere_it_is_continued_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     command = (*TOYS, f"run.dir={tmp_path}/run", "checkpoint.every_n_steps=1")
     for before in (At(STEP, 7), At("budgetnet.methods.method.Training.resize", 2, after=True)):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest import mock
 
 from reserve import Command, keep
@@ -28,6 +28,8 @@ from reserve import Command, keep
 REPOSITORY = Path(__file__).parents[2]
 MARK = "MARK"
 """Environment variable by whose value processes are found: see `marked`."""
+SHARED = "FORK_SERVER"
+"""Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
     "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
     "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
@@ -43,6 +45,25 @@ IMPORTED = (
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LOCK = threading.RLock()
 """multiprocessing asks every child for its exit code when it starts one: two threads must not do so at once."""
+
+
+def ensure_running() -> None:
+    """Start the process that is forked, unless there is one, or use the one that another process shares."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    shared = Path(os.environ.get(SHARED, ""))
+    if server._forkserver_address is None and shared.is_file() and sys.version_info < (3, 14):  # there, it has a key
+        server._forkserver_address, server._forkserver_alive_fd = shared.read_text(), os.open(os.devnull, os.O_RDONLY)
+        server.ensure_running = lambda: None
+    paths = os.pathsep.join(str(REPOSITORY / path) for path in ("src", "tests", "tests/integration"))
+    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}):
+        _CONTEXT.set_forkserver_preload(list(IMPORTED))
+        server.ensure_running()
+
+
+def share() -> None:
+    """Start the process that is forked for the children of this one, too; it ends with this one."""
+    ensure_running()
+    Path(os.environ[SHARED]).write_text(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
 
 
 class Forked:
@@ -67,10 +88,7 @@ class Forked:
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [str(Path(self._folder.name, name)) for name in ("stdout", "stderr")]
         with _LOCK:
-            paths = os.pathsep.join(str(REPOSITORY / path) for path in ("src", "tests", "tests/integration"))
-            with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}):
-                _CONTEXT.set_forkserver_preload(list(IMPORTED))
-                forkserver.ensure_running()
+            ensure_running()
             options = (self.args, dict(environment), self._outputs, before, others, everywhere)
             self._process = _CONTEXT.Process(target=_behave_as, args=options, daemon=False)
             self._process.start()

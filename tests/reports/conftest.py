@@ -158,3 +158,14 @@ def write() -> Callable[..., Path]:
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """write_run(name, ...) below tmp_path."""
     return lambda name="run", **options: write_run(tmp_path / name, **options)
+
+
+@pytest.fixture
+def not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and their files are empty: to draw them takes most of the time of a report."""
+
+    def save(figure: object, path: Path) -> Path:
+        path.write_bytes(b"")
+        return path
+
+    monkeypatch.setattr("budgetnet.reports.drawing.save", save)

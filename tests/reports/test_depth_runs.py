@@ -65,6 +65,7 @@ def test_the_growth_path_draws_the_depth_of_every_stage(deepened: RunDirectory) 
     assert {"layer1  2", "layer2  2"} <= {text.get_text() for text in axes.texts}
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_report_names_the_blocks_and_shows_no_saturation(deepened: RunDirectory) -> None:
     text = write_report(deepened.path).read_text()
     assert "| layer1 1→2 blocks |" in text and "| layer2 1→2 blocks |" in text and "| none |" in text
@@ -88,6 +89,7 @@ def test_the_page_draws_depths(deepened: RunDirectory) -> None:
     assert f'"path":{path},"sizes":{{"seed":[1,1],"final":[2,2],"full":[3,1]}}' in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_an_unfinished_run_is_reported_too(deepened: RunDirectory) -> None:
     (deepened.path / "summary.json").unlink()
     (deepened.path / "done.json").unlink()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 
@@ -58,6 +59,7 @@ def test_probabilities_are_drawn_edge_by_edge_and_epoch_by_epoch(make_run: Calla
     assert [round(float(value), 6) for value in values[:, 2]] == [0.99, 0.02, 0.9, 0.3]
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_report_has_sampled_pruned_and_full_costs_side_by_side(make_run: Callable[..., Path]) -> None:
     run = searched(make_run())
     text = write_report(run).read_text()

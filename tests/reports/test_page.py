@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from covering import covered
 
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
@@ -512,9 +513,12 @@ def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     assert visitor.all("#details img, #details b b, td b") == []
 
 
-def test_a_run_of_somebody_else_runs_nothing(browser: Any, poisoned_runs: list[RunDirectory], tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", covered((39, 13), (39,)))
+def test_a_run_of_somebody_else_runs_nothing(
+    browser: Any, poisoned_runs: list[RunDirectory], step: int, tmp_path: Path
+) -> None:
     visitor = Visitor(browser, poisoned_runs, tmp_path / "page.html")
-    for index in range(0, len(poisoned_runs), 13):  # a figure takes a twentieth of a second
+    for index in range(0, len(poisoned_runs), step):  # a figure takes a twentieth of a second
         visitor.browser.execute_script(f"showRun({index})")
         assert visitor.one("#name").text == final_row(poisoned_runs[index]).name
     shown = "[...document.querySelectorAll('#details .figure')].every(e => e.querySelector('.main-svg') || e.innerText)"

@@ -40,6 +40,7 @@ def test_the_report_shows_every_figure_it_wrote(make_run: MakeRun) -> None:
             assert len(image.convert("L").getcolors() or ()) > 50
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_report_holds_command_widths_rounds_and_origin(make_run: MakeRun) -> None:
     run = make_run()
     text = write_report(run).read_text()
@@ -67,6 +68,7 @@ def test_no_value_of_a_run_is_markup_in_its_report(make_run: MakeRun) -> None:
     assert "* &lt;script>1&lt;/script> &lt;b>2&lt;/b>\n" in text and "| &lt;s>torch | 2\\|3  &lt;p> |" in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_round_of_many_groups_is_summed_up(make_run: MakeRun) -> None:
     names = [f"layer{depth}" for depth in range(31)]
     run = make_run(names=names, full=[16] * 31, rounds=1, epochs_per_round=1, finetune=1)
@@ -76,6 +78,7 @@ def test_a_round_of_many_groups_is_summed_up(make_run: MakeRun) -> None:
     assert f"{len(plan)} of 31 groups, {4 * len(plan):+d} channels in all; most: " in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_an_unfinished_run_has_a_report_that_says_so(make_run: MakeRun) -> None:
     text = write_report(make_run(finished=False)).read_text()
     assert "**Unfinished**: read after epoch 19" in text
@@ -93,6 +96,7 @@ def test_a_run_that_never_grows_has_no_figures_of_growth(make_run: MakeRun) -> N
     assert "## Growth rounds" not in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_run_without_validation_says_that_nothing_was_held_out(make_run: MakeRun) -> None:
     run = make_run()
     summary = json.loads((run / "summary.json").read_text())
@@ -105,6 +109,7 @@ def test_a_run_without_validation_says_that_nothing_was_held_out(make_run: MakeR
     assert "epoch 20 of 20, the last: nothing was held out for validation" in write_report(run).read_text()
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_report_written_twice_is_the_same(make_run: MakeRun) -> None:
     run = make_run()
     first = write_report(run).read_bytes()

@@ -140,6 +140,7 @@ def test_a_runs_figure_is_of_its_metric(mixed: list[RunDirectory]) -> None:
     assert any(str(line.get_label()).startswith(tested) for line in drawn[0].lines)
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_the_report_says_which_metric_selected_and_has_all_of_them(mixed: list[RunDirectory]) -> None:
     counts, pixels = (write_report(run.path).read_text() for run in mixed[:2])
     error, decibels = (run.summary or {} for run in mixed[:2])

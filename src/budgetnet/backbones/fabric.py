@@ -86,6 +86,10 @@ class EdgeGraph:
 
     def alive(self, on: Tensor) -> Tensor:
         """Which of the edges that are `on`, bool (..., edges), lie on a path of such edges from first to last node."""
+        if on.numel() == len(self.edges):
+            return torch.tensor(self._alive_of_one(on.flatten().tolist()), dtype=torch.bool, device=on.device).view_as(
+                on
+            )
         reached = {self.first: torch.ones_like(on[..., 0])}
         wanted = {self.last: torch.ones_like(on[..., 0])}
         never = torch.zeros_like(on[..., 0])
@@ -102,6 +106,20 @@ class EdgeGraph:
         if not self.edges:
             return on.clone()
         return torch.stack(forwards, -1) & torch.stack(backwards[::-1], -1)
+
+    def _alive_of_one(self, on: list[bool]) -> list[bool]:
+        """The same of one mask, without tensors: a search asks for thousands, one after the other."""
+        usable, reached, wanted = list(on), {self.first}, {self.last}
+        for number, edge in enumerate(self.edges):
+            usable[number] = on[number] and edge.source in reached
+            if usable[number]:
+                reached.add(edge.target)
+        for number in range(len(self.edges) - 1, -1, -1):
+            edge = self.edges[number]
+            usable[number] = usable[number] and edge.target in wanted
+            if usable[number]:
+                wanted.add(edge.source)
+        return usable
 
     def path(self, weights: Sequence[float], among: Tensor | None = None, through: int | None = None) -> Tensor | None:
         """The path from the first to the last node with the smallest sum of edge weights, bool (edges,).

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from budgetnet.channels.channel_graph import ChannelGraph
 from budgetnet.channels.graph import GraphError
+from budgetnet.channels.shadow import QuickNorms, Shadow
 from budgetnet.channels.width_change import tensor_generator
 from budgetnet.errors import nearest
 
@@ -126,7 +127,7 @@ def _frozen(path: str, graph: ChannelGraph) -> bool:
 
 def _shape_kept(graph: ChannelGraph, sequences: Mapping[str, nn.Sequential]) -> set[int]:
     """Ids of the blocks that turn one tensor into one of the same shape, found by a pass on the meta device."""
-    shadow = copy.deepcopy(graph.model).to("meta").eval()
+    shadow = Shadow(graph.model).model.to("meta").eval()
     kept: set[int] = set()
 
     def watch(twin: nn.Module, original: nn.Module) -> None:
@@ -142,7 +143,7 @@ def _shape_kept(graph: ChannelGraph, sequences: Mapping[str, nn.Sequential]) -> 
             watch(twin, original)
     if sequences:
         dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-        with torch.no_grad():
+        with torch.no_grad(), QuickNorms():
             shadow(torch.empty((2, *graph.input_shape[1:]), device="meta", dtype=dtype))
     return kept
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.backbones.constructors import CLASSES, construct
 from budgetnet.channels import ChannelGraph, GraphError
+from budgetnet.channels.shadow import QuickNorms, Shadow
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
@@ -134,11 +134,17 @@ def _parameters(target: str) -> Collection[str]:
 
 def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, shape: tuple[int, int, int]) -> None:
     """Raises UsageError if the task does not take the output of a network, which is run on the meta device."""
-    output = copy.deepcopy(net).to("meta").eval()(torch.empty(2, *shape, device="meta"))
+    with torch.no_grad(), QuickNorms():
+        output = _without_storage(net).eval()(torch.empty(2, *shape, device="meta"))
     try:
         task.check(output, outputs, shape)
     except UsageError as error:
         raise UsageError(f"backbone={name}: {error}") from error
+
+
+def _without_storage(net: torch.nn.Module) -> torch.nn.Module:
+    """A copy on the meta device, without the graph of its channels, which is larger than the network itself."""
+    return Shadow(net).model.to("meta")
 
 
 def check_smallest_batch(name: str, net: torch.nn.Module, shape: tuple[int, int, int], images: int, parts: int) -> None:
@@ -148,10 +154,10 @@ def check_smallest_batch(name: str, net: torch.nn.Module, shape: tuple[int, int,
     Raises UsageError if it has one, which torch would refuse in the middle of training.
     """
     sizes = [len(part) for part in torch.empty(images).chunk(parts)]
-    whole = copy.deepcopy(net).to("meta").train()
+    whole = _without_storage(net).train()
     for size in sorted(set(sizes)):
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), QuickNorms(), torch.random.fork_rng(devices=[]):
                 whole(torch.empty(size, *shape, device="meta"))
         except Exception as error:
             if "Expected more than 1" not in str(error):
