@@ -26,6 +26,13 @@ SHORTER = {  # the same cells with fewer epochs: what the tests state does not d
             "epochs=6 growth.epochs_per_round=1 finetune.epochs=2",
         ),
     ],
+    "04": [
+        ("epochs=18 finetune.epochs=12", "epochs=8 finetune.epochs=2"),
+        ("epochs=8 dataset.batch_size", "epochs=1 dataset.batch_size"),
+        ("epochs=4 finetune.epochs=4", "epochs=1 finetune.epochs=1"),
+        ("epochs=12 finetune.epochs=8", "epochs=3 finetune.epochs=1"),
+        ("range(60)", "range(20)"),
+    ],
 }
 
 

@@ -97,6 +97,20 @@ def test_the_third_notebook_has_six_runs_within_their_budgets_and_selects_from_t
         assert int(flops.replace(",", "")) <= int(limit.replace(",", ""))
 
 
+def test_the_fourth_notebook_names_pictures_alike_with_and_without_the_package_and_goes_on(run: Any) -> None:
+    text = run("04")
+    ((used, limit),) = numbers(r"FLOPs +([\d,]+) of ([\d,]+)", text)
+    assert used <= limit
+    loaded = re.findall(r"^my_pictures/(\w+)/0.jpg \[\('(\w+)', ([\d.]+)\)", text, re.MULTILINE)
+    alone = re.findall(r"^my_pictures/(\w+)/0.jpg: (\w+) ([\d.]+) %", text, re.MULTILINE)[::2]
+    assert [place for place, _, _ in loaded] == ["china", "flower"]
+    for (place, name, share), (place_too, name_too, percent) in zip(loaded, alone, strict=True):
+        assert (place, name) == (place_too, name_too) and abs(float(share) - float(percent) / 100) < 0.006
+    costs = dict(re.findall(r"^(\w+) +([\d,]+) FLOPs, ", text, re.MULTILINE))
+    assert costs.keys() == {"grown", "larger", "full", "pruned"}
+    assert "| started from | runs/default/grown |" in text
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_kept_executed_with_small_pictures_and_without_a_path_of_the_machine(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

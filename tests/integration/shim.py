@@ -13,9 +13,10 @@ from reserve import Command
 
 _PROGRAM = """#!{python} -IS
 import os, pickle, socket, sys
+if sys.argv[1] != "-m":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 told = socket.socket(socket.AF_UNIX)
 told.connect({address!r})
-assert sys.argv[1] == "-m"
 message = pickle.dumps((sys.argv[2:], dict(os.environ), os.getcwd()))
 socket.send_fds(told, [message], [0, 1, 2])
 told.shutdown(socket.SHUT_WR)
@@ -25,7 +26,7 @@ sys.exit(int(told.recv(8)))
 
 @dataclass(frozen=True)
 class Shim:
-    """Called in a forked process before anything else: from then on it serves `folder`/python, which takes `-m`."""
+    """Called in a forked process before anything else: from then on it serves `folder`/python, for what has `-m`."""
 
     folder: Path
 

@@ -14,6 +14,7 @@ from covering import covered
 from killed import At, learned, rows
 from pictures import photograph, save, save_folder
 
+import budgetnet
 from budgetnet.data.picture_loaders import PictureLoader, Scale
 from budgetnet.data.picture_sets import super_resolution
 from budgetnet.reports.page import page
@@ -84,6 +85,14 @@ def test_the_exported_network_has_the_scores_of_the_summary_on_pictures_of_any_s
             sums += task.sums(output, truth)
         scores = task.compute(sums)
         assert scores["psnr"] == pytest.approx(summary[f"test_psnr{name}"], abs=0.01)
+
+
+def test_a_run_that_is_loaded_makes_a_picture_of_a_file_of_any_size(doubled: Path, folder: Path) -> None:
+    file, net = folder / "Set14" / "a.png", budgetnet.load(doubled)
+    pixels = net.predict(file)
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (80, 128, 3))
+    output = net(net.preprocess(file))[0].detach().movedim(0, -1)
+    assert (pixels - 255 * output.clamp(0, 1)).abs().max() <= 0.5 + 1e-4
 
 
 @pytest.mark.soak

@@ -18,7 +18,6 @@ NEEDS_NO_BUDGET = ("exits", "l2w", "own", "replay", "train")
 """The methods of conf/method whose class does not need a budget, or is not known."""
 
 _SECTIONS: Mapping[str, type] = {
-    "": WholeRun,
     "run": Place,
     "logger": Logging,
     "checkpoint": Checkpoints,
@@ -32,6 +31,7 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
 
     What has another form than conf/ gives it is left to `parse`.
     """
+    read(WholeRun, "", config)
     dataset, budget, method = (config.get(name) for name in ("dataset", "budget", "method"))
     if isinstance(dataset, Mapping):
         DatasetOptions(**{name: value for name, value in dataset.items() if name in names_of(DatasetOptions)})
@@ -45,6 +45,6 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
             if isinstance(section := config.get(name), Mapping):
                 read(kind, name, section)
     for name, kind in _SECTIONS.items():
-        section = config if not name else config.get(name)
-        if isinstance(section, Mapping) and (not name or {*section} <= names_of(kind)):
+        section = config.get(name)
+        if isinstance(section, Mapping) and {*section} <= names_of(kind):
             read(kind, name, section)

@@ -43,7 +43,7 @@ def header(components: Components, options: Configuration, directory: Path, reac
 
 def _lines(text: str) -> list[str]:
     """A line of the header, cut between words where a terminal is too narrow for it. A path stays whole."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or text.startswith("run "):
         return [text]
     width = shutil.get_terminal_size().columns
     return textwrap.wrap(text, width, subsequent_indent=9 * " ", break_long_words=False, break_on_hyphens=False)

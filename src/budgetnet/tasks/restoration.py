@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,12 @@ class Restoration(Task):
     def examples(self, output: Output, targets: Tensor) -> dict[str, Tensor]:
         assert isinstance(output, Tensor)
         return {"output": output.float().clamp(0, 1), "truth": targets / 255}
+
+    def read(self, output: Output, classes: Sequence[str]) -> Tensor:
+        """The picture as pixels of 0..255, uint8 (H, W, C), or (H, W) of a grey one."""
+        assert isinstance(output, Tensor)
+        pixels = (255 * output[0].float().clamp(0, 1)).round().to(torch.uint8).movedim(0, -1)
+        return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
     def output_shape(self, outputs: int, input_shape: tuple[int, int, int]) -> tuple[int, ...]:
         return (outputs, *(self.scale * side for side in input_shape[1:]))
