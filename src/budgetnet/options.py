@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from inspect import Parameter, signature
 from typing import Any, TypeVar, cast, get_type_hints
@@ -13,6 +13,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from budgetnet.errors import UsageError, nearest
 
 Values = TypeVar("Values")
+
+LARGEST = 1e30
+"""The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -36,6 +39,27 @@ def require_one_of(section: str, name: str, value: str, options: Sequence[str]) 
     """Raises UsageError, with the closest options, for a value that is not among the options."""
     if value not in options:
         raise UsageError(f"{section}.{name}={value!r} is unknown{nearest(value, options)}")
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Raises UsageError, naming the option, for text that stands for another value and for numbers out of range."""
+    for path, value in _leaves(config, ""):
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            raise UsageError(f"{path}={value!r}: expected a value, not text that stands for one")
+        if isinstance(value, (int, float)) and value and not 1 / LARGEST <= abs(value) <= LARGEST:
+            raise UsageError(f"{path}={value}: expected a finite number, 0 or from 1e-30 to 1e30 in size")
+
+
+def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The values in a nested configuration, and the name of the option of each."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}".strip("."))
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _leaves(value, path)
+    else:
+        yield path, tree
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------

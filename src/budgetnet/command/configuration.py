@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,12 +14,9 @@ from budgetnet.command.methods import method_class, method_sections, refuse_unme
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError, nearest
-from budgetnet.options import as_mapping, names_of, read, reads
+from budgetnet.options import as_mapping, check_values, names_of, read, reads
 from budgetnet.sections import REPLACED, Checkpoints, Logging, Place, TrainerOptions, WholeRun
 from budgetnet.tasks.distilled import Distillation
-
-LARGEST = 1e30
-"""The largest magnitude of an option, for which arithmetic stays within range; its inverse is the smallest."""
 
 _PARSED: Mapping[str, type] = {
     "run": Place,
@@ -72,7 +69,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     Raises UsageError for a missing section, an option that is missing, unknown, of a wrong type or out of range, and a
     kind of budget that the method cannot meet.
     """
-    _check_values(config)
+    check_values(config)
     method = method_class(config) if method is None else method
     read_by_method = reads(method)
     others = {*method_sections(), *read_by_method} - {"method"}
@@ -96,7 +93,7 @@ def parse(config: Mapping[str, Any], method: type | None = None) -> Configuratio
     task = None if config.get("task") is None else _section(config, "task")
     for name, values in {**own, **sections, "dataset": dataset}.items():
         plain[name] = {**plain[name], **as_mapping(values)}
-    _check_values(plain)  # text that was converted to numbers
+    check_values(plain)  # text that was converted to numbers
     return Configuration(
         start_from=_start(config),
         **as_mapping(whole),
@@ -180,25 +177,6 @@ def _refuse_replaced(trainer: Mapping[str, Any]) -> None:
     for option in trainer.keys() & REPLACED.keys():
         instead = REPLACED[option]
         raise UsageError(f"trainer.{option} would go around the run's own clock and cost: use {instead} instead")
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}".strip("."))
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _leaves(value, path)
-    else:
-        yield path, tree
-
-
-def _check_values(config: Mapping[str, Any]) -> None:
-    for path, value in _leaves(config, ""):
-        if isinstance(value, str) and ("${" in value or value == "???"):
-            raise UsageError(f"{path}={value!r}: expected a value, not text that stands for one")
-        if isinstance(value, (int, float)) and value and not 1 / LARGEST <= abs(value) <= LARGEST:
-            raise UsageError(f"{path}={value}: expected a finite number, 0 or from 1e-30 to 1e30 in size")
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from budgetnet.command.methods import known_sections, refuse_unread, sections_read
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
-from budgetnet.options import names_of, read
+from budgetnet.options import check_values, names_of, read
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
 
 NEEDS_NO_BUDGET = ("exits", "l2w", "own", "replay", "train")
@@ -31,6 +31,7 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
 
     What has another form than conf/ gives it is left to `parse`.
     """
+    check_values(config)
     read(WholeRun, "", config)
     dataset, budget, method = (config.get(name) for name in ("dataset", "budget", "method"))
     if isinstance(dataset, Mapping):
