@@ -83,6 +83,7 @@ def test_the_second_notebook_proves_every_width_group_and_grows_within_the_budge
     assert seed < by_hand <= limit and seed < by_command <= limit
 
 
+@pytest.mark.soak  # it runs a sweep as the tests of sweeps do
 def test_the_third_notebook_has_six_runs_within_their_budgets_and_selects_from_the_front(run: Any) -> None:
     text = run("03")
     rows = re.findall(r"^\| (adenel|width) \| ([\d,]+) \| ([\d.]+) % \|", text, re.MULTILINE)

@@ -91,6 +91,7 @@ def test_torchs_own_words_for_a_dead_worker_are_translated_and_nothing_else_is()
     assert worker_death(RunError("DataLoader worker (pid 17) is killed, as was said already")) is None
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_workers_end_when_the_main_process_is_killed(folder: Path) -> None:
     main = subprocess.Popen([sys.executable, "-c", ENDLESS, str(folder)], stdout=subprocess.PIPE, text=True)
