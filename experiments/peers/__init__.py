@@ -1,0 +1,1 @@
+"""What other tools make of the same network under the same budget of FLOPs."""
