@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
+from budgetnet.data.datamodule import DataModule
 from budgetnet.reports.tables import markdown_table
 from budgetnet.runs.records import write_text
 from experiments.peers.training import PROBLEMS, Problem, accuracy, data, flops, train
@@ -101,7 +102,9 @@ def counted(net: nn.Module) -> int:
     return int(inference_flops(net, torch.randn(1, 3, 16, 16), unit=1.0)) // 2  # it counts two for one
 
 
-def smaller(tool: str, net: nn.Module, limit: int, score: Callable[[nn.Module], float], images: object) -> nn.Module:
+def smaller(
+    tool: str, net: nn.Module, limit: int, score: Callable[[nn.Module], float], images: DataModule
+) -> nn.Module:
     """The network that a tool makes of a trained one."""
     if tool == "Torch-Pruning":
         from experiments.peers import pruned
@@ -110,7 +113,7 @@ def smaller(tool: str, net: nn.Module, limit: int, score: Callable[[nn.Module], 
     from experiments.peers import fastnas
 
     with TemporaryDirectory() as folder:
-        return fastnas.to_budget(net, limit, score, images.train_dataloader(), Path(folder))  # type: ignore[attr-defined]
+        return fastnas.to_budget(net, limit, score, images.train_dataloader(), Path(folder))
 
 
 def widths(net: nn.Module) -> str:
