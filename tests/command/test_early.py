@@ -54,6 +54,29 @@ def test_a_refusal_imports_neither_torch_nor_numpy() -> None:
         assert expected in line
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("backbone", ["lenet5", "mobilenet_v2", "densenet40", "regnet_y_200mf"])
+def test_the_header_is_there_before_torchs_compiler_is_imported(backbone: str, tmp_path: Path) -> None:
+    program = (
+        "import builtins, sys\nshow = builtins.print\n"
+        "def print(*words, **options):\n"
+        "    if str(words[0]).startswith('device'):\n"
+        "        assert not {'torch._dynamo', 'sympy', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
+        "        import lightning_fabric.wrappers, torch\n"
+        "        net = torch.compile(torch.nn.Linear(2, 2))\n"
+        "        assert isinstance(net, lightning_fabric.wrappers.OptimizedModule)\n"
+        "        assert not isinstance(torch.nn.Linear(2, 2), lightning_fabric.wrappers.OptimizedModule)\n"
+        "        raise SystemExit(77)\n"
+        "    show(*words, **options)\n"
+        "builtins.print = print\nfrom budgetnet.command.main import main\nsys.exit(main())"
+    )
+    words = [f"backbone={backbone}", "dataset=digits", "budget.flops=90%", "logger=csv", f"run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=REPOSITORY, env={"PYTHONPATH": "src"}, timeout=120
+    )
+    assert done.returncode == 77
+
+
 def test_what_a_method_reads_is_known_without_its_class() -> None:
     assert known_sections() == {name: reads(kind) for name, kind in known_methods().items()}
     assert (*INITIALISATIONS, "firefly") == options.INITIALISATIONS and sorted(CENTRINGS) == sorted(AXES)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from budgetnet.channels import shapes
 from budgetnet.channels.labels import Planes
 
 NOT_THE_USERS = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
@@ -80,18 +81,14 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def run(self) -> Any:
-        return self.function(*self.args, **self.kwargs)
+        known = shapes.result(self)
+        return self.function(*self.args, **self.kwargs) if known is None else known
 
     def tensor(self) -> Tensor:
         """The one tensor that it gives."""
         out = self.run()
         assert isinstance(out, Tensor)
         return out
-
-
-def like(x: Tensor) -> Tensor:
-    """A tensor of this shape and order, as a norm gives: to ask the meta device is most of the time of a trace."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device) if x.is_contiguous() else torch.empty_like(x)
 
 
 def first(call: Call) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from budgetnet.channels.channel_graph import ChannelGraph
 from budgetnet.channels.graph import GraphError
-from budgetnet.channels.shadow import QuickNorms, Shadow
+from budgetnet.channels.shadow import QuickShapes, Shadow
 from budgetnet.channels.width_change import tensor_generator
 from budgetnet.errors import nearest
 
@@ -143,7 +143,7 @@ def _shape_kept(graph: ChannelGraph, sequences: Mapping[str, nn.Sequential]) -> 
             watch(twin, original)
     if sequences:
         dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-        with torch.no_grad(), QuickNorms():
+        with torch.no_grad(), QuickShapes():
             shadow(torch.empty((2, *graph.input_shape[1:]), device="meta", dtype=dtype))
     return kept
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from budgetnet.channels.calls import Call, first, like
+from budgetnet.channels.calls import Call, first
 from budgetnet.channels.labels import vector_plane
 from budgetnet.channels.prices import price
 from budgetnet.channels.running import Rule, Run
@@ -55,7 +55,7 @@ def _weight_rest(run: Run, weight: Tensor, call: Call) -> None:
 def convolution(run: Run, call: Call) -> Any:
     """conv1d, conv2d and conv3d, of a module or of a parameter."""
     x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
-    groups, out = call.argument(6, "groups", 1), _convolved(call, x, weight)
+    groups, out = call.argument(6, "groups", 1), call.tensor()
     dim = 1 if x.dim() == weight.dim() else 0
     source, path = run.vector(x, dim, call.name), _path(run, weight)
     cost = run.per_image(price(call.name, call.argument, out), x, weight)
@@ -95,22 +95,6 @@ def convolution(run: Run, call: Call) -> Any:
     return out
 
 
-def _convolved(call: Call, x: Tensor, weight: Tensor) -> Tensor:
-    """A convolution's result by its shape alone: the meta device's own way is slow."""
-    groups, padding = call.argument(6, "groups", 1), call.argument(4, "padding", 0)
-    fits = x.dim() == weight.dim() and x.is_meta and x.dtype == weight.dtype and not isinstance(padding, str)
-    if not fits or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        return call.tensor()
-    space = []
-    options = [call.argument(3, "stride", 1), padding, call.argument(5, "dilation", 1)]
-    for number, (size, kernel) in enumerate(zip(x.shape[2:], weight.shape[2:])):
-        stride, before, dilation = (o if isinstance(o, int) else o[number] if len(o) > 1 else o[0] for o in options)
-        space.append((size + 2 * before - dilation * (kernel - 1) - 1) // stride + 1)
-    if min(space) < 1:
-        return call.tensor()
-    return torch.empty((x.shape[0], weight.shape[0], *space), dtype=x.dtype, device="meta")
-
-
 def transposed_convolution(run: Run, call: Call) -> Any:
     """Its weight is (inputs, outputs / groups, ...)."""
     x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
@@ -146,8 +130,7 @@ def transposed_convolution(run: Run, call: Call) -> Any:
 def linear(run: Run, call: Call) -> Any:
     """(..., inputs) to (..., outputs)."""
     x, weight, bias = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
-    fits = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.is_meta and x.dtype == weight.dtype
-    out = x.new_empty((*x.shape[:-1], weight.shape[0])) if fits else call.tensor()
+    out = call.tensor()
     source, path = run.vector(x, -1, call.name, strict=False), _path(run, weight)
     others = [plane for plane in run.known(x).planes if x.dim() - 1 not in plane.dims]
     cost = run.per_image(price(call.name, call.argument, out), x, weight)
@@ -190,12 +173,10 @@ def _norm(run: Run, call: Call, vector: Tensor, *tensors: Tensor | None, attribu
 
 def batch_norm(run: Run, call: Call) -> Any:
     """Channel by channel."""
-    x = first(call)
+    x, out = first(call), call.run()
     mean, variance, weight, bias = (
         call.argument(i, n) for i, n in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
     )
-    known = next((t for t in (weight, mean) if t is not None), None)
-    out = like(x) if known is None or known.shape[0] == x.shape[1] else call.run()
     vector = run.vector(x, 1, call.name, strict=False)
     _norm(run, call, vector, weight, bias, mean, variance, attribute="num_features")
     planes = [vector_plane(vector, 1, x.dim())] if any(1 in p.dims for p in run.known(x).planes) else []
@@ -236,10 +217,8 @@ def group_norm(run: Run, call: Call) -> Any:
 
 def layer_norm(run: Run, call: Call) -> Any:
     """Over the last dimensions, all channels together."""
-    x, shape = first(call), call.argument(1, "normalized_shape")
+    x, shape, out = first(call), call.argument(1, "normalized_shape"), call.run()
     weight, bias = call.argument(2, "weight"), call.argument(3, "bias")
-    fits = {tuple(x.shape[x.dim() - len(shape) :]), *(tuple(t.shape) for t in (weight, bias) if t is not None)}
-    out = like(x) if fits == {tuple(shape)} else call.run()
     begin, path = x.dim() - len(shape), run.current()
     factors, planes = [], run.known(x).planes
     for plane in planes:
@@ -267,8 +246,7 @@ def layer_norm(run: Run, call: Call) -> Any:
 
 
 def prelu(run: Run, call: Call) -> Any:
-    x, weight = first(call), call.argument(1, "weight")
-    out = like(x) if x.dim() > 1 and weight.numel() in (1, x.shape[1]) else call.run()
+    x, weight, out = first(call), call.argument(1, "weight"), call.run()
     if weight.numel() > 1 and x.dim() > 1:
         vector = run.vector(x, 1, call.name)
         run.tensor_axis(weight, 0, vector)

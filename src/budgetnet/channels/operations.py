@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from budgetnet.channels.calls import Call, first, leaves
@@ -25,7 +24,7 @@ from budgetnet.channels.running import Rule, Run, unknown
 
 def elementwise(run: Run, call: Call) -> Any:
     """Any function of the elements that meet."""
-    given = [out] if (out := _elements(call)) is not None else leaves(out := call.run())
+    given = leaves(out := call.run())
     if not given:
         return out
     shape, tensors = given[0].shape, call.tensors
@@ -47,24 +46,6 @@ def elementwise(run: Run, call: Call) -> Any:
 def _narrow(tensor: Tensor, known: Carried) -> tuple[int, ...]:
     """Its shape before it was expanded."""
     return tuple(1 if d in known.spread else size for d, size in enumerate(tensor.shape))
-
-
-def _elements(call: Call) -> Tensor | None:
-    """What a plain element-wise function gives, by its shape alone: the meta device's own way is slow."""
-    if call.name not in _PLAIN:
-        return None
-    x = call.tensors[0]
-    shape = x.shape
-    for other in call.tensors:
-        if not other.is_meta or other.dtype != x.dtype:
-            return None
-        if other.shape != shape:
-            shape = torch.broadcast_shapes(shape, other.shape)  # type: ignore[no-untyped-call]
-    if call.function.__name__.endswith("_") or call.function.__name__.startswith("__i") or call.kwargs.get("inplace"):
-        if shape != x.shape:
-            raise RuntimeError(f"output with shape {tuple(x.shape)} does not match {tuple(shape)}")
-        return x
-    return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
 def created(run: Run, call: Call) -> Any:
@@ -238,13 +219,6 @@ _ELEMENTWISE = _words(
     "isfinite atan2 hypot heaviside bernoulli fill zero xlogy sinh cosh asinh acosh logit real imag complex polar conj "
     "angle"
 )
-_PLAIN = frozenset(
-    _words(
-        "relu relu6 leaky_relu elu selu gelu silu mish tanh sigmoid hardtanh hardswish hardsigmoid softplus dropout "
-        "dropout2d feature_dropout neg abs exp sqrt rsqrt square add sub mul div clamp maximum minimum"
-    )
-)
-"""Those that give what they get: elements of one type."""
 _CREATED = _words(
     "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty rand randn "
     "rand_like randn_like normal uniform"

@@ -52,18 +52,18 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     configuration = parse(config, method)
     directory = run_directory(configuration.plain, overrides)
     if configuration.plan:
-        from budgetnet.internals import without_plots
+        from budgetnet.internals import quick_imports
 
-        with without_plots():
+        with quick_imports():
             from budgetnet.command.plan import show_plan
 
         return show_plan(configuration, directory)
     if finished(directory):
         summary = finished_summary(configuration.plain, directory)
     else:
-        from budgetnet.internals import without_plots
+        from budgetnet.internals import quick_imports
 
-        with without_plots():
+        with quick_imports():
             from budgetnet.command import experiment  # Lightning takes seconds to import
 
         summary = experiment.run(configuration, directory, command_line(overrides if multirun else None), ending)

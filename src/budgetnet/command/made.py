@@ -17,7 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.backbones.constructors import CLASSES, construct
 from budgetnet.channels import ChannelGraph, GraphError
-from budgetnet.channels.shadow import QuickNorms, Shadow
+from budgetnet.channels.shadow import QuickShapes, Shadow
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
@@ -134,7 +134,7 @@ def _parameters(target: str) -> Collection[str]:
 
 def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, shape: tuple[int, int, int]) -> None:
     """Raises UsageError if the task does not take the output of a network, which is run on the meta device."""
-    with torch.no_grad(), QuickNorms():
+    with torch.no_grad(), QuickShapes():
         output = _without_storage(net).eval()(torch.empty(2, *shape, device="meta"))
     try:
         task.check(output, outputs, shape)
@@ -157,7 +157,7 @@ def check_smallest_batch(name: str, net: torch.nn.Module, shape: tuple[int, int,
     whole = _without_storage(net).train()
     for size in sorted(set(sizes)):
         try:
-            with torch.no_grad(), QuickNorms(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), QuickShapes(), torch.random.fork_rng(devices=[]):
                 whole(torch.empty(size, *shape, device="meta"))
         except Exception as error:
             if "Expected more than 1" not in str(error):

@@ -12,11 +12,10 @@ about = json.loads(Path(__file__).with_name("preprocessing.json").read_text(enco
 session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
 for file in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(file)) if about["exif"] else Image.open(file)
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype("uint8")) if image.mode[0] == "I" else image
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    border, size = (1 - about["crop"]) / 2, about["size"][::-1]
+    size, border = about["size"][::-1], (1 - about["crop"]) / 2
     image = ImageOps.fit(image.convert(about["mode"]), size, Image.Resampling.BILINEAR, border)
     pixels = np.asarray(image, np.float32).reshape(*about["size"], -1) * about["scale"]
     images = ((pixels - about["mean"]) / about["std"]).transpose(2, 0, 1)[None].astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -53,7 +54,9 @@ def make_trainer(
     for callback in callbacks:
         if why := next((_REFUSED[kind.__name__] for kind in type(callback).__mro__ if kind.__name__ in _REFUSED), None):
             raise UsageError(f"callbacks: {type(callback).__name__} cannot be used here: {why}")
-    lightning: dict[str, Any] = options.lightning
+    lightning: dict[str, Any] = dict(options.lightning)
+    if options.compile is None:
+        lightning |= _deterministic(lightning.pop("deterministic"), lightning.get("benchmark"))
     if options.strategy == "ddp":
         lightning["strategy"] = DDPStrategy(
             find_unused_parameters=unused_parameters, timeout=timedelta(minutes=options.timeout)
@@ -75,6 +78,18 @@ def make_trainer(
     if options.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise UsageError("trainer.sync_batchnorm=true needs GPUs: torch's SyncBatchNorm does not take CPU tensors")
     return trainer
+
+
+def _deterministic(mode: bool | str, benchmark: bool | None) -> dict[str, Any]:
+    """Make torch's operations deterministic, as Lightning's option of this name does; returns its option benchmark.
+
+    Lightning's also imports torch's compiler for a flag that only matters to compiled networks, which takes a second.
+    """
+    torch.set_deterministic_debug_mode("warn" if mode == "warn" else "error" if mode else "default")
+    if mode:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # the documentation of cuBLAS, "Results reproducibility"
+        benchmark = bool(benchmark)
+    return {"benchmark": benchmark}
 
 
 def _cluster() -> list[ClusterEnvironment]:
