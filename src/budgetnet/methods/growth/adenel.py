@@ -30,6 +30,7 @@ from budgetnet.methods.growth.growing import (
     rounds_must_fit,
     with_candidates,
 )
+from budgetnet.methods.growth.importance import IMAGES, channel_importance, saturation_of_gains
 from budgetnet.methods.growth.options import Bregman, Growth, LBIFineTuning
 from budgetnet.methods.growth.policy import Planner
 from budgetnet.methods.method import Images, Method, Training
@@ -131,23 +132,34 @@ class AdeNeL(Method):
     def saturated(self) -> dict[str, list[Tensor]]:
         """The currently saturated filters, bool (filters,) for each layer of every group that may grow.
 
-        `growth.readout` says how saturation is measured.
+        They are those in the support for growth.readout=support, and else the first half (`growth.quantile`) of all
+        along the path.
         """
         graph, groups = self.graph, self.planner.max_widths
         if self.growth.readout == "support":
             return supports(graph, groups, self.optimizer)
         return best_scored(path_norms(graph, groups, self.optimizer), self.growth.quantile)
 
-    def saturation(self) -> dict[str, float]:
-        """The current saturation s of every group that may grow (equation 9), in 0..1."""
-        return selected_fractions(self.saturated(), self.growth.reduction)
+    def saturation(self, batch: Images | None = None) -> dict[str, float]:
+        """The current saturation s of every group that may grow (equation 9), in 0..1.
+
+        batch: training images, which growth.readout=importance needs.
+        """
+        if self.growth.readout != "importance":
+            return selected_fractions(self.saturated(), self.growth.reduction)
+        assert batch is not None
+        importance = channel_importance(self.net, self.planner.max_widths, batch, self.loss)
+        typical = {name: float(torch.quantile(channels, 0.5)) for name, channels in importance.items()}
+        return saturation_of_gains(typical, self.graph.widths)
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """Which filters of a group are saturated, bool (width,)."""
         return self.saturated()[group][0]
 
     def rows(self) -> dict[str, dict[str, float]]:
-        return {"saturation": {"round": self.training.round, **self.saturation()}} if self.growing else {}
+        if not self.growing or self.growth.readout == "importance":  # read at the end of a round alone
+            return {}
+        return {"saturation": {"round": self.training.round, **self.saturation()}}
 
     def round_ends(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""
@@ -168,7 +180,9 @@ class AdeNeL(Method):
         return growth_shortfall(self.training, self.planner.course(limits), self.growth, self.finetune)
 
     def images(self, epochs: int) -> int:
-        return int(self.needs_images and self.round_ends(epochs))
+        if not self.round_ends(epochs):
+            return 0
+        return IMAGES if self.growth.readout == "importance" else int(self.needs_images)
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
         """Plan the growth of a round from the current saturation. The limits on rounds and epochs can end growth too.
@@ -187,7 +201,7 @@ class AdeNeL(Method):
             candidates = firefly_candidates(self.net, self.planner.increases, batch, seed, self.loss)
             scores = candidates.scores
         limits = growth_limits(self.training, self.growth, self.finetune)
-        plan = self.planner.plan(round, self.saturation(), limits, gradients, scores)
+        plan = self.planner.plan(round, self.saturation(batch), limits, gradients, scores)
         if init == "firefly" and candidates is not None:
             plan = with_candidates(plan, candidates)
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)

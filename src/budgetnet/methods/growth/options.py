@@ -12,7 +12,7 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 POLICIES = ("cost_aware", "balanced", "saturation", "uniform", "random", "gradient", "firefly")
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax", "firefly")
 REDUCTIONS = ("max", "mean")
-READOUTS = ("path", "support")
+READOUTS = ("path", "support", "importance")
 
 
 @dataclass(frozen=True)
