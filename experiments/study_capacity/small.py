@@ -58,5 +58,15 @@ class VGG8(nn.Module):
 
 def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
     """The residual networks of CIFAR with one block in each of the three stages, instead of ResNet-20's three."""
-    depths = (1, 1, 1)
+    return residual(1, num_classes, in_channels)
+
+
+def resnet20(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The ResNet-20 of CIFAR, with three blocks in each of the three stages."""
+    return residual(3, num_classes, in_channels)
+
+
+def residual(blocks: int, num_classes: int, in_channels: int) -> nn.Module:
+    """A residual network of CIFAR with so many blocks in each of the three stages."""
+    depths = (blocks,) * 3
     return resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), num_classes, in_channels)
