@@ -13,6 +13,7 @@ from torch.nn import functional
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs import CostModel
 from budgetnet.methods.growth import GrowthRule, Limit, Planner, channel_importance, saturation_of_gains
+from budgetnet.methods.growth.adenel import AdeNeL
 
 IMAGES = (torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4)
 
@@ -105,13 +106,21 @@ def test_channels_go_where_more_of_them_are_worth_more() -> None:
     assert grown[0]["first"] > grown[1]["first"] and grown[0]["second"] < grown[1]["second"]
 
 
-def test_a_run_grows_by_it_to_its_budget_with_and_without_a_batch_norm(fit: Fit) -> None:
+@pytest.mark.parametrize("readout", ["importance", "gradient", "firefly"])
+def test_a_run_grows_by_what_the_loss_says_with_and_without_a_batch_norm(fit: Fit, readout: str) -> None:
     parts = fit(
-        "backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%",
-        "growth.policy=cost_aware", "growth.readout=importance", "finetune.epochs=1",
+        "backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=30%",
+        "dataset.limit_train=60", "growth.policy=cost_aware", "growth.cost_ratio=1", f"growth.readout={readout}",
+        "finetune.epochs=1",
     )  # fmt: skip
     directory = Path(parts.trainer.default_root_dir)
     rounds = [json.loads(line) for line in (directory / "growth.jsonl").read_text().splitlines()]
     assert not (directory / "saturation.csv").exists() and rounds[-1]["stop"] == "flops"
     for record in rounds:
         assert max(record["saturation"].values()) == 1 and min(record["saturation"].values()) > 0
+    method = parts.learner.method
+    assert isinstance(method, AdeNeL)
+    if readout == "gradient":
+        assert method.gains(IMAGES, {"first": 3.0, "second": 0.5}, None) == {"first": 9.0, "second": 0.25}
+    if readout == "firefly":  # where the rule adds a channel to each
+        assert method.gains(IMAGES, None, {"first": [1.0, 3.0, 2.0], "second": [-1.0]}) == {"first": 3.0, "second": 0.0}

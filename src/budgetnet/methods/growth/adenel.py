@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from budgetnet.methods.growth.growing import (
     with_candidates,
 )
 from budgetnet.methods.growth.importance import IMAGES, channel_importance, saturation_of_gains
-from budgetnet.methods.growth.options import Bregman, Growth, LBIFineTuning
+from budgetnet.methods.growth.options import GAINS, Bregman, Growth, LBIFineTuning
 from budgetnet.methods.growth.policy import Planner
 from budgetnet.methods.method import Images, Method, Training
 from budgetnet.methods.options import Optimization
@@ -55,6 +55,7 @@ class AdeNeL(Method):
         optim.must_be_sgd("adenel")
         self.lbi, self.growth, self.finetune = lbi, growth, finetune
         self.needs_images = growth.init in ("gradmax", "firefly") or growth.policy in ("gradient", "firefly")
+        self.needs_images |= growth.readout in GAINS
 
     def start(self, training: Training) -> list[Phase]:
         """Narrow the backbone to the seed network.
@@ -140,24 +141,33 @@ class AdeNeL(Method):
             return supports(graph, groups, self.optimizer)
         return best_scored(path_norms(graph, groups, self.optimizer), self.growth.quantile)
 
-    def saturation(self, batch: Images | None = None) -> dict[str, float]:
-        """The current saturation s of every group that may grow (equation 9), in 0..1.
+    def saturation(self) -> dict[str, float]:
+        """The current saturation s of every group that may grow (equation 9), in 0..1."""
+        return selected_fractions(self.saturated(), self.growth.reduction)
 
-        batch: training images, which growth.readout=importance needs.
+    def gains(
+        self, batch: Images, gradients: Mapping[str, float] | None, scores: Mapping[str, Sequence[float]] | None
+    ) -> dict[str, float]:
+        """What one more channel of each group that may grow is worth to the loss, by `growth.readout`.
+
+        "importance": the importance of the median channel. "gradient": the square of the gradient's norm, in proportion
+        to which a step of gradient descent lowers the loss. "firefly": the mean score of the best candidates, as many
+        as the rule would add, or 0 if it is negative.
         """
-        if self.growth.readout != "importance":
-            return selected_fractions(self.saturated(), self.growth.reduction)
-        assert batch is not None
+        if gradients is not None and self.growth.readout == "gradient":
+            return {name: gradient**2 for name, gradient in gradients.items()}
+        if scores is not None and self.growth.readout == "firefly":
+            best = {name: sorted(scores[name])[-count:] for name, count in self.planner.increases.items() if count}
+            return {name: max(0.0, sum(found) / len(found)) for name, found in best.items()}
         importance = channel_importance(self.net, self.planner.max_widths, batch, self.loss)
-        typical = {name: float(torch.quantile(channels, 0.5)) for name, channels in importance.items()}
-        return saturation_of_gains(typical, self.graph.widths)
+        return {name: float(torch.quantile(channels, 0.5)) for name, channels in importance.items()}
 
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """Which filters of a group are saturated, bool (width,)."""
         return self.saturated()[group][0]
 
     def rows(self) -> dict[str, dict[str, float]]:
-        if not self.growing or self.growth.readout == "importance":  # read at the end of a round alone
+        if not self.growing or self.growth.readout in GAINS:  # which are read at the end of a round alone
             return {}
         return {"saturation": {"round": self.training.round, **self.saturation()}}
 
@@ -191,17 +201,23 @@ class AdeNeL(Method):
         """
         if not self.round_ends(epochs):
             return None
-        policy, init, round = self.growth.policy, self.growth.init, self.training.round + 1
+        growth, round = self.growth, self.training.round + 1
+        policy, init, readout = growth.policy, growth.init, growth.readout
         seed, gradients, candidates, scores = keyed_seed(self.training.seed, round), None, None, None
-        if policy == "gradient":
+        if "gradient" in (policy, readout):
             assert batch is not None
             gradients = growth_gradients(self.net, self.planner.max_widths, batch, seed, self.loss)
-        if "firefly" in (policy, init):
+        if "firefly" in (policy, init, readout):
             assert batch is not None
             candidates = firefly_candidates(self.net, self.planner.increases, batch, seed, self.loss)
             scores = candidates.scores
+        if readout in GAINS:
+            assert batch is not None
+            saturation = saturation_of_gains(self.gains(batch, gradients, scores), self.graph.widths)
+        else:
+            saturation = self.saturation()
         limits = growth_limits(self.training, self.growth, self.finetune)
-        plan = self.planner.plan(round, self.saturation(batch), limits, gradients, scores)
+        plan = self.planner.plan(round, saturation, limits, gradients, scores)
         if init == "firefly" and candidates is not None:
             plan = with_candidates(plan, candidates)
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)

@@ -12,7 +12,10 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 POLICIES = ("cost_aware", "balanced", "saturation", "uniform", "random", "gradient", "firefly")
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax", "firefly")
 REDUCTIONS = ("max", "mean")
-READOUTS = ("path", "support", "importance")
+SELECTIONS = ("path", "support")
+"""Read-outs of which filters are selected."""
+GAINS = ("importance", "gradient", "firefly")
+"""Read-outs of what one more channel is worth to the loss."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Growth(NewChannels, Rounds, GrowthRule):
         for base in (NewChannels, Rounds, GrowthRule):
             base.__post_init__(self)
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
-        require_one_of("growth", "readout", self.readout, READOUTS)
+        require_one_of("growth", "readout", self.readout, (*SELECTIONS, *GAINS))
         if not 0 < self.quantile < 1:
             raise UsageError(
                 f"growth.quantile={self.quantile}: expected a fraction of the filters, above 0 and below 1"
