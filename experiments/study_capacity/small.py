@@ -56,7 +56,20 @@ class VGG8(nn.Module):
         return logits
 
 
-def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet8(num_classes: int, in_channels: int = 3, tied: bool = False) -> nn.Module:
     """The residual networks of CIFAR with one block in each of the three stages, instead of ResNet-20's three."""
-    depths = (1, 1, 1)
-    return resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), num_classes, in_channels)
+    return residual(1, num_classes, in_channels, tied)
+
+
+def resnet20(num_classes: int, in_channels: int = 3, tied: bool = False) -> nn.Module:
+    """The ResNet-20 of CIFAR, with three blocks in each of the three stages."""
+    return residual(3, num_classes, in_channels, tied)
+
+
+def residual(blocks: int, num_classes: int, in_channels: int, tied: bool) -> nn.Module:
+    """A residual network of CIFAR with so many blocks in each of the three stages.
+
+    tied: the blocks of a stage share their output width.
+    """
+    depths = (blocks,) * 3
+    return resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), num_classes, in_channels, tied)

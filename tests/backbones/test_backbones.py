@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from budgetnet import backbones
+from budgetnet.backbones import resnet_cifar
 from budgetnet.backbones.constructors import check_output, construct
 from budgetnet.channels import ChannelGraph
 from budgetnet.errors import UsageError
@@ -312,3 +313,18 @@ def test_an_error_of_the_constructor_itself_is_its_own() -> None:
 
     with pytest.raises(TypeError):
         construct(broken, 7, 3)
+
+
+def test_a_tied_residual_network_has_one_width_a_stage_beside_the_inner_ones_and_the_same_function() -> None:
+    depths, image = (2, 2, 2), torch.randn(2, 3, 8, 8)
+    tied, free = (resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), 10, tied=t) for t in (True, False))
+    free.load_state_dict(tied.state_dict())
+    assert torch.equal(tied.eval()(image), free.eval()(image))
+    graph = ChannelGraph.trace(tied, image[:1])
+    assert [group.producers for group in graph.groups if len(group.producers) > 1] == [
+        ("conv1", "layer1.0.conv2", "layer1.1.conv2"), ("layer2.0.conv2", "layer2.1.conv2"),
+        ("layer3.0.conv2", "layer3.1.conv2"),
+    ]  # fmt: skip
+    assert len(graph.groups) == 3 + 6 and len(graph.joins) == 2
+    with pytest.raises(UsageError, match=r"layer2\.1\.conv2 has 9 filters: expected 32"):
+        resnet_cifar.CifarResNet(depths, {**resnet_cifar.full_widths(depths), "layer2.1.conv2": 9}, 10, tied=True)

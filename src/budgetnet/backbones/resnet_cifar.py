@@ -1,6 +1,6 @@
 """The ResNets of He et al. 2016, section 4.2, for 32×32 images, with parameter-free shortcuts (option A).
 
-Every convolution may have its own width, even within a block and between the blocks of a stage.
+Every convolution may have its own width, even within a block and between the blocks of a stage, unless blocks are tied.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from budgetnet.backbones.common import convolution, initialise, match_channels, subsampled
+from budgetnet.errors import UsageError
 
 DEPTHS = {
     "resnet20": (3, 3, 3),
@@ -35,11 +36,14 @@ def full_widths(depths: Sequence[int]) -> dict[str, int]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut that is subsampled and padded or cropped to the width of the block."""
+    """Two 3×3 convolutions and a shortcut that is subsampled and padded or cropped to the width of the block.
 
-    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int) -> None:
+    tied: the shortcut of a block with stride 1 is added as it is, so that the block has the width of what it gets.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int, tied: bool = False) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.tied = stride, tied and stride == 1
         self.conv1 = convolution(in_channels, hidden, stride=stride)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = convolution(hidden, out_channels)
@@ -48,7 +52,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + match_channels(subsampled(x, self.stride), out))
+        return F.relu(out + (x if self.tied else match_channels(subsampled(x, self.stride), out)))
 
 
 class CifarResNet(nn.Module):
@@ -56,10 +60,17 @@ class CifarResNet(nn.Module):
 
     depths: the number of blocks in each stage.
     widths: the filters of conv1 and of layer{stage}.{block}.conv1 and .conv2.
+    tied: the blocks of a stage share their output width, that of the first stage with conv1. Only the shortcuts between
+    stages pad or crop. Raises UsageError for widths that differ within a stage.
     """
 
     def __init__(
-        self, depths: Sequence[int], widths: Mapping[str, int], num_classes: int, in_channels: int = 3
+        self,
+        depths: Sequence[int],
+        widths: Mapping[str, int],
+        num_classes: int,
+        in_channels: int = 3,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         channels = widths["conv1"]
@@ -72,7 +83,9 @@ class CifarResNet(nn.Module):
                 name = f"layer{stage}.{i}"
                 out_channels = widths[f"{name}.conv2"]
                 stride = 2 if stage > 1 and i == 0 else 1
-                blocks.append(BasicBlock(channels, widths[f"{name}.conv1"], out_channels, stride))
+                if tied and stride == 1 and out_channels != channels:
+                    raise UsageError(f"{name}.conv2 has {out_channels} filters: expected {channels}, as in its stage")
+                blocks.append(BasicBlock(channels, widths[f"{name}.conv1"], out_channels, stride, tied))
                 channels = out_channels
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages

@@ -283,7 +283,8 @@ def _reading(run: RunDirectory) -> str:
         "* Train cost is the FLOPs of the network at each time, summed over all training images: (a) in percent of the "
         "full backbone trained for the baseline's epochs, (b) of the final network trained for as many.",
         "* Saturation is the fraction of a group's filters that are selected: in the support "
-        "(`growth.readout=support`), or among the first of the whole network (`path`). Pause is the time of a round.",
+        "(`growth.readout=support`), or among the first of the whole network (`path`). Other read-outs say what a "
+        "group lacks as the loss has it, relative to the largest. Pause is the time of a round.",
     ]
     return "\n".join(lines) + "\n"
 

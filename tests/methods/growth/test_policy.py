@@ -191,6 +191,19 @@ def test_balanced_growth_is_cost_aware_growth_that_takes_no_measurement() -> Non
     assert balanced.after == planner(cost, policy="cost_aware").plan(1, everybody, most).after
 
 
+def test_widths_do_not_fall_along_shortcuts_that_pad() -> None:
+    cost = cost_model("resnet20", seed_width=6)
+    full = {
+        **dict.fromkeys(cost.graph.widths, 0.01),
+        "conv1": 1.0,
+        "layer2.0.conv2": 1.0,
+    }  # wide where it would be cropped
+    plans = [planner(cost, shortcuts=s).plan(1, full, limits(cost, flops=3)) for s in (None, "pad")]
+    streams = [[plan.after[source[0].group] for source, _ in cost.graph.joins] for plan in plans]
+    assert any(first > second for first, second in pairwise(streams[0]))
+    assert all(first <= second for first, second in pairwise(streams[1])) and plans[1].changes
+
+
 def test_random_growth_chooses_as_many_groups_as_saturation_would() -> None:
     cost = COSTS["resnet20"]
     saturated = random.Random(0).sample(sorted(planner(cost).max_widths), 5)
@@ -215,6 +228,8 @@ def test_widths_are_rounded() -> None:
         ({"number": 0, "ratio": 0.0}, "growth.number"),
         ({"threshold": 1.0}, "growth.threshold"),
         ({"round_to": 0}, "growth.round_to"),
+        ({"shortcuts": "crop"}, "expected pad or null"),
+        ({"shortcuts": "pad", "policy": "uniform"}, "use cost_aware or balanced"),
     ],
 )
 def test_impossible_rules_are_refused(rule: dict[str, object], message: str) -> None:

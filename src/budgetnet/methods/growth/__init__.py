@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     )
     from budgetnet.methods.growth.firefly import Candidates, firefly_candidates, load
     from budgetnet.methods.growth.gradients import growth_gradients
+    from budgetnet.methods.growth.importance import channel_importance, saturation_of_gains
     from budgetnet.methods.growth.options import GrowthRule
     from budgetnet.methods.growth.policy import Limit, Planner
 
 __all__ = [
-    "Candidates", "GrowthRule", "Limit", "Planner", "best_scored", "firefly_candidates", "growth_gradients",
-    "initial_norms", "load", "path_norms", "saturation", "selected_fractions", "selection_threshold", "sparse_sets",
-    "supports",
+    "Candidates", "GrowthRule", "Limit", "Planner", "best_scored", "channel_importance", "firefly_candidates",
+    "growth_gradients", "initial_norms", "load", "path_norms", "saturation", "saturation_of_gains",
+    "selected_fractions", "selection_threshold", "sparse_sets", "supports",
 ]  # fmt: skip
 
 _NAMES = {
@@ -31,6 +32,7 @@ _NAMES = {
     "supports",
     "firefly": "Candidates firefly_candidates load",
     "gradients": "growth_gradients",
+    "importance": "channel_importance saturation_of_gains",
     "options": "GrowthRule",
     "policy": "Limit Planner",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from budgetnet.methods.growth.growing import (
     rounds_must_fit,
     with_candidates,
 )
-from budgetnet.methods.growth.options import Bregman, Growth, LBIFineTuning
+from budgetnet.methods.growth.importance import IMAGES, channel_importance, saturation_of_gains
+from budgetnet.methods.growth.options import GAINS, Bregman, Growth, LBIFineTuning
 from budgetnet.methods.growth.policy import Planner
 from budgetnet.methods.method import Images, Method, Training
 from budgetnet.methods.options import Optimization
@@ -54,6 +55,7 @@ class AdeNeL(Method):
         optim.must_be_sgd("adenel")
         self.lbi, self.growth, self.finetune = lbi, growth, finetune
         self.needs_images = growth.init in ("gradmax", "firefly") or growth.policy in ("gradient", "firefly")
+        self.needs_images |= growth.readout in GAINS
 
     def start(self, training: Training) -> list[Phase]:
         """Narrow the backbone to the seed network.
@@ -131,7 +133,8 @@ class AdeNeL(Method):
     def saturated(self) -> dict[str, list[Tensor]]:
         """The currently saturated filters, bool (filters,) for each layer of every group that may grow.
 
-        `growth.readout` says how saturation is measured.
+        They are those in the support for growth.readout=support, and else the first half (`growth.quantile`) of all
+        along the path.
         """
         graph, groups = self.graph, self.planner.max_widths
         if self.growth.readout == "support":
@@ -142,12 +145,31 @@ class AdeNeL(Method):
         """The current saturation s of every group that may grow (equation 9), in 0..1."""
         return selected_fractions(self.saturated(), self.growth.reduction)
 
+    def gains(
+        self, batch: Images, gradients: Mapping[str, float] | None, scores: Mapping[str, Sequence[float]] | None
+    ) -> dict[str, float]:
+        """What one more channel of each group that may grow is worth to the loss, by `growth.readout`.
+
+        "importance": the importance of the median channel. "gradient": the square of the gradient's norm, in proportion
+        to which a step of gradient descent lowers the loss. "firefly": the mean score of the best candidates, as many
+        as the rule would add, or 0 if it is negative.
+        """
+        if gradients is not None and self.growth.readout == "gradient":
+            return {name: gradient**2 for name, gradient in gradients.items()}
+        if scores is not None and self.growth.readout == "firefly":
+            best = {name: sorted(scores[name])[-count:] for name, count in self.planner.increases.items() if count}
+            return {name: max(0.0, sum(found) / len(found)) for name, found in best.items()}
+        importance = channel_importance(self.net, self.planner.max_widths, batch, self.loss)
+        return {name: float(torch.quantile(channels, 0.5)) for name, channels in importance.items()}
+
     def selected(self, group: str, plan: WidthPlan) -> Tensor:
         """Which filters of a group are saturated, bool (width,)."""
         return self.saturated()[group][0]
 
     def rows(self) -> dict[str, dict[str, float]]:
-        return {"saturation": {"round": self.training.round, **self.saturation()}} if self.growing else {}
+        if not self.growing or self.growth.readout in GAINS:  # which are read at the end of a round alone
+            return {}
+        return {"saturation": {"round": self.training.round, **self.saturation()}}
 
     def round_ends(self, epochs: int) -> bool:
         """Whether a round ends after `epochs` epochs."""
@@ -168,7 +190,9 @@ class AdeNeL(Method):
         return growth_shortfall(self.training, self.planner.course(limits), self.growth, self.finetune)
 
     def images(self, epochs: int) -> int:
-        return int(self.needs_images and self.round_ends(epochs))
+        if not self.round_ends(epochs):
+            return 0
+        return IMAGES if self.growth.readout == "importance" else int(self.needs_images)
 
     def plan(self, epochs: int, batch: Images | None) -> WidthPlan | None:
         """Plan the growth of a round from the current saturation. The limits on rounds and epochs can end growth too.
@@ -177,17 +201,23 @@ class AdeNeL(Method):
         """
         if not self.round_ends(epochs):
             return None
-        policy, init, round = self.growth.policy, self.growth.init, self.training.round + 1
+        growth, round = self.growth, self.training.round + 1
+        policy, init, readout = growth.policy, growth.init, growth.readout
         seed, gradients, candidates, scores = keyed_seed(self.training.seed, round), None, None, None
-        if policy == "gradient":
+        if "gradient" in (policy, readout):
             assert batch is not None
             gradients = growth_gradients(self.net, self.planner.max_widths, batch, seed, self.loss)
-        if "firefly" in (policy, init):
+        if "firefly" in (policy, init, readout):
             assert batch is not None
             candidates = firefly_candidates(self.net, self.planner.increases, batch, seed, self.loss)
             scores = candidates.scores
+        if readout in GAINS:
+            assert batch is not None
+            saturation = saturation_of_gains(self.gains(batch, gradients, scores), self.graph.widths)
+        else:
+            saturation = self.saturation()
         limits = growth_limits(self.training, self.growth, self.finetune)
-        plan = self.planner.plan(round, self.saturation(), limits, gradients, scores)
+        plan = self.planner.plan(round, saturation, limits, gradients, scores)
         if init == "firefly" and candidates is not None:
             plan = with_candidates(plan, candidates)
         return bounded(plan, epochs, self.training.epochs, self.growth, self.finetune)

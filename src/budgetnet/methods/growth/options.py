@@ -12,7 +12,12 @@ from budgetnet.options import require_not_negative, require_one_of, require_posi
 POLICIES = ("cost_aware", "balanced", "saturation", "uniform", "random", "gradient", "firefly")
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax", "firefly")
 REDUCTIONS = ("max", "mean")
-READOUTS = ("path", "support")
+BY_COST = ("cost_aware", "balanced")
+"""Policies that add channels one by one, by what they cost."""
+SELECTIONS = ("path", "support")
+"""Read-outs of which filters are selected."""
+GAINS = ("importance", "gradient", "firefly")
+"""Read-outs of what one more channel is worth to the loss."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class GrowthRule:
     """conf/growth: how much a round adds. Each option is explained in conf/growth/*.yaml.
 
     A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
-    the relative rise of the cost per round under the policy cost_aware. Raises UsageError for values out of range.
+    the relative rise of the cost per round under the policy cost_aware. shortcuts: "pad" for widths that do not fall
+    along a parameter-free shortcut, which then crops nothing. Raises UsageError for values out of range.
     """
 
     policy: str = "cost_aware"
@@ -29,10 +35,18 @@ class GrowthRule:
     ratio: float = 0.3
     cost_ratio: float = 0.5
     round_to: int = 1
+    shortcuts: str | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise UsageError(f"growth.policy={self.policy!r} is unknown{nearest(self.policy, POLICIES)}")
+        if self.shortcuts not in (None, "pad"):
+            raise UsageError(f"growth.shortcuts={self.shortcuts!r}: expected pad or null")
+        if self.shortcuts and self.policy not in BY_COST:
+            raise UsageError(
+                f"growth.shortcuts={self.shortcuts}: growth.policy={self.policy} widens what it widens; "
+                f"use {' or '.join(BY_COST)}"
+            )
         if self.number < 0 or self.ratio < 0 or (self.number == 0 and self.ratio == 0):
             raise UsageError(f"growth.number={self.number}, growth.ratio={self.ratio}: one must be above 0, none below")
         if not 0 <= self.threshold < 1:
@@ -89,7 +103,7 @@ class Growth(NewChannels, Rounds, GrowthRule):
         for base in (NewChannels, Rounds, GrowthRule):
             base.__post_init__(self)
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
-        require_one_of("growth", "readout", self.readout, READOUTS)
+        require_one_of("growth", "readout", self.readout, (*SELECTIONS, *GAINS))
         if not 0 < self.quantile < 1:
             raise UsageError(
                 f"growth.quantile={self.quantile}: expected a fraction of the filters, above 0 and below 1"

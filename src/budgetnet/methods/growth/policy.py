@@ -11,7 +11,7 @@ import numpy as np
 
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import RunError
-from budgetnet.methods.growth.options import GrowthRule
+from budgetnet.methods.growth.options import BY_COST, GrowthRule
 from budgetnet.methods.plan import WidthPlan
 
 _MOST_FORESEEN = 1000
@@ -40,6 +40,9 @@ class Planner:
 
     def __init__(self, cost: CostModel, rule: GrowthRule, max_widths: Mapping[str, int], seed: int = 0) -> None:
         self.cost, self.rule, self.max_widths, self.seed = cost, rule, dict(max_widths), seed
+        joined = [(s[0].group, t[0].group) for s, t in cost.graph.joins if rule.shortcuts and len(s) == len(t) == 1]
+        self.ordered = [(s, t) for s, t in joined if s is not None and t is not None and s != t]
+        """Pairs of groups, the first of which may not get wider than the second."""
         self.step = {
             group.name: math.lcm(group.blocks, rule.round_to) for group in cost.graph.groups if group.name in max_widths
         }
@@ -95,7 +98,7 @@ class Planner:
         widths = dict(self.cost.graph.widths)
         used = [self.used(limits)]
         while used[-1] < FULL and len(used) < _MOST_FORESEEN:
-            if self.rule.policy in ("cost_aware", "balanced"):
+            if self.rule.policy in BY_COST:
                 used.append(self._next_use(used[-1]))
                 continue
             ratio, number = self.rule.ratio, self.rule.number
@@ -171,7 +174,8 @@ class Planner:
         """
         w = self.cost.vector(before)
         room = {limit: max(limit.most - self.cost.price(limit.form, w), 1) for limit in limits}
-        index = np.array([self.cost.names.index(name) for name in candidates], dtype=np.int64)
+        names = self.cost.names
+        index = np.array([names.index(name) for name in candidates], dtype=np.int64)
         s = np.array(
             [max(saturation.get(name, 0.0), 1e-6) for name in candidates]
         )  # 0 counts if no other group can grow
@@ -185,6 +189,8 @@ class Planner:
             steps[index] = step
             rises = {limit: self.cost.rises(limit.form, w, steps)[index] for limit in limits}
             fits = now + step <= most
+            for group, bound in self.ordered:
+                fits &= (index != names.index(group)) | (now + step <= w[names.index(bound)])
             for limit, rise in rises.items():
                 fits &= rise <= limit.most - self.cost.price(limit.form, w)
             price = sum((rise / room[limit] for limit, rise in rises.items()), np.full(len(index), 1e-12))
@@ -202,8 +208,9 @@ class Planner:
     # -- within the limits ------------------------------------------------------------------------------------------
 
     def _fits(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
-        w = self.cost.vector(widths)
-        return all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
+        w, now = self.cost.vector(widths), self.cost.graph.widths
+        kept = all(widths[group] <= max(widths[bound], now[group]) for group, bound in self.ordered)
+        return kept and all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
 
     def _used(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> dict[str, float]:
         return self._used_at(self.cost.vector(widths), limits)
