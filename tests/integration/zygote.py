@@ -31,7 +31,7 @@ MARK = "MARK"
 SHARED = "FORK_SERVER"
 """Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
-    "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
+    "lightning_first", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
     "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
     "torch.onnx._internal.torchscript_exporter.symbolic_opset17", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
