@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from budgetnet.reports import report
 from budgetnet.tasks import Classification, Metric
 
 IMAGES, IMAGE_AREA = 1000, 100
@@ -169,3 +170,13 @@ def not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return path
 
     monkeypatch.setattr("budgetnet.reports.drawing.save", save)
+
+
+@pytest.fixture
+def drawn_alone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Called with the names of figures, it leaves the others out of reports."""
+
+    def keep(*names: str) -> None:
+        monkeypatch.setattr(report, "_FIGURES", {name: report._FIGURES[name] for name in names})
+
+    return keep
