@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import EVIL, all_poisoned
 
 from budgetnet.reports import report
+from budgetnet.runs.directory import RunDirectory
 from budgetnet.tasks import Classification, Metric
 
 IMAGES, IMAGE_AREA = 1000, 100
@@ -153,6 +155,22 @@ def write_run(
 def write() -> Callable[..., Path]:
     """write_run(path, ...)."""
     return write_run
+
+
+@pytest.fixture(scope="session")
+def several(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
+    """Repetitions, a full backbone that was tested after every epoch, an unfinished run, and names that do harm."""
+    folder = tmp_path_factory.mktemp("several")
+    paths = [write(folder / f"seed{seed}", seed=seed) for seed in range(3)]
+    paths += [write(folder / "full", method="train", test_every_epoch=True)]
+    paths += [write(folder / "killed", finished=False, seed=7)]
+    paths += [write(folder / "<b>&'bold\"", backbone=EVIL, names=("<i>1", "a&b", 'c"d'), ratio=0.8)]
+    return [RunDirectory(path) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def poisoned_runs(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
+    return all_poisoned(write, tmp_path_factory.mktemp("poisoned"))
 
 
 @pytest.fixture

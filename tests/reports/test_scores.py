@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_page import Elements, data_of
+from pages import Elements, data_of
 
 from budgetnet.errors import UsageError
 from budgetnet.reports import figures
