@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -118,11 +117,9 @@ class Forked:
 
     def communicate(self, timeout: float = 1200) -> tuple[str, str]:
         """Standard output and standard error, once it has ended. Raises subprocess.TimeoutExpired."""
-        deadline = time.monotonic() + timeout
-        while self.returncode is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.005)
+        connection.wait([self._process.sentinel], timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
         Forked.running.discard(self)
         stdout, stderr = (Path(path).read_text() if Path(path).exists() else "" for path in self._outputs)
         return stdout, stderr
