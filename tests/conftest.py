@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from files_once import parse_once
 from zygote import SHARED, share
 
 # A shell that runs the tests in the background, or nohup, ignores these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-parse_once()
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: the garbage collector need not look at it again and again."""
+    """What has been imported stays: the garbage collector need not look at it from here on."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)
         os.environ[SHARED] = str(Path(folder.name, "address"))
+    else:
+        gc.disable()  # it would look again and again at what is imported, and finds nothing
+        import lightning_first  # noqa: F401
+        from files_once import read_once
+
+        read_once()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,9 +17,17 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELL_SECONDS = 300  # many times what any takes
-SHORTER = {  # the same cells with fewer epochs: what the tests state does not depend on their number
+SHORTER = {  # the same cells with fewer epochs and images: what the tests state does not depend on their number
     "01": [("finetune.epochs=12", "finetune.epochs=2")],
-    "02": [("train_epochs(6)", "train_epochs(1)"), ("finetune.epochs=6", "finetune.epochs=1")],
+    "02": [
+        ("stripes(2000, seed=0), stripes(1000, seed=1)\n", "stripes(420, seed=0), stripes(100, seed=1)\n"),
+        ("batch_size=50, validation=400)", "batch_size=10, validation=100)"),
+        ("(*stripes(2000, seed=0)), ImageArrays", "(*stripes(420, seed=0)), ImageArrays"),
+        ("(*stripes(1000, seed=1))", "(*stripes(100, seed=1))"),
+        ("dataset.batch_size=50 dataset.validation=400", "dataset.batch_size=10 dataset.validation=100"),
+        ("train_epochs(6)", "train_epochs(1)"),
+        ("finetune.epochs=6", "finetune.epochs=1"),
+    ],
     "03": [
         (
             "epochs=12 growth.epochs_per_round=2 finetune.epochs=6",

@@ -47,10 +47,10 @@ def run(tmp_path: Path) -> Any:
     places = dict.fromkeys(("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), str(tmp_path))
     variables = {**places, "EXECUTABLE": str(tmp_path / "bin" / "python")}
 
-    def printed_by(number: str) -> str:
+    def printed_by(number: str, figures: bool = False) -> str:
         done = run_command(
             number, str(tmp_path), module="tests.notebook_runner", before=Shim(tmp_path / "bin"), variables=variables,
-            others=1, figures=True,
+            others=1, figures=figures,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         (executed,) = tmp_path.glob("*.ipynb")
@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Any:
 
 
 def test_the_first_notebook_ends_within_its_budget_and_onnxruntime_repeats_the_accuracy_of_the_table(run: Any) -> None:
-    text = run("01")
+    text = run("01", figures=True)
     ((limit,),) = numbers(r"budget +([\d,]+)\n", text)
     ((used, stated),) = numbers(r"FLOPs: ([\d,]+) of ([\d,]+)", text)
     assert used <= stated == limit == 416_520 * 3 // 4
@@ -85,7 +85,7 @@ def test_the_second_notebook_proves_every_width_group_and_grows_within_the_budge
 
 @pytest.mark.soak  # it runs a sweep as the tests of sweeps do
 def test_the_third_notebook_has_six_runs_within_their_budgets_and_selects_from_the_front(run: Any) -> None:
-    text = run("03")
+    text = run("03", figures=True)
     rows = re.findall(r"^\| (adenel|width) \| ([\d,]+) \| ([\d.]+) % \|", text, re.MULTILINE)
     runs, front = rows[:6], rows[6:]
     assert [method for method, _, _ in sorted(runs)] == ["adenel"] * 3 + ["width"] * 3

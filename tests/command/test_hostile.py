@@ -41,7 +41,7 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 def _defaults() -> dict[str, list[str]]:
     """Every value that conf/ gives an option, as it is written on the command line."""
     found: dict[str, list[str]] = {}
-    for file in CONF.rglob("*.yaml"):
+    for file in sorted(CONF.rglob("*.yaml")):
         parts = file.relative_to(CONF).with_suffix("").parts
         found.setdefault(parts[0], []).append(parts[-1])
         section = parts[0] if len(parts) > 1 and parts[0] not in ("experiment", "debug") else ""
@@ -196,7 +196,7 @@ def throw_all(front: Front, lists: int, **options: Any) -> None:
 
 
 def test_what_is_typed_builds_or_is_refused_in_one_clear_line_and_touches_no_file(front: Front) -> None:
-    throw_all(front, 40, derandomize=True, phases=[Phase.generate])
+    throw_all(front, 48, derandomize=True, phases=[Phase.generate])
     assert min(len(front.accepted), len(front.refused)) >= 3
 
 

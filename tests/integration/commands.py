@@ -22,7 +22,9 @@ TINY = (
     "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
     "epochs=16", "optim.lr=0.02", "export=false", "logger=csv",
 )  # fmt: skip
-SHORT = (*TINY, "dataset.limit_train=160", "dataset.batch_size=16")
+SHORT = (
+    *TINY, "dataset.limit_train=80", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60",
+)  # fmt: skip
 """Five growing epochs and three of fine-tuning, ten steps each."""
 FORGETFUL = ("backbone=own", "backbone._target_=tests.nets.Forgetful")
 """A network with dropout, which depends on the random state."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 
-from files_once import parse_once
+from files_once import read_once
 
 from budgetnet.command.compose import composed
 from budgetnet.data import digits
 
-parse_once()
+read_once()
 composed(["dataset=digits", "backbone=lenet5", "budget.flops=50%", "logger=csv", "dataset.mean=[0.1]"])
 digits()
 gc.freeze()

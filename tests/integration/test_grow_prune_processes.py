@@ -7,8 +7,8 @@ from pathlib import Path
 from several import DDP, forked, of_each_rank
 
 COMMAND = (
-    "method=grow_prune", "backbone=own", "backbone._target_=nets.Small", "dataset=digits", "dataset.limit_train=160",
-    "dataset.batch_size=16", "dataset.validation=0", "budget.flops=50%", "method.search_epochs=3", "finetune.epochs=1",
+    "method=grow_prune", "backbone=own", "backbone._target_=nets.Small", "dataset=digits", "dataset.limit_train=80",
+    "dataset.batch_size=8", "dataset.validation=0", "budget.flops=50%", "method.search_epochs=3", "finetune.epochs=1",
     "epochs=4", "optim.lr=0.02", "export=false", "logger=csv", *DDP, "+callbacks.waiting._target_=ranks.Waiting",
 )  # fmt: skip
 

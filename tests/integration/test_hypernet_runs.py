@@ -11,7 +11,8 @@ from killed import At, learned, rounds, rows
 from several import DDP, launched
 
 DIGITS = (
-    "dataset=digits", "dataset.limit_train=160", "dataset.batch_size=16", "budget.flops=50%", "optim.lr=0.02",
+    "dataset=digits", "dataset.limit_train=160", "dataset.batch_size=16", "dataset.validation=60",
+    "dataset.limit_test=60", "budget.flops=50%", "optim.lr=0.02",
     "threads=1", "logger=csv", "export=false", "trainer.progress=false", "checkpoint.every_n_steps=1",
 )  # fmt: skip
 COMMANDS = {

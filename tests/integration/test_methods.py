@@ -24,8 +24,8 @@ from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.readers import digits
 
 DIGITS = (
-    "dataset=digits", "dataset.limit_train=160", "dataset.batch_size=32", "budget.flops=50%", "optim.lr=0.02",
-    "logger=csv", "trainer.progress=false",
+    "dataset=digits", "dataset.limit_train=80", "dataset.batch_size=16", "dataset.validation=60",
+    "budget.flops=50%", "optim.lr=0.02", "logger=csv", "trainer.progress=false",
 )  # fmt: skip
 TUNED = ("backbone=lenet5", "finetune.epochs=2")
 SLIM = ("backbone=resnet20", "backbone.multiplier=0.25", "finetune.epochs=2")

@@ -27,7 +27,7 @@ from budgetnet.command.methods import method_class
 COMMAND = (
     *(o for o in TINY if not o.startswith(("backbone=", "budget."))), *DDP, *WATCHED, "backbone=own",
     "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%", "finetune.epochs=2", "epochs=9",
-    "dataset.limit_train=240", "dataset.batch_size=16",
+    "dataset.limit_train=120", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60",
 )  # fmt: skip
 """Four growing epochs and two of fine-tuning, 15 steps each, of a network with a batch norm."""
 
@@ -136,7 +136,7 @@ def test_an_epoch_is_the_batches_of_one_process_cut_in_two(uninterrupted: Path) 
         together = [first["images"] + second["images"] for first, second in shares if first["epoch"] == epoch]
         assert together == whole
         order = torch.cat(loader.parts())
-        assert len(order.unique()) == len(order) == 240
+        assert len(order.unique()) == len(order) == 120
 
 
 def test_a_batch_in_parts_is_averaged_once_a_step_and_is_the_step_of_one_process(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from budgetnet.runs.directory import RunDirectory
 from budgetnet.training import loggers
 from budgetnet.training.learner import Learner
 
-FEW = ("dataset.limit_train=320", "dataset.batch_size=32")
+FEW = ("dataset.limit_train=80", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60")
 ENOUGH = ("dataset.limit_train=640", "dataset.batch_size=32")
 """To learn more than 70 % of the digits."""
 

@@ -15,7 +15,7 @@ PATH = (
     "+callbacks.path._target_=budgetnet.training.callbacks.selection_path.SelectionPath",
     "+callbacks.path.every=2",
 )
-SHORTER = ("dataset.limit_train=160", "dataset.batch_size=16")
+SHORTER = ("dataset.limit_train=80", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60")
 
 
 def paths(directory: Path) -> list[list[dict[str, str]]]:

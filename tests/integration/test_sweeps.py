@@ -156,6 +156,7 @@ def test_every_job_is_one_wandb_run_of_the_sweeps_group_closed_also_after_an_err
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "finish", finish)
     monkeypatch.setattr(SweepStart, "sweep", None)
+    monkeypatch.setattr("budgetnet.reports.report._FIGURES", {})
     monkeypatch.setenv(SWEEP, "")
     monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = [*(o for o in JOB if o != "logger=csv"), f"run.root={tmp_path}/runs", "finetune.lr=1e20,0.02"]

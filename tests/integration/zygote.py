@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -31,7 +30,7 @@ MARK = "MARK"
 SHARED = "FORK_SERVER"
 """Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
-    "torch", "pytorch_lightning", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
+    "lightning_first", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
     "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
     "torch.onnx._internal.torchscript_exporter.symbolic_opset17", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
@@ -118,11 +117,9 @@ class Forked:
 
     def communicate(self, timeout: float = 1200) -> tuple[str, str]:
         """Standard output and standard error, once it has ended. Raises subprocess.TimeoutExpired."""
-        deadline = time.monotonic() + timeout
-        while self.returncode is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.005)
+        connection.wait([self._process.sentinel], timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
         Forked.running.discard(self)
         stdout, stderr = (Path(path).read_text() if Path(path).exists() else "" for path in self._outputs)
         return stdout, stderr

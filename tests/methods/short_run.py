@@ -14,10 +14,10 @@ SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
     "growth.policy=saturation", "growth.readout=support", "growth.threshold=0.0",
     "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
-    "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=200", "dataset.batch_size=20", "threads=1",
-    "trainer.progress=false", "trainer.accelerator=cpu",
+    "epochs=12", "optim.lr=0.02", "logger=csv", "dataset.limit_train=40", "dataset.batch_size=8",
+    "dataset.validation=40", "dataset.limit_test=40", "threads=1", "trainer.progress=false", "trainer.accelerator=cpu",
 )  # fmt: skip
-"""Three growing epochs and three of fine-tuning, 10 steps each, of a network without batch norm."""
+"""Three growing epochs and three of fine-tuning, five steps each, of a network without batch norm."""
 
 
 Fit = Callable[..., Components]

@@ -18,7 +18,7 @@ OVERRIDES = (
     "dataset=digits", "backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%",
     "growth.seed_shape=equal", "growth.epochs_per_round=1", "growth.policy=saturation", "growth.readout=support",
     "growth.threshold=0.0", "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=1",
-    "epochs=6", "optim.lr=0.02", "logger=csv", "dataset.limit_train=160", "dataset.batch_size=16",
+    "epochs=6", "optim.lr=0.02", "logger=csv", "dataset.limit_train=80", "dataset.batch_size=8",
     "trainer.progress=false", "trainer.accelerator=cpu",
 )  # fmt: skip
 

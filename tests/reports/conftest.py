@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import EVIL, all_poisoned
 
+from budgetnet.reports import report
+from budgetnet.runs.directory import RunDirectory
 from budgetnet.tasks import Classification, Metric
 
 IMAGES, IMAGE_AREA = 1000, 100
@@ -154,6 +157,22 @@ def write() -> Callable[..., Path]:
     return write_run
 
 
+@pytest.fixture(scope="session")
+def several(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
+    """Repetitions, a full backbone that was tested after every epoch, an unfinished run, and names that do harm."""
+    folder = tmp_path_factory.mktemp("several")
+    paths = [write(folder / f"seed{seed}", seed=seed) for seed in range(3)]
+    paths += [write(folder / "full", method="train", test_every_epoch=True)]
+    paths += [write(folder / "killed", finished=False, seed=7)]
+    paths += [write(folder / "<b>&'bold\"", backbone=EVIL, names=("<i>1", "a&b", 'c"d'), ratio=0.8)]
+    return [RunDirectory(path) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def poisoned_runs(write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[RunDirectory]:
+    return all_poisoned(write, tmp_path_factory.mktemp("poisoned"))
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """write_run(name, ...) below tmp_path."""
@@ -169,3 +188,13 @@ def not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return path
 
     monkeypatch.setattr("budgetnet.reports.drawing.save", save)
+
+
+@pytest.fixture
+def drawn_alone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Called with the names of figures, it leaves the others out of reports."""
+
+    def keep(*names: str) -> None:
+        monkeypatch.setattr(report, "_FIGURES", {name: report._FIGURES[name] for name in names})
+
+    return keep

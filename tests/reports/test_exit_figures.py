@@ -80,13 +80,16 @@ def test_every_exit_has_its_line_over_the_epochs_and_its_path_of_weights(make_ru
     assert [round(float(y), 9) for y in times.lines[0].get_ydata()] == [0.1, 0.2, 0.3]
 
 
-def test_the_strip_has_a_row_for_each_exit_and_the_report_shows_all_four(make_run: Callable[..., Path]) -> None:
+def test_the_strip_has_a_row_for_each_exit_and_the_report_shows_all_four(
+    make_run: Callable[..., Path], drawn_alone: Callable[..., None]
+) -> None:
     run = with_exits(make_run())
     figure = images_of_exits(RunDirectory(run))
     assert len(figure.axes) == 6 and sum(len(axes.images) for axes in figure.axes) == 3
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["exit 1\n75.0 %", "exit 2\n25.0 %"]
-    text = write_report(run).read_text()
     names = ("accuracy_against_mean_flops", "accuracy_of_exits", "weights_of_exits", "images_of_exits")
+    drawn_alone(*names, "examples")
+    text = write_report(run).read_text()
     assert all(f"](figures/{name}.png)" in text and (run / "figures" / f"{name}.png").exists() for name in names)
     assert "](figures/examples.png)" not in text
     assert (

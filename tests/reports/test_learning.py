@@ -29,8 +29,11 @@ def test_counts_of_a_batch_are_the_confusion_matrix_and_its_trace_the_right_answ
     assert torch.equal(MultiExit(task, 2).confusion((logits.flip(1), logits), targets), expected)
 
 
-def test_the_classes_and_the_pairs_that_are_confused_most_are_listed(make_run: Callable[..., Path]) -> None:
+def test_the_classes_and_the_pairs_that_are_confused_most_are_listed(
+    make_run: Callable[..., Path], drawn_alone: Callable[..., None]
+) -> None:
     path = make_run()
+    drawn_alone("learning_curves", "confusion")
     counts = np.array([[8, 2, 0], [5, 5, 0], [0, 1, 9]])
     Records(path).confusion(counts, ["cat", "dog", "fish"])
     text = write_report(path).read_text()

@@ -85,6 +85,7 @@ def test_an_unfinished_run_has_a_report_that_says_so(make_run: MakeRun) -> None:
     assert "## Growth rounds" in text
 
 
+@pytest.mark.usefixtures("not_drawn")
 def test_a_run_that_never_grows_has_no_figures_of_growth(make_run: MakeRun) -> None:
     run = make_run(method="train")
     text = write_report(run).read_text()

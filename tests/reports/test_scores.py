@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_page import Elements, data_of
+from pages import Elements, data_of
 
 from budgetnet.errors import UsageError
 from budgetnet.reports import figures
@@ -200,7 +200,7 @@ def test_a_damaged_task_json_is_one_line(make_run: MakeRun, text: str) -> None:
 # Examples -------------------------------------------------------------------------------------------------------------
 
 
-def test_examples_are_drawn_row_by_row_in_one_palette(make_run: MakeRun) -> None:
+def test_examples_are_drawn_row_by_row_in_one_palette(make_run: MakeRun, drawn_alone: Callable[..., None]) -> None:
     from budgetnet.reports.examples import class_colour, examples
 
     path = make_run(metrics=Segmentation.metrics)
@@ -223,6 +223,7 @@ def test_examples_are_drawn_row_by_row_in_one_palette(make_run: MakeRun) -> None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "class 0", "class 1", "class 2", "class 30", "no label"
     ]  # fmt: skip
+    drawn_alone("examples")
     assert "figures/examples.png" in write_report(path).read_text() and (path / "figures" / "examples.png").exists()
 
 

@@ -68,6 +68,21 @@ def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return {**config, **{str(key): value for key, value in resolved.items()}}
 
 
+@cache
+def map_choices_where_read() -> None:
+    """Let Hydra map all choices only where a list of defaults reads one, by ${...}: a fifth of a composition's time."""
+    from hydra._internal import defaults_list
+    from omegaconf import DictConfig
+
+    mapped = defaults_list._create_interpolation_map
+
+    def mapped_where_read(overrides: Any, defaults: list[Any], self_added: bool) -> DictConfig:
+        read = any(default.is_interpolation() for default in defaults)
+        return mapped(overrides, defaults, self_added) if read else DictConfig({})
+
+    defaults_list._create_interpolation_map = mapped_where_read  # type: ignore[assignment]
+
+
 def _folder_name(path: str | None) -> str:
     """The last part of the path of a folder, which conf/ names a dataset after; "folder" without a path."""
     return Path(path).resolve().name if path else "folder"
@@ -98,5 +113,6 @@ def _composed(files: tuple[str, ...]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     read_quickly()
+    map_choices_where_read()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(files))

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from budgetnet.command.compose import CONF, plain, read_quickly, saved
+from budgetnet.command.compose import CONF, map_choices_where_read, plain, read_quickly, saved
 from budgetnet.command.explain import explain
 from budgetnet.command.names import SWEEP
 from budgetnet.output import keep_output
@@ -73,6 +73,7 @@ def main() -> int:
         return 0
     sys.argv[1:] = map(_quoted, sys.argv[1:])
     read_quickly()
+    map_choices_where_read()
     gc.disable()  # composing makes a hundred thousand objects, and looking through them takes a fifth of a refusal
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and `explain` prints them on one line
     code = 0

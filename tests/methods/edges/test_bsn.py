@@ -20,8 +20,8 @@ from budgetnet.seeding import keyed_generator
 
 SEARCH = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
-    "dataset.limit_train=80", "dataset.batch_size=20", "method.warmup_epochs=1",
-    "method.search_epochs=3", "method.images=40", "finetune.epochs=1", "epochs=4", "method.lr=20",
+    "dataset.limit_train=32", "dataset.batch_size=8", "method.warmup_epochs=1",
+    "method.search_epochs=3", "method.images=16", "finetune.epochs=1", "epochs=4", "method.lr=20",
 )  # fmt: skip
 """One epoch with every edge on, two of drawing edges, one of tuning; four steps each. Probabilities move fast."""
 
@@ -69,14 +69,14 @@ def test_the_ledger_holds_what_was_computed_of_every_choice(fit: Fit, samples: i
     method = parts.method
     assert isinstance(method, BSN) and torch.equal(method.search.logits, torch.zeros(len(method.mask)))
     layout, costs = method.search.layout, method.search.costs
-    spent = 80 * method.full["flops"] + 80 * method.training.pricing.model.flops()
+    spent = 32 * method.full["flops"] + 32 * method.training.pricing.model.flops()
     for epoch in (1, 2):
         for step in range(4):
             key = keyed_generator("edges", 0, epoch, step)
-            on = torch.rand(samples or 20, len(layout.edges), generator=key, dtype=torch.float64) < 0.5
+            on = torch.rand(samples or 8, len(layout.edges), generator=key, dtype=torch.float64) < 0.5
             computed = layout.alive(on) if samples else layout.alive(on).any(0)[None]
-            spent += sum(20 // len(computed) * f for f in costs.of(computed, ("flops",))["flops"].tolist())
-    assert method.training.ledger.spent == spent < 4 * 80 * method.full["flops"]
+            spent += sum(8 // len(computed) * f for f in costs.of(computed, ("flops",))["flops"].tolist())
+    assert method.training.ledger.spent == spent < 4 * 32 * method.full["flops"]
 
 
 def test_a_cost_on_machines_is_learned_as_any_other(fit: Fit) -> None:
@@ -107,7 +107,7 @@ def test_without_fine_tuning_the_network_is_left_as_it_was_chosen_with_statistic
     assert isinstance(method, BSN)
     assert len(metrics(parts)) == 3 and parts.learner.phase.name == "finetune"
     norms = [norm for norm in method.net.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
-    assert {int(norm.num_batches_tracked) for norm in norms} == {2}  # method.images=40, in batches of 20
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2}  # method.images=16, in batches of 8
     assert {norm.momentum for norm in norms} == {0.1}
 
 
@@ -153,8 +153,8 @@ def test_what_cannot_run_is_said_in_one_line(options: tuple[str, ...], text: str
     [
         (("method.samples=3",), "method.samples=3: expected a multiple of the number of processes"),
         (("method.samples=1",), "method.baseline=mean takes the mean over a step's other samples"),
-        (("method.samples=20",), "20 images in 20 slices"),
-        (("trainer.micro_batches=20",), "1 of the 20 images that a process has of a batch are passed at once"),
+        (("method.samples=8",), "8 images in 8 slices"),
+        (("trainer.micro_batches=8",), "1 of the 8 images that a process has of a batch are passed at once"),
     ],
 )
 def test_choices_that_cannot_be_shared_out_are_refused(fit: Fit, options: tuple[str, ...], text: str) -> None:

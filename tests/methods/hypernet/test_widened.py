@@ -45,7 +45,7 @@ def test_percentages_are_of_the_backbone_and_the_search_costs_what_the_wide_netw
     made = generation_flops(method.graph)
     assert made == 12 * 1 * (1 + 8 + 25 * 8) + 32 * 12 * (1 + 8 + 25 * 8)
     method.apply(selected(method, batch), batch)
-    assert len(batch[0]) == 2 * 20 and training.ledger.spent == 40 * wide + 2 * made
+    assert len(batch[0]) == 2 * 8 and training.ledger.spent == 16 * wide + 2 * made
     assert training.pricing.flops <= training.budget.limits["flops"]
 
 
@@ -74,7 +74,7 @@ def test_the_controls_cost_as_much_and_choose_otherwise(tmp_path: Path) -> None:
 
 
 def test_a_search_of_latents_ends_in_a_plain_network_trained_by_a_fresh_optimizer(fit: Fit) -> None:
-    short = ("method.search_epochs=2", "finetune.epochs=1", "epochs=3", "dataset.limit_train=100")
+    short = ("method.search_epochs=2", "finetune.epochs=1", "epochs=3")
     parts = fit("method=dhp", "method.sparsity=2", *short)
     method = parts.method
     assert isinstance(method, DHP) and method.hypernetwork is None and not len(parts.learner.own)
@@ -83,7 +83,7 @@ def test_a_search_of_latents_ends_in_a_plain_network_trained_by_a_fresh_optimize
     assert {id(p) for p in optimized} == {id(p) for p in method.net.parameters()}
     spent, full = method.training.ledger.spent, parts.full["full_flops"]
     made = 6 * 1 * (1 + 8 + 25 * 8) + 16 * 6 * (1 + 8 + 25 * 8)
-    images, steps = 100, 5
+    images, steps = 40, 5
     assert spent == 2 * (images * full + steps * made) + images * method.training.pricing.flops
 
 
