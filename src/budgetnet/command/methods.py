@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from budgetnet.command.compose import CONF
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.errors import UsageError
 from budgetnet.options import names_of, reads
+from budgetnet.runs.reading import read_yaml
 
 if TYPE_CHECKING:
     from budgetnet.methods.method import Method
@@ -83,12 +82,7 @@ def known_methods() -> dict[str, type[Method]]:
 
     Raises UsageError for a class that cannot be imported.
     """
-    sections = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "method").glob("*.yaml"))}
-    return {
-        name: method_class({"method": OmegaConf.to_container(section)})
-        for name, section in sections.items()
-        if not OmegaConf.is_missing(section, "_target_")
-    }
+    return {name: method_class({"method": section}) for name, section in _known().items()}
 
 
 def sections_read(config: Mapping[str, Any]) -> dict[str, type] | None:
@@ -107,9 +101,14 @@ def sections_read(config: Mapping[str, Any]) -> dict[str, type] | None:
 
 def known_sections() -> dict[str, dict[str, type]]:
     """What the methods of conf/method read by the name of their file, without importing torch."""
-    sections = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "method").glob("*.yaml"))}
-    found = {name: sections_read({"method": dict(section)}) for name, section in sections.items() if name != "own"}
+    found = {name: sections_read({"method": section}) for name, section in _known().items()}
     return {name: kinds for name, kinds in found.items() if kinds is not None}
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    """The files of conf/method by their name, without the one for a class of the user."""
+    sections = {path.stem: read_yaml(path) for path in sorted((CONF / "method").glob("*.yaml"))}
+    return {name: section for name, section in sections.items() if section["_target_"] != "???"}
 
 
 def method_sections() -> list[str]:
