@@ -95,6 +95,10 @@ def as_mapping(values: Any) -> dict[str, Any]:
     return {each.name: getattr(values, each.name) for each in _fields(type(values))}
 
 
+_MADE: dict[tuple[type, str, str], Any] = {}
+"""The value objects that `read` has built, which do not change."""
+
+
 def read(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
     """Build the value object of a section from its plain values, with OmegaConf's type conversion.
 
@@ -102,11 +106,19 @@ def read(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
     Raises UsageError for an option that is missing, of a wrong type, or refused by the section's own checks.
     """
     known = names_of(section)
+    stated = {key: value for key, value in values.items() if key in known}
+    made = section, name, repr(stated)
+    if made not in _MADE:
+        _MADE[made] = _built(section, name, stated)
+    built: Values = _MADE[made]
+    return built
+
+
+def _built(section: type[Values], name: str, values: Mapping[str, Any]) -> Values:
     try:
         schema = OmegaConf.structured(section)
         OmegaConf.set_readonly(schema, False)
-        merged = OmegaConf.merge(schema, {key: value for key, value in values.items() if key in known})
-        built = OmegaConf.to_object(merged)
+        built = OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
         key = str(getattr(error, "key", None))
         stated = f"{name}.{key}".lstrip(".")
