@@ -27,6 +27,12 @@ def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
     assert study.above(lines[2:], "path") == study.above(lines, "width") == ""
 
 
+def test_runs_whose_directories_are_gone_stay_in_the_table() -> None:
+    before = [line("width", 0, 60.0), line("width", 1, 70.0)]
+    again = {**line("width", 1, 71.0), "seed": 1}
+    assert [run["test_top1"] for run in study.kept(before, [again])] == ["60.0", "71.0"]
+
+
 def test_a_table_has_the_rows_that_have_runs() -> None:
     text = study.table([line("width", 0, 60.0), line("importance", 0, 61.0), line("unheard of", 0, 99.0)])
     assert text.count("\n") == 4 and "| importance | s by importance | 1 | 61.00 | +1.00 | 1.20M | 20.0k" in text

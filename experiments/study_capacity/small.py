@@ -56,20 +56,29 @@ class VGG8(nn.Module):
         return logits
 
 
-def resnet8(num_classes: int, in_channels: int = 3, tied: bool = False) -> nn.Module:
+def resnet8(
+    num_classes: int, in_channels: int = 3, tied: bool = False, widths: Sequence[int] | None = None
+) -> nn.Module:
     """The residual networks of CIFAR with one block in each of the three stages, instead of ResNet-20's three."""
-    return residual(1, num_classes, in_channels, tied)
+    return residual(1, num_classes, in_channels, tied, widths)
 
 
-def resnet20(num_classes: int, in_channels: int = 3, tied: bool = False) -> nn.Module:
+def resnet20(
+    num_classes: int, in_channels: int = 3, tied: bool = False, widths: Sequence[int] | None = None
+) -> nn.Module:
     """The ResNet-20 of CIFAR, with three blocks in each of the three stages."""
-    return residual(3, num_classes, in_channels, tied)
+    return residual(3, num_classes, in_channels, tied, widths)
 
 
-def residual(blocks: int, num_classes: int, in_channels: int, tied: bool) -> nn.Module:
+def residual(
+    blocks: int, num_classes: int, in_channels: int, tied: bool, widths: Sequence[int] | None = None
+) -> nn.Module:
     """A residual network of CIFAR with so many blocks in each of the three stages.
 
-    tied: the blocks of a stage share their output width.
+    tied: the blocks of a stage share their output width. widths: of the convolutions in their order, by default 16, 32
+    and 64 in the three stages.
     """
     depths = (blocks,) * 3
-    return resnet_cifar.CifarResNet(depths, resnet_cifar.full_widths(depths), num_classes, in_channels, tied)
+    full = resnet_cifar.full_widths(depths)
+    own = full if widths is None else dict(zip(full, widths, strict=True))
+    return resnet_cifar.CifarResNet(depths, own, num_classes, in_channels, tied)

@@ -1,4 +1,7 @@
-"""python -m experiments.study_residual runs      tables and figures of the study out of its run directories"""
+"""python -m experiments.study_residual runs      tables and figures of the study out of its run directories
+
+Runs of results/*.csv whose directories are gone stay in the tables.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from budgetnet.costs.budget import format_quantity
 from budgetnet.reports.tables import markdown_table
@@ -35,6 +39,12 @@ ROWS = {
     "importance_many": "`importance`, rounds of 1.23 times the FLOPs",
     "importance_rounds2": "`importance`, rounds of two epochs",
     "scratch": "the widths of `importance`, from scratch",
+    "flat": "times 1.41 a stage, from scratch",
+    "steep": "times 2.5 a stage, from scratch",
+    "narrow_2": "times 2 a stage, half within blocks, from scratch",
+    "narrow_159": "times 1.59 a stage, half within blocks, from scratch",
+    "wide_2": "times 2 a stage, double within blocks, from scratch",
+    "wide_159": "times 1.59 a stage, double within blocks, from scratch",
 }
 HEADER = ("Row", "What", "n", "Test top-1 %", "Above `width`", "FLOPs", "Params", "Train cost", "Widths, seed 0")
 
@@ -48,12 +58,21 @@ def main() -> None:
     for name in FAMILIES:
         if (options.folder / name).is_dir():
             found = find_run_directories([options.folder / name])
-            write_text(options.out / f"{name}.csv", summary.as_csv(summary.RUNS, summary.runs(found)))
-            read = summary.as_csv(summary.SATURATION, summary.saturations(found))
-            write_text(options.out / f"{name}_saturation.csv", read)
+            for file, columns, lines in (
+                (options.out / f"{name}.csv", summary.RUNS, summary.runs(found)),
+                (options.out / f"{name}_saturation.csv", summary.SATURATION, summary.saturations(found)),
+            ):
+                write_text(file, summary.as_csv(columns, kept(read_csv(file), lines)))
     for name, text in tables(options.out).items():
         write_text(options.out / name, text)
         summary.draw_accuracy(read_csv(options.out / f"{Path(name).stem}.csv"), ROWS, options.out / f"{name[:-3]}.png")
+
+
+def kept(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of the runs found, and those before of other runs, by row and seed."""
+    runs = {(line["row"], str(line["seed"])) for line in found}
+    lines = [line for line in before if (line["row"], line["seed"]) not in runs]
+    return sorted([*lines, *found], key=lambda line: (line["row"], int(line["seed"])))
 
 
 def tables(folder: Path) -> dict[str, str]:
