@@ -139,11 +139,11 @@ def test_accuracy_is_the_best_so_far_of_every_epoch(grow: Grow) -> None:
 
 @pytest.mark.parametrize("state", [pytest.param("reset", marks=pytest.mark.soak), "carry"])  # test_methods.py: reset
 def test_a_continued_run_has_the_same_bits(state: str, grow: Grow, tmp_path: Path) -> None:
-    options = (EVERY, "budget.flops=150%", "growth.epochs_per_round=2", f"growth.state={state}", "epochs=9")
+    options = (EVERY, "budget.flops=150%", "growth.epochs_per_round=2", f"growth.state={state}", "epochs=7")
     whole = grow(*options)
     (tmp_path / "run").mkdir()
     cut = built(*options, directory=tmp_path / "run")
-    cut.trainer.fit_loop.max_epochs = 5
+    cut.trainer.fit_loop.max_epochs = 3
     cut.trainer.fit(cut.learner, datamodule=cut.data)
     again = built(*options, directory=tmp_path / "run")
     again.trainer.fit(again.learner, datamodule=again.data, ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
