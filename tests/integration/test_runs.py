@@ -282,7 +282,7 @@ def test_real_data_trains_and_grows_to_the_budget(
     finished = run(
         *overrides, f"dataset={dataset}", f"backbone={backbone}", budget, f"dataset.root={data_root}",
         "dataset.limit_train=256", "dataset.limit_test=200", "dataset.validation=200", f"run.dir={tmp_path}/run",
-        "growth.ratio=0.5", "growth.seed_width=3",
+        "growth.ratio=0.5", "growth.seed_width=3", "finetune.epochs=1",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
