@@ -18,15 +18,16 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CELL_SECONDS = 300  # many times what any takes
 SHORTER = {  # the same cells with fewer epochs and images: what the tests state does not depend on their number
-    "01": [("finetune.epochs=12", "finetune.epochs=2")],
+    "01": [("finetune.epochs=12", "finetune.epochs=2 growth.epochs_per_round=1 dataset.limit_train=640")],
     "02": [
         ("stripes(2000, seed=0), stripes(1000, seed=1)\n", "stripes(420, seed=0), stripes(100, seed=1)\n"),
         ("batch_size=50, validation=400)", "batch_size=10, validation=100)"),
         ("(*stripes(2000, seed=0)), ImageArrays", "(*stripes(420, seed=0)), ImageArrays"),
         ("(*stripes(1000, seed=1))", "(*stripes(100, seed=1))"),
         ("dataset.batch_size=50 dataset.validation=400", "dataset.batch_size=10 dataset.validation=100"),
+        ("range(1, 21)", "range(1, 7)"),
         ("train_epochs(6)", "train_epochs(1)"),
-        ("finetune.epochs=6", "finetune.epochs=1"),
+        ("finetune.epochs=6", "finetune.epochs=1 epochs=13"),
     ],
     "03": [
         (
@@ -35,11 +36,11 @@ SHORTER = {  # the same cells with fewer epochs and images: what the tests state
         ),
     ],
     "04": [
-        ("epochs=18 finetune.epochs=12", "epochs=8 finetune.epochs=2"),
+        ("epochs=18 finetune.epochs=12", "epochs=5 finetune.epochs=2"),
         ("epochs=8 dataset.batch_size", "epochs=1 dataset.batch_size"),
         ("epochs=4 finetune.epochs=4", "epochs=1 finetune.epochs=1"),
         ("epochs=12 finetune.epochs=8", "epochs=3 finetune.epochs=1"),
-        ("range(60)", "range(20)"),
+        ("range(60)", "range(16)"),
     ],
 }
 

@@ -80,7 +80,7 @@ def test_200_damaged_copies_of_the_published_files_are_refused_by_their_checksum
             originals.append((files, path))
     small = [original for original in originals if original[1].stat().st_size < 2_000_000]
     for case in range(200):
-        files, path = draw.choice(originals if case % 10 == 0 else small)  # the large ones take a second each
+        files, path = draw.choice(originals if case % 40 == 0 else small)  # the large ones take longer
         copy = tmp_path / files.folder / path.name
         copy.unlink()
         copy.write_bytes(damaged(path.read_bytes(), draw))

@@ -22,10 +22,9 @@ TINY = (
     "lbi.selection_norm=0.3", "growth.number=1", "growth.ratio=0.0", "finetune.epochs=3",
     "epochs=16", "optim.lr=0.02", "export=false", "logger=csv",
 )  # fmt: skip
-SHORT = (
-    *TINY, "dataset.limit_train=80", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60",
-)  # fmt: skip
-"""Five growing epochs and three of fine-tuning, ten steps each."""
+FEW = ("dataset.limit_train=40", "dataset.batch_size=8", "dataset.validation=60", "dataset.limit_test=60")
+SHORT = (*TINY, *FEW)
+"""Five growing epochs and three of fine-tuning, five steps each."""
 FORGETFUL = ("backbone=own", "backbone._target_=tests.nets.Forgetful")
 """A network with dropout, which depends on the random state."""
 

@@ -10,7 +10,7 @@ from several import DDP, forked, launched, of_each_rank
 
 COMMAND = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
-    "dataset.limit_train=64", "dataset.batch_size=16", "dataset.validation=0", "budget.flops=40%",
+    "dataset.limit_train=32", "dataset.batch_size=16", "dataset.validation=0", "budget.flops=40%",
     "method.warmup_epochs=1", "method.lr=20", "method.search_epochs=3", "method.images=32", "finetune.epochs=1",
     "epochs=4", "optim.lr=0.02", "export=false", "logger=csv", *DDP,
 )  # fmt: skip
@@ -39,7 +39,7 @@ def test_they_go_on_after_a_kill_to_the_same_bits(options: tuple[str, ...], tmp_
     command = (*COMMAND, *options, "+callbacks.trouble._target_=ranks.Trouble")
     whole = forked(tmp_path / "a", *command, f"run.dir={tmp_path}/whole")
     assert [ended.code for ended in whole] == [0, 0], whole[0].errors
-    killed = launched(tmp_path / "b", *command, f"run.dir={tmp_path}/run", trouble="SIGKILL:1:2:2")
+    killed = launched(tmp_path / "b", *command, f"run.dir={tmp_path}/run", trouble="SIGKILL:1:2:1")
     assert killed.code != 0
     again = forked(tmp_path / "b", *command, f"run.dir={tmp_path}/run")
     assert [ended.code for ended in again] == [0, 0], again[0].errors

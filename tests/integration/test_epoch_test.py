@@ -71,7 +71,7 @@ def test_two_processes_test_one_network_on_all_images(tmp_path: Path) -> None:
     """Without validation, which would give both the running statistics of the first."""
     command = [
         "dataset=digits", "method=train", "backbone=own", "backbone._target_=nets.Small", "epochs=3", "optim.lr=0.02",
-        "dataset.limit_train=80", "dataset.batch_size=8", "dataset.validation=0", "export=false", "logger=csv", *DDP,
+        "dataset.limit_train=40", "dataset.batch_size=8", "dataset.validation=0", "export=false", "logger=csv", *DDP,
     ]  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
         options = {"with": [MEASURED], "without": []}

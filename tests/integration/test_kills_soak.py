@@ -26,9 +26,9 @@ from budgetnet.runs.checkpoints import load_checkpoint
 RUNS = 100
 KINDS = {
     "plain": SHORT,
-    "checkpoints within epochs": (*SHORT, "checkpoint.every_n_steps=5"),
+    "checkpoints within epochs": (*SHORT, "checkpoint.every_n_steps=2"),
     "dropout": (*SHORT, *FORGETFUL),
-    "dropout and checkpoints within epochs": (*SHORT, *FORGETFUL, "checkpoint.every_n_steps=5"),
+    "dropout and checkpoints within epochs": (*SHORT, *FORGETFUL, "checkpoint.every_n_steps=2"),
 }
 
 

@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "autogrow": (*SLIM, "growth.epochs_per_round=1", "method.threshold=-100", "epochs=8"),
     "bsn": (
         "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "method.warmup_epochs=1", "method.lr=20",
-        "epochs=6", "method.search_epochs=3", "method.images=64", "finetune.epochs=2",
+        "epochs=4", "method.search_epochs=3", "method.images=64", "finetune.epochs=1",
     ),
     "lwdna": ("backbone=lenet5", "epochs=3"),
     "dhp": (*TUNED, "epochs=6", "method.search_epochs=4", "method.sparsity=1", "method.check_every=5"),

@@ -71,7 +71,7 @@ def trained(pictures: Path) -> Path:
     finished = run(
         "dataset=folder", f"dataset.root='{pictures}'", f"dataset.image_size={SIZE}", "dataset.workers=0",
         "backbone=own", "backbone._target_=plain_net.Plain", "budget.flops=60%", "growth.seed_width=4",
-        "growth.epochs_per_round=2", "epochs=20", "finetune.epochs=12", "dataset.batch_size=16",
+        "growth.epochs_per_round=2", "epochs=12", "finetune.epochs=8", "dataset.batch_size=16",
         "optim.lr=0.05", "logger=csv", "threads=1",
         f"run.dir={directory}",
         module="budgetnet.command.main", variables={"PYTHONPATH": f"src:.:{code}"},

@@ -36,16 +36,16 @@ Place = tuple[str, Callable[[], object], tuple[int, int]]
 CHAINS: list[list[Place]] = [
     [
         ("before config.yaml", At("os.replace", file="config.yaml.tmp"), (0, 0)),
-        ("in the middle of a growing epoch", At(STEP, 26), (2, 0)),
+        ("in the middle of a growing epoch", At(STEP, 13), (2, 0)),
         ("after a resize", At("budgetnet.methods.method.Training.resize", 1, after=True), (2, 0)),
         ("after a row of metrics.csv", At("budgetnet.runs.records.Records.metrics", 2, after=True), (3, 0)),
         ("with half a checkpoint written", SmallFiles(SAVE, 2, size=165_000, deadly=True), (4, 0)),
-        ("in the middle of a fine-tuning epoch", At(STEP, 26), (6, 0)),
+        ("in the middle of a fine-tuning epoch", At(STEP, 13), (6, 0)),
         ("after the last epoch", At("budgetnet.command.experiment._evaluate"), (8, 0)),
         ("before done.json", At("os.replace", file="done.json.tmp"), (8, 0)),
     ],
     [
-        ("before the first checkpoint", At(STEP, 7), (0, 0)),
+        ("before the first checkpoint", At(STEP, 3), (0, 0)),
         ("before a resize", At(GROW, 3), (2, 0)),
         ("before a checkpoint is renamed", At("os.replace", 3, file=LAST), (4, 0)),
         ("before best.ckpt is renamed", At("os.replace", 3, file=BEST), (8, 0)),
@@ -64,14 +64,14 @@ CHAINS: list[list[Place]] = [
 The first has a place of every kind; `make soak` has those between them.
 """
 WITHIN_EPOCHS: list[Place] = [
-    ("in the middle of the first epoch", At(STEP, 7), (0, 4)),
-    ("in the middle of a growing epoch", At(STEP, 22), (2, 4)),
-    ("before a resize", At(GROW, 2), (3, 6)),
-    ("after a growth round", At(GROW, 2, after=True), (4, 8)),
-    ("with half a checkpoint written", SmallFiles(SAVE, 3, size=10_000, deadly=True), (5, 2)),
-    ("in the middle of a fine-tuning epoch", At(STEP, 15), (6, 4)),
+    ("in the middle of the first epoch", At(STEP, 4), (0, 2)),
+    ("in the middle of a growing epoch", At(STEP, 12), (2, 2)),
+    ("before a resize", At(GROW, 2), (3, 3)),
+    ("after a growth round", At(GROW, 2, after=True), (4, 4)),
+    ("with half a checkpoint written", SmallFiles(SAVE, 3, size=10_000, deadly=True), (5, 1)),
+    ("in the middle of a fine-tuning epoch", At(STEP, 8), (6, 2)),
 ]
-"""Places for a run that is checkpointed after every fourth step of an epoch, too."""
+"""Places for a run that is checkpointed after every second step, too."""
 
 
 def assert_continues(command: list[str], uninterrupted: Path) -> None:
@@ -120,23 +120,23 @@ def directory_of(command: list[str]) -> Path:
 def test_a_run_that_is_checkpointed_within_epochs_goes_on_within_the_epoch_to_the_same_bits(
     forgetful_run: Path, tmp_path: Path
 ) -> None:
-    command = [*SHORT, *FORGETFUL, "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
+    command = [*SHORT, *FORGETFUL, "checkpoint.every_n_steps=2", f"run.dir={tmp_path}/run"]
     begin = 0
     for number, place in enumerate(WITHIN_EPOCHS):
         assert_killed(command, place, tmp_path / f"steps{number}")
         done = (tmp_path / f"steps{number}").read_text().splitlines()
         assert done == [f"{epoch} {batch}" for epoch, batch in steps_from(begin, len(done))], place[0]
         epochs, batches = place[2]
-        begin = 10 * epochs + batches
+        begin = 5 * epochs + batches
     assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
-    expected = [f"{epoch} {batch}" for epoch, batch in steps_from(begin, 90 - begin)]
+    expected = [f"{epoch} {batch}" for epoch, batch in steps_from(begin, 45 - begin)]
     assert (tmp_path / "steps").read_text().splitlines() == expected
     assert learned(tmp_path / "run") == learned(forgetful_run)
 
 
 def steps_from(begin: int, count: int) -> list[tuple[int, int]]:
-    """(epoch, batch) of so many steps from one on, ten an epoch."""
-    return [divmod(step, 10) for step in range(begin, begin + count)]
+    """(epoch, batch) of so many steps from one on, five an epoch."""
+    return [divmod(step, 5) for step in range(begin, begin + count)]
 
 
 # -- signals --------------------------------------------------------------------------------------------------------
@@ -144,13 +144,13 @@ def steps_from(begin: int, count: int) -> list[tuple[int, int]]:
 
 def test_a_run_that_is_told_to_end_saves_where_it_stands_and_loses_no_step(forgetful_run: Path, tmp_path: Path) -> None:
     command, done = [*SHORT, *FORGETFUL, f"run.dir={tmp_path}/run"], 0
-    for number, step, code in ((signal.SIGUSR1, 5, 143), (signal.SIGTERM, 30, 143), (signal.SIGINT, 66, 130)):
+    for number, step, code in ((signal.SIGUSR1, 3, 143), (signal.SIGTERM, 15, 143), (signal.SIGINT, 33, 130)):
         line = the_line(run(*command, before=At(STEP, step - done, number=number)), code)
         assert line.endswith(f"continue with the same command: python -m src.run {' '.join(command)}")
-        assert kept(tmp_path / "run") == divmod(step, 10)
+        assert kept(tmp_path / "run") == divmod(step, 5)
         done = step
     assert run(*command, before=Steps(tmp_path / "steps")).returncode == 0
-    assert len((tmp_path / "steps").read_text().splitlines()) == 90 - done
+    assert len((tmp_path / "steps").read_text().splitlines()) == 45 - done
     assert learned(tmp_path / "run") == learned(forgetful_run)
 
 
@@ -195,11 +195,11 @@ def test_slurm_is_asked_to_run_a_preempted_job_again_but_not_a_cancelled_one(
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho JobState={state}\n')
     scontrol.chmod(0o755)
     variables = {**variables, **SLURM, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    ended = run(*SHORT, f"run.dir={tmp_path}/run", before=At(STEP, 5, number=signal.SIGUSR1), variables=variables)
+    ended = run(*SHORT, f"run.dir={tmp_path}/run", before=At(STEP, 3, number=signal.SIGUSR1), variables=variables)
     line = the_line(ended, 143)
     assert (tmp_path / "asked").read_text().splitlines()[-1] == expected
     assert ("requeued" in line) == expected.startswith("requeue")
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 5
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]["batches"] == 3
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_what_a_power_cut_left_at_the_end_of_a_table_is_cut_off(short_run: Path,
 
 def test_a_second_process_in_a_run_directory_is_refused(short_run: Path, tmp_path: Path) -> None:
     command = [*SHORT, f"run.dir={tmp_path}/run"]
-    first = start(*command, before=At(STEP, 15, number=signal.SIGSTOP))
+    first = start(*command, before=At(STEP, 8, number=signal.SIGSTOP))
     wait_until(lambda: state_of(first.pid) == "T")
     second = run(*command, before=Replaced("budgetnet.runs.adoption._PATIENCE", 0.2))
     assert f"{tmp_path}/run is in use" in the_line(second, 2)
@@ -327,10 +327,10 @@ def wait_until(fact: Callable[[], bool]) -> None:
 def test_a_compiled_run_that_is_continued_in_the_middle_of_its_last_epoch_is_compiled_again(
     short_run: Path, tmp_path: Path
 ) -> None:
-    command = [*SHORT, "trainer.compile=eager", "checkpoint.every_n_steps=4", f"run.dir={tmp_path}/run"]
-    assert run(*command, before=At(STEP, 77)).returncode == -signal.SIGKILL
+    command = [*SHORT, "trainer.compile=eager", "checkpoint.every_n_steps=2", f"run.dir={tmp_path}/run"]
+    assert run(*command, before=At(STEP, 39)).returncode == -signal.SIGKILL
     kept = load_checkpoint(tmp_path / "run" / "last.ckpt")["budgetnet"]
-    assert kept["epochs"] == 7 and kept["batches"] == 6 and kept["ledger"]["compile_seconds"] > 0
+    assert kept["epochs"] == 7 and kept["batches"] == 3 and kept["ledger"]["compile_seconds"] > 0
     continued = run(*command)
     assert continued.returncode == 0, continued.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -23,7 +23,7 @@ from budgetnet.runs.records import metric_columns
 from budgetnet.tasks import Segmentation
 
 SMALL = (
-    "dataset=shapes", "dataset.source.image_size=16", "dataset.source.train=200", "dataset.source.test=40",
+    "dataset=shapes", "dataset.source.image_size=16", "dataset.source.train=120", "dataset.source.test=40",
     "dataset.validation=40", "dataset.batch_size=16", "logger=csv",
 )  # fmt: skip
 TINY = (
@@ -98,7 +98,7 @@ def test_a_network_that_is_left_as_its_search_ends_has_the_validation_scores_of_
 @pytest.mark.soak
 def test_a_killed_segmentation_goes_on_to_the_same_bits(segmented: Path, tmp_path: Path) -> None:
     command = [*TINY, f"run.dir={tmp_path}/run"]
-    killed = run(*command, "export=false", before=At("budgetnet.training.learner.Learner.training_step", 34))
+    killed = run(*command, "export=false", before=At("budgetnet.training.learner.Learner.training_step", 17))
     assert killed.returncode == -9 and len(rows(tmp_path / "run" / "metrics.csv")) == 3
     continued = run(*command, "export=false", "task=segmentation")
     assert continued.returncode == 2 and "(differing: task._target_, task.name)" in continued.stderr

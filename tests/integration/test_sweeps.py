@@ -20,7 +20,10 @@ from budgetnet.command.sweeps import SWEEP, SweepStart
 from budgetnet.runs.locking import exclusive
 from src.run import main
 
-JOB = [*(o for o in SHORT if not o.startswith("epochs")), "epochs=6", "growth.max_rounds=1", "trainer.progress=false"]
+JOB = [
+    *(o for o in SHORT if not o.startswith(("epochs", "finetune"))), "epochs=4", "finetune.epochs=1",
+    "growth.max_rounds=1", "trainer.progress=false",
+]  # fmt: skip
 FAILING = "finetune.lr=0.02,1e20"
 """Of two jobs the first succeeds and the second fails in its last phase."""
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_run import SHORT, Fit
-
-from budgetnet.command.build import Components, build
-from budgetnet.command.compose import composed
+from short_run import Fit, fitted
 
 
 @pytest.fixture
@@ -17,11 +14,5 @@ def fit(tmp_path: Path) -> Iterator[Fit]:
     """Train a configuration as a run does, in this process."""
     threads = torch.get_num_threads()
 
-    def fitted(*overrides: str) -> Components:
-        directory = Path(tempfile.mkdtemp(dir=tmp_path))
-        parts = build(composed([*SHORT, *overrides]), directory)
-        parts.trainer.fit(parts.learner, datamodule=parts.data)
-        return parts
-
-    yield fitted
+    yield lambda *overrides: fitted(Path(tempfile.mkdtemp(dir=tmp_path)), *overrides)
     torch.set_num_threads(threads)

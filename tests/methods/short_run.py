@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from budgetnet.command.build import Components
+from budgetnet.command.build import Components, build
+from budgetnet.command.compose import composed
 
 SHORT = (
     "dataset=digits", "backbone=lenet5", "budget.flops=70%", "growth.seed_shape=equal", "growth.epochs_per_round=1",
@@ -21,6 +22,13 @@ SHORT = (
 
 
 Fit = Callable[..., Components]
+
+
+def fitted(directory: Path, *overrides: str) -> Components:
+    """Train a configuration as a run does, in this process, which keeps the run's number of threads."""
+    parts = build(composed([*SHORT, *overrides]), directory)
+    parts.trainer.fit(parts.learner, datamodule=parts.data)
+    return parts
 
 
 def metrics(parts: Components) -> list[dict[str, str]]:

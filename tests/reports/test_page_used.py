@@ -41,7 +41,6 @@ class Visitor:
     def __init__(self, browser: Any, runs: list[RunDirectory], file: Path) -> None:
         self.browser, self.runs, self.address = browser, runs, write_page(runs, file).as_uri()
         self.panels = len(data_of(file.read_text(encoding="utf-8"))["panels"])
-        self.load()
 
     def go(self) -> None:
         """Open the page anew."""
@@ -105,7 +104,9 @@ class Visitor:
 
 @pytest.fixture(scope="module")
 def opened_page(browser: Any, several: list[RunDirectory], tmp_path_factory: pytest.TempPathFactory) -> Visitor:
-    return Visitor(browser, several, tmp_path_factory.mktemp("page") / "page.html")
+    opened = Visitor(browser, several, tmp_path_factory.mktemp("page") / "page.html")
+    opened.load()
+    return opened
 
 
 @pytest.fixture
@@ -233,45 +234,11 @@ def test_names_are_shown_as_they_are_and_run_nothing(visitor: Visitor) -> None:
     assert visitor.all("#details img, #details b b, td b") == []
 
 
-@pytest.mark.parametrize("step", covered((39, 13), (39,)))
-def test_a_run_of_somebody_else_runs_nothing(
-    browser: Any, poisoned_runs: list[RunDirectory], step: int, tmp_path: Path
-) -> None:
-    visitor = Visitor(browser, poisoned_runs, tmp_path / "page.html")
-    for index in range(0, len(poisoned_runs), step):  # a figure takes a twentieth of a second
-        visitor.browser.execute_script(f"showRun({index})")
-        assert visitor.one("#name").text == final_row(poisoned_runs[index]).name
-    shown = "[...document.querySelectorAll('#details .figure')].every(e => e.querySelector('.main-svg') || e.innerText)"
-    visitor.wait(lambda: visitor.script(shown))
-    handlers = "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on'))"
-    assert visitor.script(handlers) == []
-    assert visitor.script("document.querySelectorAll('img, #details script').length") == 0
-    assert visitor.script("window.broken === undefined")
-    browser.execute_script(
-        "const s = document.createElement('script'); s.textContent = 'window.injected = 1'; document.body.append(s)"
-    )
-    assert visitor.script("window.injected === undefined")  # by the policy
-    browser.get_log("browser")
-
-
 def test_a_click_selects_the_whole_command(visitor: Visitor) -> None:
     visitor.one("a[href='#run-0']").click()
     visitor.opened("seed0")
     visitor.one("#details pre").click()
     visitor.wait(lambda: visitor.script("getSelection().toString()") == (visitor.runs[0].summary or {})["command"])
-
-
-def test_a_table_with_every_column_fits_into_1400_pixels(browser: Any, make_run: MakeRun, tmp_path: Path) -> None:
-    runs = [RunDirectory(make_run(method, method=method, test_every_epoch=True)) for method in ("adenel", "grow_prune")]
-    size = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
-        visitor = Visitor(browser, runs, tmp_path / "page.html")
-        assert visitor.place("Stop reason") == len(visitor.all("th")) - 1
-        table = "document.querySelector('.scroll')"
-        assert visitor.script(f"{table}.scrollWidth === {table}.clientWidth && innerWidth === 1400")
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
@@ -298,20 +265,6 @@ def test_the_page_fits_and_follows_the_scheme(visitor: Visitor, width: int, sche
         visitor.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor) -> None:
-    source = {"source": "delete window.DecompressionStream"}
-    hidden = visitor.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
-    try:
-        visitor.go()
-        visitor.wait(lambda: "cannot unpack the figures" in visitor.one("#panels").text)
-        visitor.one("a[href='#run-0']").click()
-        text = visitor.opened("seed0")
-        assert (visitor.runs[0].summary or {})["command"] in text
-        assert "cannot unpack the figures" in text
-    finally:
-        visitor.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hidden)
-
-
 def test_the_axes_fit_the_runs_that_the_filter_leaves(visitor: Visitor) -> None:
     figure = "document.querySelector('#panels .figure')"
     whole = visitor.script(f"[...{figure}.layout.yaxis.range, ...{figure}.layout.xaxis.range]")
@@ -327,3 +280,58 @@ def test_the_axes_fit_the_runs_that_the_filter_leaves(visitor: Visitor) -> None:
     assert sum(shown) < len(visitor.script("data.panels[0].points"))
     visitor.one("#filter").send_keys(*["\b"] * len(name))
     visitor.wait(lambda: visitor.script(f"{figure}.data.slice(2).map(trace => trace.x.length)") != shown)
+
+
+@pytest.fixture
+def no_figures(browser: Any) -> Iterator[None]:
+    """The browser cannot unpack what draws them, which takes most of the time of a page."""
+    source = {"source": "delete window.DecompressionStream"}
+    hidden = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
+    yield
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", hidden)
+
+
+def test_without_figures_the_table_and_the_numbers_are_there(visitor: Visitor, no_figures: None) -> None:
+    visitor.go()
+    visitor.wait(lambda: "cannot unpack the figures" in visitor.one("#panels").text)
+    visitor.one("a[href='#run-0']").click()
+    text = visitor.opened("seed0")
+    assert (visitor.runs[0].summary or {})["command"] in text
+    assert "cannot unpack the figures" in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_table_with_every_column_fits_into_1400_pixels(browser: Any, make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [RunDirectory(make_run(method, method=method, test_every_epoch=True)) for method in ("adenel", "grow_prune")]
+    size = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visitor = Visitor(browser, runs, tmp_path / "page.html")
+        visitor.go()
+        assert visitor.place("Stop reason") == len(visitor.all("th")) - 1
+        table = "document.querySelector('.scroll')"
+        assert visitor.script(f"{table}.scrollWidth === {table}.clientWidth && innerWidth === 1400")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("step", covered((39, 13), (39,)))
+def test_a_run_of_somebody_else_runs_nothing(
+    browser: Any, poisoned_runs: list[RunDirectory], step: int, tmp_path: Path
+) -> None:
+    visitor = Visitor(browser, poisoned_runs, tmp_path / "page.html")
+    visitor.load()
+    for index in range(0, len(poisoned_runs), step):  # a figure takes a twentieth of a second
+        visitor.browser.execute_script(f"showRun({index})")
+        assert visitor.one("#name").text == final_row(poisoned_runs[index]).name
+    shown = "[...document.querySelectorAll('#details .figure')].every(e => e.querySelector('.main-svg') || e.innerText)"
+    visitor.wait(lambda: visitor.script(shown))
+    handlers = "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames()).filter(n => n.startsWith('on'))"
+    assert visitor.script(handlers) == []
+    assert visitor.script("document.querySelectorAll('img, #details script').length") == 0
+    assert visitor.script("window.broken === undefined")
+    browser.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.injected = 1'; document.body.append(s)"
+    )
+    assert visitor.script("window.injected === undefined")  # by the policy
+    browser.get_log("browser")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_run import SHORT, Fit, metrics
+from short_run import SHORT, Fit, fitted, metrics
 
-from budgetnet.command.build import build
+from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.errors import RunError, UsageError
@@ -20,10 +20,10 @@ from budgetnet.seeding import keyed_generator
 
 SEARCH = (
     "method=bsn", "backbone=cnf", "backbone.columns=2", "backbone.channels=4", "dataset=digits",
-    "dataset.limit_train=32", "dataset.batch_size=8", "method.warmup_epochs=1",
+    "dataset.limit_train=16", "dataset.batch_size=8", "method.warmup_epochs=1",
     "method.search_epochs=3", "method.images=16", "finetune.epochs=1", "epochs=4", "method.lr=20",
 )  # fmt: skip
-"""One epoch with every edge on, two of drawing edges, one of tuning; four steps each. Probabilities move fast."""
+"""One epoch with every edge on, two of drawing edges, one of tuning; two steps each. Probabilities move fast."""
 
 
 def edges(parts: object) -> list[dict[str, str]]:
@@ -31,9 +31,14 @@ def edges(parts: object) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_phases_follow_each_other_and_the_network_that_is_left_is_the_one_that_was_chosen(fit: Fit) -> None:
-    parts = fit(*SEARCH, "budget.flops=40%")
-    method = parts.method
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Components:
+    """A whole run of 40 % of the FLOPs."""
+    return fitted(tmp_path_factory.mktemp("searched"), *SEARCH, "budget.flops=40%")
+
+
+def test_phases_follow_each_other_and_the_network_that_is_left_is_the_one_that_was_chosen(searched: Components) -> None:
+    parts, method = searched, searched.method
     assert isinstance(method, BSN)
     assert [row["phase"] for row in metrics(parts)] == ["warmup", "sample", "sample", "finetune"]
     limit = method.training.budget.limits["flops"]
@@ -48,9 +53,8 @@ def test_phases_follow_each_other_and_the_network_that_is_left_is_the_one_that_w
     assert {p for group in state.param_groups for p in group["params"]} == set(method.net.parameters())
 
 
-def test_costs_sampled_pruned_and_full_stand_side_by_side(fit: Fit) -> None:
-    parts = fit(*SEARCH, "budget.flops=40%")
-    rows, method = edges(parts), parts.method
+def test_costs_sampled_pruned_and_full_stand_side_by_side(searched: Components) -> None:
+    rows, method = edges(searched), searched.method
     assert isinstance(method, BSN)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert {int(row["full_flops"]) for row in rows} == {method.full["flops"]}
@@ -69,14 +73,14 @@ def test_the_ledger_holds_what_was_computed_of_every_choice(fit: Fit, samples: i
     method = parts.method
     assert isinstance(method, BSN) and torch.equal(method.search.logits, torch.zeros(len(method.mask)))
     layout, costs = method.search.layout, method.search.costs
-    spent = 32 * method.full["flops"] + 32 * method.training.pricing.model.flops()
+    spent = 16 * method.full["flops"] + 16 * method.training.pricing.model.flops()
     for epoch in (1, 2):
-        for step in range(4):
+        for step in range(2):
             key = keyed_generator("edges", 0, epoch, step)
             on = torch.rand(samples or 8, len(layout.edges), generator=key, dtype=torch.float64) < 0.5
             computed = layout.alive(on) if samples else layout.alive(on).any(0)[None]
             spent += sum(8 // len(computed) * f for f in costs.of(computed, ("flops",))["flops"].tolist())
-    assert method.training.ledger.spent == spent < 4 * 32 * method.full["flops"]
+    assert method.training.ledger.spent == spent < 4 * 16 * method.full["flops"]
 
 
 def test_a_cost_on_machines_is_learned_as_any_other(fit: Fit) -> None:
@@ -90,11 +94,11 @@ def test_a_cost_on_machines_is_learned_as_any_other(fit: Fit) -> None:
 
 
 def test_random_edges_use_the_budget_by_draws_of_the_seed_alone(fit: Fit) -> None:
-    kept = {}
+    kept, brief = {}, ("dataset.limit_train=8", "finetune.epochs=0", "method.search_epochs=2", "epochs=2")
     for name, options in {
         "a": (), "b": ("method.lr=0.1", "optim.lr=0.001"), "c": ("seed=1",)
     }.items():  # fmt: skip
-        method = fit(*SEARCH, "budget.flops=40%", "method.choice=random", *options).method
+        method = fit(*SEARCH, "budget.flops=40%", "method.choice=random", *brief, *options).method
         assert isinstance(method, BSN)
         kept[name] = method.mask
         assert method.training.pricing.model.flops() <= method.training.budget.limits["flops"]
