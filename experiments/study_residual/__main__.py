@@ -25,6 +25,7 @@ ROWS = {
     "width": "the backbone scaled down, from scratch",
     "path": "s along the path",
     "balanced": "all s equal",
+    "uniform": "every layer alike",
     "importance": "s by importance",
     "importance_params": "`importance`, with the parameters of `width` as a second budget",
     "gradient": "s by the gradient of a new channel",
