@@ -213,12 +213,11 @@ def draw_accuracy(lines: Sequence[Line], rows: Mapping[str, str], path: Path) ->
     named = [row for row in rows if any(line["row"] == row for line in lines)]
     with styled():
         figure = new_figure(8.0, 0.34 * len(named) + 1.1)
-        axes = figure.add_subplot(
-            xlabel="test top-1 %", title="Every row at its train cost: mean, deviation, and each seed"
-        )
+        axes = figure.add_subplot(xlabel="test top-1 %")
+        figure.suptitle("Every row at its train cost: mean, deviation, and each seed", x=0.01, ha="left", fontsize=10)
         for place, row in enumerate(reversed(named)):
             values = [float(line["test_top1"]) for line in lines if line["row"] == row]
-            colour = VERMILION if row in ("width", "scratch") else BLUE
+            colour = VERMILION if rows[row].endswith("from scratch") else BLUE
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(
                 statistics.fmean(values), place, xerr=deviation, fmt="o", color=colour, capsize=3, markersize=5
