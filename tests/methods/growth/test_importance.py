@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs import CostModel
+from budgetnet.errors import UsageError
 from budgetnet.methods.growth import GrowthRule, Limit, Planner, channel_importance, saturation_of_gains
 from budgetnet.methods.growth.adenel import AdeNeL
+from budgetnet.methods.growth.options import Growth
 
 IMAGES = (torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4)
 
@@ -124,3 +126,8 @@ def test_a_run_grows_by_what_the_loss_says_with_and_without_a_batch_norm(fit: Fi
         assert method.gains(IMAGES, {"first": 3.0, "second": 0.5}, None) == {"first": 9.0, "second": 0.25}
     if readout == "firefly":  # where the rule adds a channel to each
         assert method.gains(IMAGES, None, {"first": [1.0, 3.0, 2.0], "second": [-1.0]}) == {"first": 3.0, "second": 0.0}
+
+
+def test_a_policy_that_does_not_weigh_what_a_channel_is_worth_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"growth\.policy=balanced does not weigh"):
+        Growth(policy="balanced", readout="importance")

@@ -104,6 +104,11 @@ class Growth(NewChannels, Rounds, GrowthRule):
             base.__post_init__(self)
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
         require_one_of("growth", "readout", self.readout, (*SELECTIONS, *GAINS))
+        if self.readout in GAINS and self.policy != "cost_aware":
+            raise UsageError(
+                f"growth.readout={self.readout}: growth.policy={self.policy} does not weigh what a channel is worth; "
+                "use cost_aware"
+            )
         if not 0 < self.quantile < 1:
             raise UsageError(
                 f"growth.quantile={self.quantile}: expected a fraction of the filters, above 0 and below 1"
