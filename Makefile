@@ -18,8 +18,9 @@ setup: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps pytorchcv  # it names torchvision
 	touch $@
 
-test: .venv/ready
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+test: .venv/ready  # a test that hangs says where after 200 s or, if it is no run that hangs, is ended after 240
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 LONGEST_RUN=200 $(PY) -m pytest -n 2 --dist worksteal \
+		-o faulthandler_timeout=240 -o faulthandler_exit_on_timeout=true
 
 lint: .venv/ready
 	$(PY) -m ruff check .

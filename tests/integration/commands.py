@@ -61,7 +61,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """The same, waiting for its end."""
     process = start(*overrides, module=module, before=before, variables=variables, figures=figures, others=others)
-    stdout, stderr = process.communicate(timeout=1200)
+    stdout, stderr = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 

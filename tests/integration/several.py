@@ -24,9 +24,7 @@ TORCHRUN = ("--standalone", "--nproc_per_node=2", "-m", "src.run")
 RANKS = (0, 1)
 LOCK = Lock()
 """Held while a process is started: runs are started from several threads."""
-WAITING = 1200
-"""Seconds for what ends by itself: many times what it takes."""
-SECONDS = 300
+SECONDS = 180
 """Within which everything has ended after trouble: by itself, it would wait for half an hour."""
 
 
@@ -75,7 +73,7 @@ def launched(
     with LOCK:
         process = start(*words, module=module, variables=extra, figures=figures, others=others)
     try:
-        output, errors = process.communicate(timeout=WAITING)
+        output, errors = process.communicate()
         deadline = time.monotonic() + SECONDS
         while (left := marked(mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -103,7 +101,7 @@ def forked(folder: Path, *overrides: str, trouble: str | None = None, number: in
         ]
     ended = []
     for process in processes:
-        output, errors = process.communicate(timeout=WAITING)
+        output, errors = process.communicate()
         ended.append(Ended(process.returncode, output, errors, since_trouble(folder)))
     return ended
 

@@ -7,11 +7,11 @@ library's fork server: it starts with the first run and ends with the process th
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +27,8 @@ from reserve import Command, keep
 REPOSITORY = Path(__file__).parents[2]
 MARK = "MARK"
 """Environment variable by whose value processes are found: see `marked`."""
+LONGEST = float(os.environ.get("LONGEST_RUN", "1200"))
+"""Seconds for a run that ends by itself: many times what it takes. `make test` gives less than it gives a test."""
 SHARED = "FORK_SERVER"
 """Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
@@ -84,6 +86,7 @@ class Forked:
         everywhere: Callable[[], object] | None = None,
     ) -> None:
         self.args = [module, *arguments]
+        self._mark = environment.get(MARK)
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [str(Path(self._folder.name, name)) for name in ("stdout", "stderr")]
         with _LOCK:
@@ -115,13 +118,19 @@ class Forked:
         self.send_signal(signal.SIGKILL)
         self.communicate()
 
-    def communicate(self, timeout: float = 1200) -> tuple[str, str]:
-        """Standard output and standard error, once it has ended. Raises subprocess.TimeoutExpired."""
+    def communicate(self, timeout: float = LONGEST) -> tuple[str, str]:
+        """Standard output and standard error, once it has ended.
+
+        Raises AssertionError with both, and with what every thread was doing, for one that does not end: it is ended.
+        """
         connection.wait([self._process.sentinel], timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(self.args, timeout)
+        if late := self.returncode is None:
+            for pid in {self.pid, *(marked(self._mark) if self._mark else ())}:
+                os.kill(pid, signal.SIGABRT)
+            connection.wait([self._process.sentinel], 10)
         Forked.running.discard(self)
         stdout, stderr = (Path(path).read_text() if Path(path).exists() else "" for path in self._outputs)
+        assert not late, f"{self.args} had not ended after {timeout:.0f} s:\n{stdout}\n{stderr}"
         return stdout, stderr
 
 
@@ -136,6 +145,7 @@ def _behave_as(
     """In the fork: become `python -m arguments`. In one in reserve: become what it is told."""
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    faulthandler.enable()  # SIGABRT says what every thread was doing
     multiprocessing.set_start_method(None, force=True)  # its data workers start as in any other process
     mock.patch("hydra._internal.hydra.Hydra.get_mode", return_value=None).start()  # composes all to read hydra.mode
     if everywhere is not None:
