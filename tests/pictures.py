@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 
 def photograph(height: int = 96, width: int = 120, top: int = 180, left: int = 200, name: str = "flower") -> Tensor:
     """uint8 (3, H, W): a part of a real picture."""
-    pixels = load_sample_image(f"{name}.jpg")[top : top + height, left : left + width]
+    pixels = np.asarray(whole_picture(name))[top : top + height, left : left + width]
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def whole_picture(name: str) -> Image.Image:
+    """One of the pictures, "flower" or "china", from its file: importing scikit-learn takes most of a second."""
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    return Image.open(Path(package.origin).with_name("datasets") / "images" / f"{name}.jpg")
 
 
 def save(picture: Tensor, path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import whole_picture
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from budgetnet.data.tiny_imagenet import tiny_imagenet
 from budgetnet.errors import UsageError
@@ -19,7 +19,7 @@ CLASSES = ("n02124075", "n01443537", "n04067472")
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Three classes of two real pictures each, and four to test on."""
-    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    photograph = whole_picture("china")
     folder = tmp_path / "tiny-imagenet-200"
 
     def save(path: Path, left: int, mode: str = "RGB") -> None:

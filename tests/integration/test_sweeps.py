@@ -158,6 +158,7 @@ def test_every_job_is_one_wandb_run_of_the_sweeps_group_closed_also_after_an_err
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "finish", finish)
+    monkeypatch.setattr("budgetnet.training.loggers._UPLOAD", 60.0)
     monkeypatch.setattr(SweepStart, "sweep", None)
     monkeypatch.setattr("budgetnet.reports.report._FIGURES", {})
     monkeypatch.setenv(SWEEP, "")

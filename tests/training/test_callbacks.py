@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.compose import composed
@@ -43,6 +42,8 @@ def test_a_checkpoint_of_lightnings_own_is_chosen_by_a_metric(tmp_path: Path) ->
 
 
 def test_any_logger_by_target_has_every_number_of_metrics_csv_and_the_learning_rate(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     fitted(tmp_path / "run", "logger=tensorboard", f"{CALLBACK}LearningRateMonitor")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import wandb
 
 from budgetnet.sections import Logging
 from budgetnet.training.loggers import close_loggers, log_summary, make_loggers
@@ -29,9 +28,9 @@ def test_wandb_goes_on_at_the_step_of_the_run_and_says_how_all_parts_are_synced(
         )  # fmt: skip
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb, "finish", lambda exit_code: None)
-    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setattr("wandb.finish", lambda exit_code: None)
+    monkeypatch.setattr("wandb.teardown", lambda: None)
     for first in (1, 21):
         made = make_loggers(Logging("wandb"), {"run": {"experiment": "default"}}, tmp_path)
         for logger in made:

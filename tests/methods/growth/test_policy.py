@@ -40,7 +40,7 @@ def single_channel(cost: CostModel, widths: dict[str, int], form: str, names: li
     return max(price.values()) - cost.price(form, cost.vector(widths))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(COSTS)))

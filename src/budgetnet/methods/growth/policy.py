@@ -208,9 +208,11 @@ class Planner:
     # -- within the limits ------------------------------------------------------------------------------------------
 
     def _fits(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> bool:
-        w, now = self.cost.vector(widths), self.cost.graph.widths
-        kept = all(widths[group] <= max(widths[bound], now[group]) for group, bound in self.ordered)
-        return kept and all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
+        now = self.cost.graph.widths if self.ordered else {}
+        if any(widths[group] > max(widths[bound], now[group]) for group, bound in self.ordered):
+            return False
+        w = self.cost.vector(widths)
+        return all(self.cost.price(limit.form, w) <= limit.most for limit in limits)
 
     def _used(self, widths: Mapping[str, int], limits: Sequence[Limit]) -> dict[str, float]:
         return self._used_at(self.cost.vector(widths), limits)
