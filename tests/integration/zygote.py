@@ -32,7 +32,7 @@ LONGEST = float(os.environ.get("LONGEST_RUN", "1200"))
 SHARED = "FORK_SERVER"
 """Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
-    "lightning_first", "hydra.main", "sklearn.datasets", "matplotlib.pyplot", "rich.table", "onnx",
+    "lightning_first", "hydra.main", "matplotlib.pyplot", "rich.table", "onnx",
     "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
     "torch.onnx._internal.torchscript_exporter.symbolic_opset17", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
