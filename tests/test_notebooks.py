@@ -71,6 +71,7 @@ def test_the_first_notebook_ends_within_its_budget_and_onnxruntime_repeats_the_a
     assert exported == table
 
 
+@pytest.mark.soak  # docs/extending.md, which is run too, does the same by hand
 def test_the_second_notebook_proves_every_width_group_and_grows_within_the_budget_by_hand_and_by_command(
     run: Any,
 ) -> None:

@@ -82,7 +82,7 @@ PUBLISHED: list[tuple[Any, ...]] = [
     ("densenet40", 10, 32, None, (1_059_298, 282_917_328, 287_709_648, 290_105_808)),
     ("resnet56_projection", 10, 32, None, (855_770, 125_747_840, 126_837_376, 127_369_856)),
 ]
-AGAIN = (2, 4, 5, 8, 11, 13, 17, 18, 20)
+AGAIN = (1, 2, 4, 5, 6, 8, 11, 13, 15, 17, 18, 19, 20)
 """Rows of another size of the images, or of another width, of a network that has a row of its own: for `make soak`."""
 
 

@@ -196,7 +196,7 @@ def throw_all(front: Front, lists: int, **options: Any) -> None:
 
 
 def test_what_is_typed_builds_or_is_refused_in_one_clear_line_and_touches_no_file(front: Front) -> None:
-    throw_all(front, 48, derandomize=True, phases=[Phase.generate])
+    throw_all(front, 36, derandomize=True, phases=[Phase.generate])
     assert min(len(front.accepted), len(front.refused)) >= 3
 
 

@@ -86,8 +86,13 @@ def written_out(
     return list(torch.autograd.grad(loss, list(weighting.predictor.parameters())))
 
 
-@pytest.mark.parametrize("way", ["jvp", "graph"])
-@pytest.mark.parametrize("centring", ["matrix", "sample", "exit"])
+CASES = [(centring, way) for centring in ("matrix", "sample", "exit") for way in ("jvp", "graph")]
+QUICK = (("matrix", "jvp"), ("sample", "graph"), ("exit", "jvp"))
+
+
+@pytest.mark.parametrize(
+    ("centring", "way"), [pytest.param(*case, marks=[pytest.mark.soak] * (case not in QUICK)) for case in CASES]
+)
 def test_a_meta_step_is_the_algorithm_written_out(centring: Centring, way: str) -> None:
     torch.manual_seed(0)
     net = msdnet.build(
