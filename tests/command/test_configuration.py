@@ -43,7 +43,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Rule:
-    policy: str = "uniform"
+    policy: str | None = "uniform"
     number: int = 1
 
 

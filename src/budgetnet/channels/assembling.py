@@ -49,6 +49,7 @@ def assemble(
         },
         terms=[_term(structure, cost, layout_of) for cost in run.costs],
         joins=[(layout_of(source), layout_of(target)) for source, target in run.joins],
+        residual=run.residual,
         norm_after=_norm_after(run),
         mixing=_mixing(run, structure),
         reads=dict(run.reads),

@@ -135,9 +135,10 @@ class Graph:
 
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
     every resize. `axes` maps a parameter or buffer name to {dimension: layout}, `attributes` a module's integer
-    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution. `reads`
-    names the dimension along which a weight reads, where that is not 1; `fills` is what new entries of a tensor outside
-    torch's layers become. `frozen` is what `trace` was told to take as it is, `fixed` says what else stays, and why.
+    attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution, and
+    `residual` is whether features are added to others of their shape. `reads` names the dimension along which a weight
+    reads, where that is not 1; `fills` is what new entries of a tensor outside torch's layers become. `frozen` is what
+    `trace` was told to take as it is, `fixed` says what else stays, and why.
     """
 
     model: nn.Module = field(repr=False)
@@ -146,6 +147,7 @@ class Graph:
     attributes: dict[tuple[str, str], Layout] = field(default_factory=dict, repr=False)
     terms: list[Term] = field(default_factory=list, repr=False)
     joins: list[tuple[Layout, Layout]] = field(default_factory=list, repr=False)
+    residual: bool = False
     reads: dict[str, int] = field(default_factory=dict, repr=False)
     fills: dict[str, float] = field(default_factory=dict, repr=False)
     fixed: tuple[str, ...] = field(default=(), repr=False)

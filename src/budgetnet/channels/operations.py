@@ -34,6 +34,8 @@ def elementwise(run: Run, call: Call) -> Any:
         image, blank, spread = run.of_image(*tensors), known.blank, known.spread
     else:
         entries = [(_narrow(t, run.known(t)), run.known(t)) for t in tensors if t.dim() > 0]
+        whole = [known for own, known in entries if own == shape and known.image and known.planes]
+        run.residual |= call.name == "add" and len(whole) > 1
         planes = join_planes(run, call, entries, shape)
         image, blank = any(k.image for _, k in entries), all(k.blank for _, k in entries)
         lead = [(1,) * (len(shape) - len(own)) + own for own, _ in entries]

@@ -59,6 +59,7 @@ class Run(TorchFunctionMode):
         self.consumers: list[tuple[str, Tensor]] = []
         self.costs: list[Cost] = []
         self.joins: list[tuple[Tensor, Tensor]] = []
+        self.residual = False
         self.norms: list[tuple[str, str, Tensor]] = []  # (layer, norm behind it, what lies between)
         self.events: list[Event] = []
         self.refused: list[tuple[Place, str]] = []

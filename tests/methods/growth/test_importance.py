@@ -99,7 +99,7 @@ def test_the_rule_expects_of_a_channel_what_the_gains_say_in_any_unit() -> None:
 def test_channels_go_where_more_of_them_are_worth_more() -> None:
     net = gated()
     cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 3, 8, 8)))
-    planner = Planner(cost, GrowthRule(), {"first": 99, "second": 99})
+    planner = Planner(cost, GrowthRule(policy="cost_aware"), {"first": 99, "second": 99})
     limits = [Limit("flops", "flops", 2 * cost.flops())]
     grown = [
         planner.plan(1, saturation_of_gains(gains, cost.graph.widths), limits).after

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
 from budgetnet.methods.growth import GrowthRule, Limit, Planner
+from budgetnet.methods.growth.options import Growth
 from budgetnet.methods.growth.policy import POLICIES
 from budgetnet.methods.plan import WidthPlan
 
@@ -122,6 +124,35 @@ def test_train_cost_ends_growth_when_another_round_would_not_fit() -> None:
     assert 0.99 * 3 * now <= cost.flops(last.after) <= 3 * now
 
 
+def test_residual_networks_keep_their_proportions_unless_something_else_is_asked_for() -> None:
+    assert {name: planner(cost).policy for name, cost in COSTS.items()} == {
+        "lenet5": "cost_aware", "vgg11": "cost_aware", "resnet20": "uniform", "resnet18": "uniform"
+    }  # fmt: skip
+    residual = COSTS["resnet20"]
+    assert planner(residual, policy="random").policy == "random"
+    assert planner(residual, shortcuts="pad").policy == Growth(readout="importance").policy == "cost_aware"
+    assert Growth().policy is None
+
+
+def test_features_that_are_multiplied_or_put_side_by_side_are_no_residual_network() -> None:
+    class Net(nn.Module):
+        def __init__(self, meet: Callable[[Tensor, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.one, self.other, self.meet = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), meet
+            self.scale = nn.Parameter(torch.ones(4, 1, 1))
+            self.head = nn.Conv2d(meet(*torch.zeros(2, 1, 4, 1, 1)).shape[1], 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.meet(self.one(x) + self.scale, self.other(x)))
+
+    def residual(meet: Callable[[Tensor, Tensor], Tensor]) -> bool:
+        return ChannelGraph.trace(Net(meet), torch.empty(1, 3, 8, 8)).residual
+
+    assert residual(torch.add) and residual(lambda a, b: a.relu_().add_(b))
+    assert not residual(torch.mul) and not residual(lambda a, b: torch.cat((a, b), 1))
+    assert not residual(lambda a, b: a * torch.sigmoid(b + 1))
+
+
 def grown(cost: CostModel, saturation: float | dict[str, float], most: list[Limit], **rule: object) -> list[WidthPlan]:
     """All rounds of cost-aware growth with these saturations throughout; `cost`'s network is left as it is."""
     net = copy.deepcopy(cost.graph.model)
@@ -198,7 +229,9 @@ def test_widths_do_not_fall_along_shortcuts_that_pad() -> None:
         "conv1": 1.0,
         "layer2.0.conv2": 1.0,
     }  # wide where it would be cropped
-    plans = [planner(cost, shortcuts=s).plan(1, full, limits(cost, flops=3)) for s in (None, "pad")]
+    plans = [
+        planner(cost, policy="cost_aware", shortcuts=s).plan(1, full, limits(cost, flops=3)) for s in (None, "pad")
+    ]
     streams = [[plan.after[source[0].group] for source, _ in cost.graph.joins] for plan in plans]
     assert any(first > second for first, second in pairwise(streams[0]))
     assert all(first <= second for first, second in pairwise(streams[1])) and plans[1].changes

@@ -202,7 +202,7 @@ class AdeNeL(Method):
         if not self.round_ends(epochs):
             return None
         growth, round = self.growth, self.training.round + 1
-        policy, init, readout = growth.policy, growth.init, growth.readout
+        policy, init, readout = self.planner.policy, growth.init, growth.readout
         seed, gradients, candidates, scores = keyed_seed(self.training.seed, round), None, None, None
         if "gradient" in (policy, readout):
             assert batch is not None

@@ -26,10 +26,12 @@ class GrowthRule:
 
     A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
     the relative rise of the cost per round under the policy cost_aware. shortcuts: "pad" for widths that do not fall
-    along a parameter-free shortcut, which then crops nothing. Raises UsageError for values out of range.
+    along a parameter-free shortcut, which then crops nothing. policy: None for the one that does best on networks of
+    the kind at hand (`policy.usual_policy`), or cost_aware where `shortcuts` asks for it. Raises UsageError for values
+    out of range.
     """
 
-    policy: str = "cost_aware"
+    policy: str | None = None
     threshold: float = 0.4
     number: int = 2
     ratio: float = 0.3
@@ -38,10 +40,12 @@ class GrowthRule:
     shortcuts: str | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
+        if self.policy is not None and self.policy not in POLICIES:
             raise UsageError(f"growth.policy={self.policy!r} is unknown{nearest(self.policy, POLICIES)}")
         if self.shortcuts not in (None, "pad"):
             raise UsageError(f"growth.shortcuts={self.shortcuts!r}: expected pad or null")
+        if self.shortcuts and self.policy is None:
+            object.__setattr__(self, "policy", "cost_aware")
         if self.shortcuts and self.policy not in BY_COST:
             raise UsageError(
                 f"growth.shortcuts={self.shortcuts}: growth.policy={self.policy} widens what it widens; "
@@ -104,6 +108,8 @@ class Growth(NewChannels, Rounds, GrowthRule):
             base.__post_init__(self)
         require_one_of("growth", "reduction", self.reduction, REDUCTIONS)
         require_one_of("growth", "readout", self.readout, (*SELECTIONS, *GAINS))
+        if self.readout in GAINS and self.policy is None:
+            object.__setattr__(self, "policy", "cost_aware")
         if self.readout in GAINS and self.policy != "cost_aware":
             raise UsageError(
                 f"growth.readout={self.readout}: growth.policy={self.policy} does not weigh what a channel is worth; "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from budgetnet.channels.graph import Graph
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import RunError
 from budgetnet.methods.growth.options import BY_COST, GrowthRule
@@ -40,6 +41,7 @@ class Planner:
 
     def __init__(self, cost: CostModel, rule: GrowthRule, max_widths: Mapping[str, int], seed: int = 0) -> None:
         self.cost, self.rule, self.max_widths, self.seed = cost, rule, dict(max_widths), seed
+        self.policy = rule.policy or usual_policy(cost.graph)
         joined = [(s[0].group, t[0].group) for s, t in cost.graph.joins if rule.shortcuts and len(s) == len(t) == 1]
         self.ordered = [(s, t) for s, t in joined if s is not None and t is not None and s != t]
         """Pairs of groups, the first of which may not get wider than the second."""
@@ -66,9 +68,9 @@ class Planner:
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
-        candidates = POLICIES[self.rule.policy](self, open_groups, round, saturation, gradients or {})
+        candidates = POLICIES[self.policy](self, open_groups, round, saturation, gradients or {})
         wanted = self._wanted(before, candidates, saturation, limits)
-        if self.rule.policy == "firefly":
+        if self.policy == "firefly":
             wanted = self._best_scored(before, sum(wanted.values()) - sum(before.values()), open_groups, scores or {})
             candidates = [name for name in open_groups if wanted[name] > before[name]]
         if wanted == before:
@@ -98,7 +100,7 @@ class Planner:
         widths = dict(self.cost.graph.widths)
         used = [self.used(limits)]
         while used[-1] < FULL and len(used) < _MOST_FORESEEN:
-            if self.rule.policy in BY_COST:
+            if self.policy in BY_COST:
                 used.append(self._next_use(used[-1]))
                 continue
             ratio, number = self.rule.ratio, self.rule.number
@@ -119,9 +121,9 @@ class Planner:
         saturation: Mapping[str, float],
         limits: Sequence[Limit],
     ) -> dict[str, int]:
-        if self.rule.policy == "cost_aware":
+        if self.policy == "cost_aware":
             return self._cost_aware(before, candidates, saturation, limits)
-        if self.rule.policy == "balanced":
+        if self.policy == "balanced":
             return self._cost_aware(before, candidates, dict.fromkeys(candidates, 1.0), limits)
         return {**before, **{name: self.wider(name) for name in candidates}}
 
@@ -296,6 +298,15 @@ class Planner:
 
     def _widest(self, name: str) -> int:
         return max(self._round_down(name, self.max_widths[name]), self.cost.graph.group(name).width)
+
+
+def usual_policy(graph: Graph) -> str:
+    """The policy where none is asked for: uniform on a residual network, cost_aware on any other.
+
+    On residual networks the proportions of the backbone do better than those that cost_aware ends at
+    (experiments/study_residual), on others it is the other way round (experiments/study_capacity).
+    """
+    return "uniform" if graph.residual else "cost_aware"
 
 
 ByGroup = Mapping[str, float]
