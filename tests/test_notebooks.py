@@ -61,6 +61,7 @@ def run(tmp_path: Path) -> Any:
     return printed_by
 
 
+@pytest.mark.soak  # the demo is run, exported and computed by onnxruntime in integration/test_demo.py
 def test_the_first_notebook_ends_within_its_budget_and_onnxruntime_repeats_the_accuracy_of_the_table(run: Any) -> None:
     text = run("01", figures=True)
     ((limit,),) = numbers(r"budget +([\d,]+)\n", text)
