@@ -303,8 +303,8 @@ class Planner:
 def usual_policy(graph: Graph) -> str:
     """The policy where none is asked for: uniform on a residual network, cost_aware on any other.
 
-    On residual networks the proportions of the backbone do better than those that cost_aware ends at
-    (experiments/study_residual), on others it is the other way round (experiments/study_capacity).
+    On residual networks the proportions of the backbone do better than those that cost_aware ends at, or no worse
+    (experiments/study_residual); on a plain one it is the other way round (experiments/study_capacity).
     """
     return "uniform" if graph.residual else "cost_aware"
 
