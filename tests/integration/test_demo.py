@@ -15,7 +15,7 @@ from commands import run
 from budgetnet import ChannelGraph, CostModel, backbones, resize
 
 SHORTER = (
-    "run.name=default", "epochs=16", "finetune.epochs=2", "growth.epochs_per_round=1", "dataset.limit_train=700",
+    "run.name=default", "epochs=16", "finetune.epochs=2", "growth.epochs_per_round=1", "dataset.limit_train=320",
 )  # fmt: skip
 """What all but `make soak` makes of the demo: every file is there, and the network has learned less."""
 
@@ -79,7 +79,7 @@ def test_the_run_directory_is_complete(demo: tuple[Path, str]) -> None:
 def test_the_train_cost_is_the_sum_of_flops_over_the_images_of_every_epoch(demo: tuple[Path, str]) -> None:
     with open(demo[0] / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    images = 64 * (700 // 64)
+    images = 64 * (320 // 64)
     spent = 0
     for epoch, row in enumerate(rows, start=1):
         spent += images * int(row["flops"])

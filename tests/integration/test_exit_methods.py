@@ -22,7 +22,7 @@ from budgetnet.methods.exits.predict import EarlyExit
 from budgetnet.runs.checkpoints import load_checkpoint
 
 NETWORK = (
-    "backbone=msdnet", "backbone.exits=3", "backbone.channels=4", "backbone.growth=4", "backbone.base=2",
+    "backbone=msdnet", "backbone.exits=3", "backbone.channels=4", "backbone.growth=4", "backbone.base=1",
     "backbone.step=1", "backbone.step_mode=even", "dataset=digits",
     "dataset.limit_train=48", "dataset.batch_size=16", "dataset.validation=60", "dataset.limit_test=50",
     "optim.lr=0.05", "epochs=2", "threads=1", "logger=csv", "trainer.progress=false", "export=false",

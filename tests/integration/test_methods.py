@@ -22,6 +22,7 @@ from budgetnet.channels.depth import change_depth, find_stages
 from budgetnet.costs import CostModel
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.readers import digits
+from budgetnet.methods.pruning.coupled import coupled_channels
 
 DIGITS = (
     "dataset=digits", "dataset.limit_train=80", "dataset.batch_size=16", "dataset.validation=60",
@@ -63,7 +64,7 @@ of depth, test_hypernet_runs.py one of a search for widths, and test_exit_method
 
 
 def one_more_fits(summary: dict[str, Any]) -> bool:
-    """Whether some convolution could have had one filter more, within the budget and the full widths.
+    """Whether some convolution, or all that shortcuts join, could have had a filter more within budget and full widths.
 
     Of a network that grew in depth: whether some stage could have had one block more within the budget; of a network of
     edges: whether one that is likely could have been kept.
@@ -80,10 +81,15 @@ def one_more_fits(summary: dict[str, Any]) -> bool:
         deeper = ({**deep, name: deep[name] + 1} for name in deep)
         limit = summary["budget"]["flops"]["limit"]
         return any(CostModel(change_depth(net, stages, plan)).flops() <= limit for plan in deeper)
+    coupled = coupled_channels(cost.graph)
+    counts = torch.linalg.lstsq(  # a width is the sum of what the sets of its group keep
+        torch.tensor([[float(name in each.groups) for each in coupled] for name in summary["widths"]]),
+        torch.tensor([[float(width)] for width in summary["widths"].values()]),
+    ).solution.round()
     wider = [
-        {**summary["widths"], group.name: width + 1}
-        for group in cost.graph.groups
-        if group.kind == "convolution" and (width := summary["widths"][group.name]) < group.width
+        {**summary["widths"], **{name: summary["widths"][name] + 1 for name in each.groups}}
+        for each, count in zip(coupled, counts.flatten().tolist(), strict=True)
+        if count < len(each)
     ]
     return any(cost.flops(widths) <= summary["budget"]["flops"]["limit"] for widths in wider)
 

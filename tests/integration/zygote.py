@@ -32,16 +32,18 @@ LONGEST = float(os.environ.get("LONGEST_RUN", "1200"))
 SHARED = "FORK_SERVER"
 """Environment variable that names the file with the address of a process for all workers of pytest-xdist."""
 IMPORTED = (
-    "lightning_first", "hydra.main", "matplotlib.pyplot", "rich.table", "onnx",
-    "networkx", "sympy.combinatorics", "torch.export._trace", "torch._inductor.ir",
+    "lightning_first", "hydra.main", "hydra_plugins.hydra_optuna_sweeper._impl", "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot", "rich.table", "onnx", "networkx", "sympy.combinatorics", "torch.export._trace",
+    "torch._inductor.ir", "torch._decomp.decompositions_for_jvp", "torch.fx.experimental.validator",
     "torch.onnx._internal.torchscript_exporter.symbolic_opset17", "budgetnet.channels.depth",
     "budgetnet.channels.gradmax", "budgetnet.channels.operations", "budgetnet.channels.tracing",
     "budgetnet.channels.verify", "budgetnet.command.build", "budgetnet.command.explain", "budgetnet.command.job",
     "budgetnet.command.experiment", "budgetnet.command.sweeps", "budgetnet.costs.latency", "budgetnet.backbones.cnf",
     "budgetnet.data.readers", "budgetnet.methods.depth.autogrow", "budgetnet.methods.edges.bsn",
-    "budgetnet.methods.growth.adenel", "budgetnet.methods.growth.replay", "budgetnet.methods.pruning.grow_prune",
-    "budgetnet.methods.pruning.prune", "budgetnet.methods.train", "budgetnet.reports.comparison",
-    "budgetnet.reports.ending", "budgetnet.reports.report", "budgetnet.runs.export", "zygote", "killed", "prepared",
+    "budgetnet.methods.exits.l2w", "budgetnet.methods.growth.adenel", "budgetnet.methods.growth.replay",
+    "budgetnet.methods.hypernet.dhp", "budgetnet.methods.pruning.grow_prune", "budgetnet.methods.pruning.prune",
+    "budgetnet.methods.train", "budgetnet.reports.comparison", "budgetnet.reports.ending", "budgetnet.reports.report",
+    "budgetnet.runs.export", "zygote", "killed", "prepared",
 )  # fmt: skip
 _CONTEXT = multiprocessing.get_context("forkserver")
 _LOCK = threading.RLock()
