@@ -100,6 +100,7 @@ def test_the_third_notebook_has_six_runs_within_their_budgets_and_selects_from_t
         assert int(flops.replace(",", "")) <= int(limit.replace(",", ""))
 
 
+@pytest.mark.soak  # integration/test_own_pictures.py and test_going_on.py state the same of runs of their own
 def test_the_fourth_notebook_names_pictures_alike_with_and_without_the_package_and_goes_on(run: Any) -> None:
     text = run("04")
     ((used, limit),) = numbers(r"FLOPs +([\d,]+) of ([\d,]+)", text)
