@@ -12,7 +12,8 @@ from budgetnet.channels.depth import DEPTH_INITIALISATIONS
 from budgetnet.channels.initialise import INITIALISATIONS
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import parse
-from budgetnet.command.early import NEEDS_NO_BUDGET, check_early
+from budgetnet.command.declared import declared
+from budgetnet.command.early import check_early
 from budgetnet.command.methods import known_methods, known_sections
 from budgetnet.errors import UsageError
 from budgetnet.methods.depth.options import INITIALISATIONS as BLOCK_INITIALISATIONS
@@ -77,15 +78,15 @@ def test_the_header_is_there_before_torchs_compiler_is_imported(backbone: str, t
     assert done.returncode == 77
 
 
-def test_what_a_method_reads_is_known_without_its_class() -> None:
+def test_what_a_method_reads_and_needs_is_known_without_its_class() -> None:
     assert known_sections() == {name: reads(kind) for name, kind in known_methods().items()}
+    for kind in known_methods().values():
+        found = declared(f"{kind.__module__}.{kind.__qualname__}")
+        assert found is not None and found.needs_budget == kind.needs_budget
+    assert declared("budgetnet.methods.train.Nope") is declared("budgetnet.methods.nope.Train") is None
+    assert declared("tests.integration.toys.Drop") is None
     assert (*INITIALISATIONS, "firefly") == options.INITIALISATIONS and sorted(CENTRINGS) == sorted(AXES)
     assert sorted(options.POLICIES) == sorted(POLICIES) and DEPTH_INITIALISATIONS == BLOCK_INITIALISATIONS
-
-
-def test_the_methods_that_need_no_budget_are_those_whose_class_says_so() -> None:
-    free = {name for name, kind in known_methods().items() if not kind.needs_budget}
-    assert free | {"own"} == set(NEEDS_NO_BUDGET)
 
 
 @pytest.mark.parametrize(

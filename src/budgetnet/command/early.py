@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from budgetnet.command.declared import declared
 from budgetnet.command.methods import known_sections, refuse_unread, sections_read
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.options import check_values, names_of, read
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
-
-NEEDS_NO_BUDGET = ("exits", "l2w", "own", "replay", "train")
-"""The methods of conf/method whose class does not need a budget, or is not known."""
 
 _SECTIONS: Mapping[str, type] = {
     "run": Place,
@@ -38,7 +36,7 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
         DatasetOptions(**{name: value for name, value in dataset.items() if name in names_of(DatasetOptions)})
     if isinstance(budget, Mapping) and {*budget} <= {*KINDS, "machines"}:
         stated = Budget(**budget)
-        if isinstance(method, Mapping) and method.get("name") not in NEEDS_NO_BUDGET:
+        if isinstance(method, Mapping) and (its := declared(str(method.get("_target_")))) and its.needs_budget:
             stated.require()
     if (kinds := sections_read(config)) is not None:
         refuse_unread(overrides, {str(config["method"].get("name")): kinds}, known_sections)

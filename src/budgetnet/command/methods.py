@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from budgetnet.command.compose import CONF
+from budgetnet.command.declared import declared
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.errors import UsageError
 from budgetnet.options import names_of, reads
@@ -26,34 +27,6 @@ RENAMED: Mapping[str, str] = {
     "prune.images": "method.images",
 }
 """New names of renamed options, which docs/changes.md lists too."""
-
-_READ: Mapping[str, str] = {
-    "depth.autogrow.AutoGrow": "growth=depth.options.BlockRounds finetune=options.FineTuning "
-    "method=depth.options.DepthRule",
-    "edges.bsn.BSN": "finetune=edges.options.OptionalFineTuning method=edges.options.SuperNetwork",
-    "exits.equal.Exits": "finetune=options.FineTuning method=exits.options.Techniques",
-    "exits.l2w.L2W": "finetune=options.FineTuning method=exits.options.Weights",
-    "growth.adenel.AdeNeL": "lbi=growth.options.Bregman growth=growth.options.Growth "
-    "finetune=growth.options.LBIFineTuning",
-    "growth.replay.Replay": "growth=growth.options.NewChannels finetune=options.FineTuning "
-    "method=growth.options.ReplayOptions",
-    "hypernet.dhp.DHP": "finetune=options.FineTuning method=hypernet.options.Shrinking",
-    "hypernet.lwdna.LWDNA": "method=hypernet.options.Selection",
-    "pruning.grow_prune.GrowPrune": "prune=pruning.options.Scope finetune=options.FineTuning "
-    "method=pruning.options.Sampling",
-    "pruning.prune.FPGM": "prune=pruning.options.Pruning finetune=options.FineTuning",
-    "pruning.prune.L1": "prune=pruning.options.Pruning finetune=options.FineTuning",
-    "pruning.prune.PFP": "prune=pruning.options.DataDrivenPruning finetune=options.FineTuning",
-    "pruning.prune.Slimming": "prune=pruning.options.PenalisedPruning finetune=options.FineTuning",
-    "pruning.prune.SoftPruning": "prune=pruning.options.Pruning finetune=options.FineTuning",
-    "pruning.prune.ThiNet": "prune=pruning.options.DataDrivenPruning finetune=options.FineTuning",
-    "train.Train": "method=options.Source",
-    "train.Width": "",
-}
-"""What the constructors of the methods of conf/method are annotated with besides `optim`, below budgetnet.methods.
-
-It is for refusals that do without torch; a test compares it with the classes.
-"""
 
 _OF_NO_METHOD = ("budget", "distill", "trainer")
 """Folders of conf/ with a default.yaml that no method reads."""
@@ -90,13 +63,9 @@ def sections_read(config: Mapping[str, Any]) -> dict[str, type] | None:
 
     None for a class that is not of this project.
     """
-    section, place = config.get("method"), "budgetnet.methods."
-    target = str(section.get("_target_")) if isinstance(section, Mapping) else ""
-    words = _READ.get(target.removeprefix(place))
-    if words is None or not target.startswith(place):
-        return None
-    found = dict(word.split("=") for word in ("optim=options.Optimization", *words.split()))
-    return {name: resolve_name(place + kind) for name, kind in found.items()}
+    section = config.get("method")
+    found = declared(str(section.get("_target_"))) if isinstance(section, Mapping) else None
+    return None if found is None else {name: resolve_name(kind) for name, kind in found.reads.items()}
 
 
 def known_sections() -> dict[str, dict[str, type]]:
