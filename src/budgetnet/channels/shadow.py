@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ class Shadow:
                     elif isinstance(value, Tensor):
                         plain = value.detach()
                         memo[id(value)] = plain.clone() if _index(plain) else torch.empty_like(plain, device="meta")
+                    elif type(value) in (dict, OrderedDict) and not value:  # hooks: a third of the time of a copy
+                        memo[id(value)] = type(value)()
             if (graph := module.__dict__.get("_channel_graph")) is not None:
                 memo[id(graph)] = None
         self.model: nn.Module = copy.deepcopy(model, memo)
