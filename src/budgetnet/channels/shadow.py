@@ -30,8 +30,8 @@ class Shadow:
                     elif isinstance(value, Tensor):
                         plain = value.detach()
                         memo[id(value)] = plain.clone() if _index(plain) else torch.empty_like(plain, device="meta")
-                    elif type(value) in (dict, OrderedDict) and not value:  # hooks: a third of the time of a copy
-                        memo[id(value)] = value.copy()
+                    elif isinstance(value, dict) and not value and type(value) in (dict, OrderedDict):
+                        memo[id(value)] = value.copy()  # hooks: a third of the time of a copy
             if (graph := module.__dict__.get("_channel_graph")) is not None:
                 memo[id(graph)] = None
         self.model: nn.Module = copy.deepcopy(model, memo)
