@@ -83,10 +83,20 @@ def test_what_a_method_reads_and_needs_is_known_without_its_class() -> None:
     for kind in known_methods().values():
         found = declared(f"{kind.__module__}.{kind.__qualname__}")
         assert found is not None and found.needs_budget == kind.needs_budget
-    assert declared("budgetnet.methods.train.Nope") is declared("budgetnet.methods.nope.Train") is None
-    assert declared("tests.integration.toys.Drop") is None
     assert (*INITIALISATIONS, "firefly") == options.INITIALISATIONS and sorted(CENTRINGS) == sorted(AXES)
     assert sorted(options.POLICIES) == sorted(POLICIES) and DEPTH_INITIALISATIONS == BLOCK_INITIALISATIONS
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "budgetnet.methods.train.Nope", "budgetnet.methods.nope.Train", "tests.integration.toys.Drop",
+        "budgetnet.methods.exits.equal.Settings", "budgetnet.methods.growth.policy.Planner", "budgetnet.methods.train.",
+        "budgetnet.methods..Train", f"budgetnet.methods.{'x' * 300}.Train", "budgetnet.methods.\0.Train",
+    ],
+)  # fmt: skip
+def test_nothing_is_declared_by_what_is_no_method(target: str) -> None:
+    assert declared(target) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = "budgetnet.methods."
+_BASE = f"{_PACKAGE}method.Method"
 _FILES = Path(__file__).parents[1] / "methods"
 _METHODS = re.compile(r"\n    (?:def (?!__init__\()|@).*?(?=\nclass |\Z)", re.DOTALL)
 """What comes behind the constructor of a class: most of a file, and most of the time of parsing it."""
@@ -31,40 +32,44 @@ class Declared:
 def declared(target: str) -> Declared | None:
     """What a class such as "budgetnet.methods.growth.adenel.AdeNeL" declares, or inherits by its first bases.
 
-    None for a class that is not below budgetnet.methods.
+    None for what is no method below budgetnet.methods, or takes what its file does not import by name.
     """
     found: dict[str, Any] = {}
-    for body, names in _lineage(target):
+    lineage = list(_lineage(target))
+    if not lineage or lineage[-1][0] != _BASE:
+        return None
+    for _, body, names in lineage:
         for node in body:
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 kinds = {each.arg: ast.unparse(each.annotation) for each in node.args.args if each.annotation}
-                found.setdefault("reads", {section: names[kind] for section, kind in kinds.items()})
+                found.setdefault("reads", {section: names.get(kind, "") for section, kind in kinds.items()})
             elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                 name = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
                 if name == "needs_budget":
                     found.setdefault(name, ast.literal_eval(node.value))
-    return Declared(**found) if found else None
+    return Declared(**found) if all(found["reads"].values()) else None
 
 
-def _lineage(target: str) -> Iterator[tuple[list[ast.stmt], Mapping[str, str]]]:
-    """The bodies of a class and of those that it inherits from, with the full names of what their files import."""
+def _lineage(target: str) -> Iterator[tuple[str, list[ast.stmt], Mapping[str, str]]]:
+    """The full names and bodies of a class and of those that it inherits from, and what their files import."""
     while target.startswith(_PACKAGE):
         module, _, name = target.rpartition(".")
         classes, names = _read(module.removeprefix(_PACKAGE))
         if name not in classes:
             return
-        yield classes[name].body, names
+        yield target, classes[name].body, names
         bases = [ast.unparse(base) for base in classes[name].bases]
         target = names.get(bases[0], f"{module}.{bases[0]}") if bases else ""
 
 
 @cache
 def _read(module: str) -> tuple[Mapping[str, ast.ClassDef], Mapping[str, str]]:
-    """The classes of a file, and the full names of what it imports from modules; none of a file that is not there."""
-    file = _FILES.joinpath(*module.split(".")).with_suffix(".py")
-    if not file.is_file():
+    """The classes of a file, and the full names of what it imports from modules; none of one that cannot be read."""
+    try:
+        text = Path(_FILES, *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        tree = ast.parse(_METHODS.sub("\n", text))
+    except (OSError, ValueError, SyntaxError):  # what is wrong is said where it is imported
         return {}, {}
-    tree = ast.parse(_METHODS.sub("\n", file.read_text(encoding="utf-8")))
     conditional = [node for each in tree.body if isinstance(each, ast.If) for node in each.body]  # if TYPE_CHECKING
     imports = [node for node in (*tree.body, *conditional) if isinstance(node, ast.ImportFrom)]
     names = {each.asname or each.name: f"{node.module}.{each.name}" for node in imports for each in node.names}
