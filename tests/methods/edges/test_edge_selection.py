@@ -12,7 +12,7 @@ from budgetnet.backbones.fabric import Edge, EdgeGraph, Fabric, Node
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.methods.edges import choose, reestimate
-from budgetnet.methods.edges.selection import filled
+from budgetnet.methods.edges.selection import USED, filled
 
 
 def traced(net: Fabric, size: int) -> Fabric:
@@ -146,3 +146,27 @@ def test_one_edge_is_exchanged_where_that_fills_the_budget() -> None:
     assert likely.tolist() == [True, True, False]
     assert filled(costs, limits, gamma, likely).tolist() == [True, False, True]
     assert torch.equal(filled(costs, {}, gamma, likely), likely)
+
+
+@pytest.mark.parametrize("kinds", [("flops",), ("params", "flops")])
+def test_of_all_masks_that_use_up_what_likely_edges_leave_the_likeliest_is_taken(kinds: tuple[str, ...]) -> None:
+    costs = EdgeCosts(traced(cnf.build(10, 3, (8, 8), columns=2, channels=24), 8))
+    graph, count, full, path = costs.layout, len(costs.names), costs.full(), costs.cheapest_path("flops")
+    every = (torch.arange(2**count)[:, None] >> torch.arange(count)) % 2 == 1
+    every = every[(graph.alive(every) == every).all(1) & every.any(1)]
+    prices, taken = costs.of(every, kinds), 0
+    for seed in range(12):
+        limits = {kind: int((0.45 + 0.03 * seed) * full[kind]) for kind in kinds}
+        gamma = 0.9 + 0.09 * torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        gamma[[edge.target == "c1s0" for edge in graph.edges]] = 0.02  # what costs most
+        likely = choose(costs, limits, gamma, path)
+        kept = filled(costs, limits, gamma, likely)
+        parts = torch.stack([prices[kind] / limits[kind] for kind in kinds]).amax(0)
+        enough = (parts >= USED) & (parts <= 1)
+        use = max(costs.price(kept)[kind] / limits[kind] for kind in kinds)
+        assert (USED if enough.any() else 0) <= use <= 1
+        if enough.any() and not bool((kept & likely).equal(likely)):  # for which likely edges had to go
+            best = float((every[enough].double() @ gamma.logit()).max())
+            assert float(gamma.logit()[kept].sum()) == pytest.approx(best, abs=1e-9)
+            taken += 1
+    assert taken >= 3

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,34 +62,49 @@ def choose(
 def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor) -> Tensor:
     """The selected edges and those that use up the budget beside them, bool (edges,).
 
-    probabilities: (edges,), or any other scores. selected: a mask within the limits, all edges on a path from input to
-    output.
+    probabilities: (edges,), in 0..1. selected: a mask within the limits, all edges on a path from input to output.
 
     The likeliest edges that fit are added, each with the cheapest path through it, until none fits. If the limit that
-    is used most is then used to less than `USED`, the least likely selected edge is exchanged whose place is filled
-    with more: to `USED` if any is, else with the most. Without limits nothing is added.
+    is used most is then used to less than `USED`, the likeliest of all masks that use that much of one is taken
+    instead, if there is any. Without limits nothing is added.
     """
     if not limits:
         return selected
-    every = torch.ones_like(selected)
-    best = _with_all_that_fit(costs, limits, probabilities, selected, every)
-    if _use(costs, limits, best) >= USED:
-        return best
-    for edge in probabilities.argsort(stable=True).tolist():
-        if not selected[edge]:
-            continue
-        others = every.clone()
-        others[edge] = False
-        without = costs.layout.alive(selected & others)
-        if not without.any():
-            continue
-        exchanged = _with_all_that_fit(costs, limits, probabilities, without, others)
-        exchanged = _with_all_that_fit(costs, limits, probabilities, exchanged, every)
-        if _use(costs, limits, exchanged) > _use(costs, limits, best):
-            best = exchanged
-        if _use(costs, limits, best) >= USED:
-            break
-    return best
+    full = _with_all_that_fit(costs, limits, probabilities, selected)
+    if _use(costs, limits, full) >= USED:
+        return full
+    logits = torch.logit(probabilities.double(), eps=1e-12)
+    found = [likeliest(costs, limits, logits, kind) for kind in limits if kind != "sequential_ops"]
+    return max((mask for mask in found if mask is not None), key=lambda mask: float(logits[mask].sum()), default=full)
+
+
+def likeliest(costs: EdgeCosts, limits: Mapping[str, int], logits: Tensor, kind: str) -> Tensor | None:
+    """The mask with the largest sum of logits within the limits that uses `USED` of the limit on one kind of cost.
+
+    It solves an integer program, in which an edge needs one that leads to it and one that leads on. None if there is no
+    such mask, or if its sequential operations, which are no sum over edges, are too many.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # which most budgets are used up without
+
+    graph, numbers = costs.layout, range(len(logits))
+    path = costs.cheapest_path(kind)
+    price, rows = costs.price(path), list[tuple[list[float], float, float]]()
+    for each, most in limits.items():
+        if each != "sequential_ops":
+            weights = torch.tensor(costs.weights(each), dtype=torch.float64) / most
+            fixed = price[each] / most - float(weights[path].sum())
+            rows.append((weights.tolist(), USED - fixed if each == kind else 0.0, 1 - fixed))
+    for number, edge in enumerate(graph.edges):
+        for end, node, side in ((graph.first, edge.source, "target"), (graph.last, edge.target, "source")):
+            if node != end:
+                row = [float(getattr(other, side) == node) for other in graph.edges]
+                rows.append(([value - (place == number) for place, value in zip(numbers, row)], 0.0, math.inf))
+    rows.append(([float(edge.target == graph.last) for edge in graph.edges], 1.0, math.inf))
+    matrix, least, most_of = zip(*rows, strict=True)
+    done = milp(-logits.numpy(), integrality=np.ones(len(logits)), bounds=Bounds(0, 1),
+                constraints=LinearConstraint(np.array(matrix), least, most_of))  # fmt: skip
+    mask = None if done.x is None else torch.from_numpy(done.x > 0.5)
+    return mask if mask is not None and within(costs, limits)(mask) else None
 
 
 def _use(costs: EdgeCosts, limits: Mapping[str, int], mask: Tensor) -> float:
@@ -96,12 +113,10 @@ def _use(costs: EdgeCosts, limits: Mapping[str, int], mask: Tensor) -> float:
     return max(price[kind] / limit for kind, limit in limits.items())
 
 
-def _with_all_that_fit(
-    costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor, among: Tensor
-) -> Tensor:
-    """The mask to which no edge of `among` can be added: what was added makes the paths of others cheaper."""
+def _with_all_that_fit(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, selected: Tensor) -> Tensor:
+    """The mask to which no edge can be added: what was added makes the paths of others cheaper."""
     while True:
-        more = _with_likeliest(costs, limits, probabilities, selected, among)
+        more = _with_likeliest(costs, limits, probabilities, selected, among=torch.ones_like(selected))
         if torch.equal(more, selected):
             return selected
         selected = more
