@@ -19,6 +19,8 @@ def gone_on(source: Path, directory: Path, *overrides: str, said: str = "") -> d
     done = run(f"start.from={source}", *BRIEF, *overrides, f"run.dir={directory}")
     assert done.returncode == 0, done.stderr
     assert f"tensors from start.from={source}{said}" in done.stdout  # in the header
+    chosen = "method   adenel, growth.policy=cost_aware: " in done.stdout  # which was left to the method
+    assert chosen == (not any("method=" in override for override in overrides))
     assert f"| started from | {source} |" in (directory / "report.md").read_text()
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["started_from"] == str(source) and summary["backbone"] == "lenet5"

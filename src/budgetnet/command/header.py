@@ -27,6 +27,7 @@ def header(components: Components, options: Configuration, directory: Path, reac
         f"{len(train):,} training, {0 if held_out is None else len(held_out):,} validation, {len(test):,} test images"
     )
     classes = f", {data.num_classes} classes" if len(data.class_names) > 1 else ""
+    named = (options.method["name"], learner.method.chosen())
     lines = {
         "device": f"{_device(training.device)}, {options.trainer.precision}",
         "dataset": f"{data.name}: {parts} of {kind}{classes}",
@@ -34,7 +35,7 @@ def header(components: Components, options: Configuration, directory: Path, reac
         "network": _network(components, training.backbone),
         "weights": training.weights or "",
         "budget": _budget(components),
-        "method": f"{options.method['name']}: {_course(stretches)}; seed {options.seed}",
+        "method": f"{', '.join(filter(None, named))}: {_course(stretches)}; seed {options.seed}",
         "run": str(directory) + (f", continuing from {reached}" if reached else ""),
     }
     lines["note"] = learner.method.shortfall() or ""

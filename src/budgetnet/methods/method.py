@@ -299,6 +299,10 @@ class Method:
         """
         return None
 
+    def chosen(self) -> str | None:
+        """What was left to the method to choose, and what it chose, such as "growth.policy=uniform"."""
+        return None
+
     def shortfall(self) -> str | None:
         """A line about what will keep the network from its budget, and which option would change that, if anything."""
         return None

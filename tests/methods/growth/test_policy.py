@@ -154,9 +154,9 @@ def test_features_that_are_multiplied_or_put_side_by_side_are_no_residual_networ
 
 
 def grown(cost: CostModel, saturation: float | dict[str, float], most: list[Limit], **rule: object) -> list[WidthPlan]:
-    """All rounds of cost-aware growth with these saturations throughout; `cost`'s network is left as it is."""
+    """All rounds of growth with these saturations throughout; `cost`'s network is left as it is."""
     net = copy.deepcopy(cost.graph.model)
-    plans = planner(CostModel(ChannelGraph.of(net)), most=4096, policy="cost_aware", **rule)
+    plans = planner(CostModel(ChannelGraph.of(net)), most=4096, **{"policy": "cost_aware", **rule})
     s = saturation if isinstance(saturation, dict) else dict.fromkeys(plans.max_widths, saturation)
     rounds = [plans.plan(1, s, most)]
     while rounds[-1].stop is None:
@@ -220,6 +220,27 @@ def test_balanced_growth_is_cost_aware_growth_that_takes_no_measurement() -> Non
     everybody = dict.fromkeys(planner(cost).max_widths, 1.0)
     balanced = planner(cost, policy="balanced").plan(1, {}, most)
     assert balanced.after == planner(cost, policy="cost_aware").plan(1, everybody, most).after
+
+
+def test_layers_that_grow_alike_stay_at_one_multiple_of_the_networks_widths_round_after_round() -> None:
+    cost = cost_model("resnet20", multiplier=0.25)
+    first = cost.graph.widths
+    rounds = grown(cost, 0.0, limits(cost, flops=8), policy="uniform")
+    assert [plan.stop for plan in rounds] == [None] * 5 + ["flops"]
+    for plan in rounds:
+        grows = [(plan.after[name], width) for name, width in first.items() if plan.after[name] > width]
+        assert max((after - 1) / width for after, width in grows) <= min((after + 1) / width for after, width in grows)
+    spent = [cost.flops(plan.before) for plan in rounds]
+    assert all(1.3 < after / before < 1.7 for before, after in pairwise(spent))
+
+
+def test_layers_grow_alike_in_the_proportions_that_are_given_and_in_whole_steps() -> None:
+    cost = cost_model("vgg11", seed_width=8)
+    growing = {group.name: 4096 for group in cost.graph.groups if group.kind == "convolution"}
+    given_widths = {**cost.graph.widths, **{f"conv{i}": 100 * i for i in range(1, 9)}}
+    plans = Planner(cost, GrowthRule(policy="uniform", round_to=8), growing, proportions=given_widths)
+    after = plans.plan(1, {}, [Limit("flops", "flops", 20 * cost.flops())]).after
+    assert [after[f"conv{i}"] for i in range(1, 9)] == [8, 8, 16, 16, 24, 24, 32, 32]  # the steps nearest to 4 i
 
 
 def test_widths_do_not_fall_along_shortcuts_that_pad() -> None:

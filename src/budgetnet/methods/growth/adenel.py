@@ -73,10 +73,11 @@ class AdeNeL(Method):
         epochs = growth.epochs_per_round + self.finetune.epochs
         shortest = epochs * training.ledger.images_per_epoch * price.flops(seed)
         training.budget.check({**price.costs(seed), "train_cost": shortest}, price.costs(largest))
+        proportions = graph.widths if growth.seed_shape == "proportional" else seed
         if not training.started:
             resize_untrained(self.net, seed, training.seed)
         allowed = {name: largest[name] for name in growing_groups(graph, growth.linear)}
-        self.planner = Planner(price, growth, allowed, training.seed)
+        self.planner = Planner(price, growth, allowed, training.seed, proportions)
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 
@@ -182,6 +183,9 @@ class AdeNeL(Method):
         used = self.planner.used(limits)
         uses = self.planner.course(limits)
         return growth_course(self.training, used, uses, epochs, self.growth, self.finetune)
+
+    def chosen(self) -> str | None:
+        return None if self.growth.policy else f"growth.policy={self.planner.policy}"
 
     def shortfall(self) -> str | None:
         if not self.growing or self.training.round:

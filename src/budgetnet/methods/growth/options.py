@@ -14,6 +14,8 @@ INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax", "firefly")
 REDUCTIONS = ("max", "mean")
 BY_COST = ("cost_aware", "balanced")
 """Policies that add channels one by one, by what they cost."""
+ROUNDS_BY_COST = (*BY_COST, "uniform")
+"""Policies whose rounds raise the use of the budget by one ratio, at most `cost_ratio`."""
 SELECTIONS = ("path", "support")
 """Read-outs of which filters are selected."""
 GAINS = ("importance", "gradient", "firefly")
@@ -24,11 +26,11 @@ GAINS = ("importance", "gradient", "firefly")
 class GrowthRule:
     """conf/growth: how much a round adds. Each option is explained in conf/growth/*.yaml.
 
-    A candidate grows to max(width + number, floor(width * (1 + ratio))), in multiples of `round_to`. `cost_ratio` is
-    the relative rise of the cost per round under the policy cost_aware. shortcuts: "pad" for widths that do not fall
-    along a parameter-free shortcut, which then crops nothing. policy: None for the one that does best on networks of
-    the kind at hand (`policy.usual_policy`), or cost_aware where `shortcuts` asks for it. Raises UsageError for values
-    out of range.
+    `cost_ratio` is the relative rise of the cost per round under the policies of ROUNDS_BY_COST. Under the others a
+    candidate grows to max(width + number, floor(width * (1 + ratio))). Widths are multiples of `round_to`. shortcuts:
+    "pad" for widths that do not fall along a parameter-free shortcut, which then crops nothing. policy: None for the
+    one that does best on networks of the kind at hand (`policy.usual_policy`), or cost_aware where `shortcuts` asks for
+    it. Raises UsageError for values out of range.
     """
 
     policy: str | None = None

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetnet.channels.graph import Graph
+from budgetnet.channels.untrained import UNBOUNDED
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import RunError
-from budgetnet.methods.growth.options import BY_COST, GrowthRule
+from budgetnet.methods.growth.options import ROUNDS_BY_COST, GrowthRule
 from budgetnet.methods.plan import WidthPlan
 
 _MOST_FORESEEN = 1000
@@ -37,10 +38,19 @@ class Planner:
     """Plans the growth rounds of a network by a rule, with its closed-form costs.
 
     max_widths: the largest allowed width of each group that may grow; the others keep their width.
+    proportions: the widths in whose proportions the policy "uniform" grows; None for the network's own.
     """
 
-    def __init__(self, cost: CostModel, rule: GrowthRule, max_widths: Mapping[str, int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        cost: CostModel,
+        rule: GrowthRule,
+        max_widths: Mapping[str, int],
+        seed: int = 0,
+        proportions: Mapping[str, int] | None = None,
+    ) -> None:
         self.cost, self.rule, self.max_widths, self.seed = cost, rule, dict(max_widths), seed
+        self.proportions = dict(proportions or cost.graph.widths)
         self.policy = rule.policy or usual_policy(cost.graph)
         joined = [(s[0].group, t[0].group) for s, t in cost.graph.joins if rule.shortcuts and len(s) == len(t) == 1]
         self.ordered = [(s, t) for s, t in joined if s is not None and t is not None and s != t]
@@ -100,7 +110,7 @@ class Planner:
         widths = dict(self.cost.graph.widths)
         used = [self.used(limits)]
         while used[-1] < FULL and len(used) < _MOST_FORESEEN:
-            if self.policy in BY_COST:
+            if self.policy in ROUNDS_BY_COST:
                 used.append(self._next_use(used[-1]))
                 continue
             ratio, number = self.rule.ratio, self.rule.number
@@ -125,6 +135,8 @@ class Planner:
             return self._cost_aware(before, candidates, saturation, limits)
         if self.policy == "balanced":
             return self._cost_aware(before, candidates, dict.fromkeys(candidates, 1.0), limits)
+        if self.policy == "uniform":
+            return self._uniform(before, candidates, limits)
         return {**before, **{name: self.wider(name) for name in candidates}}
 
     def wider(self, name: str) -> int:
@@ -201,6 +213,26 @@ class Planner:
                 break
             w[index[gain.argmax()]] += step[gain.argmax()]
         return {**before, **{name: int(w[i]) for name, i in zip(candidates, index, strict=True)}}
+
+    def _uniform(self, before: Mapping[str, int], candidates: Sequence[str], limits: Sequence[Limit]) -> dict[str, int]:
+        """Multiply the proportions by the least common factor that uses what this round is to use of the budget.
+
+        A width is the nearest possible one, and never falls. Every round raises the cost by the same ratio, as by cost.
+        """
+        target = self._next_use(max(self._used(before, limits).values()))
+
+        def at(factor: float) -> dict[str, int]:
+            nearest = {g: round(factor * self.proportions[g] / self.step[g]) * self.step[g] for g in candidates}
+            return {**before, **{g: max(before[g], min(width, self._widest(g))) for g, width in nearest.items()}}
+
+        high = 1.0
+        while max(self._used(at(high), limits).values()) < target and high < UNBOUNDED:
+            high *= 2
+        low = 0.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if max(self._used(at(middle), limits).values()) < target else (low, middle)
+        return at(high)
 
     def _next_use(self, used: float) -> float:
         """The fraction of the budget to use after the next round, if rounds of equal ratio are to use all of it."""
