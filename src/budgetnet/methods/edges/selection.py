@@ -66,7 +66,7 @@ def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, s
 
     The likeliest edges that fit are added, each with the cheapest path through it, until none fits. If the limit that
     is used most is then used to less than `USED`, the likeliest of all masks that use that much of one is taken
-    instead, if there is any. Without limits nothing is added.
+    instead, if there is any, and filled again. Without limits nothing is added.
     """
     if not limits:
         return selected
@@ -75,7 +75,8 @@ def filled(costs: EdgeCosts, limits: Mapping[str, int], probabilities: Tensor, s
         return full
     logits = torch.logit(probabilities.double(), eps=1e-12)
     found = [likeliest(costs, limits, logits, kind) for kind in limits if kind != "sequential_ops"]
-    return max((mask for mask in found if mask is not None), key=lambda mask: float(logits[mask].sum()), default=full)
+    best = max((mask for mask in found if mask is not None), key=lambda mask: float(logits[mask].sum()), default=full)
+    return _with_all_that_fit(costs, limits, probabilities, best)
 
 
 def likeliest(costs: EdgeCosts, limits: Mapping[str, int], logits: Tensor, kind: str) -> Tensor | None:
