@@ -17,7 +17,7 @@ ROWS = {
     "path": "cost-aware, s along the path (the default)",
     "balanced": "cost-aware, all s equal",
     "random": "as many layers as have s > 0.5, at random",
-    "uniform": "every layer alike",
+    "uniform": "every layer by a ratio of its width",
     "width": "the backbone scaled down, from scratch",
     "scratch": "the widths of `path`, from scratch",
     "norescale_path": "`path`, without rescaling",
