@@ -57,3 +57,14 @@ def test_a_relative_read_out_selects_half_of_all_filters_in_every_round(fit: Fit
     read = [[float(cell) for cell in line.split(",")[2:]] for line in text[1:]]
     assert all(0.2 < sum(line) / len(line) < 0.8 for line in read)
     assert any(max(line) - min(line) > 0.1 for line in read)
+
+
+@pytest.mark.parametrize("shape", ["proportional", "equal"])
+def test_grown_by_one_factor_layers_stay_in_the_proportions_of_the_backbone_or_of_an_equal_seed(
+    fit: Fit, shape: str
+) -> None:
+    options = ("growth.policy=uniform", f"growth.seed_shape={shape}", "growth.cost_ratio=9", "finetune.epochs=1")
+    method = fit(*options).learner.method
+    first, second = (method.graph.widths[name] for name in ("conv1", "conv2"))
+    ratio = 6 / 16 if shape == "proportional" else 1  # LeNet-5 has 6 and 16 filters
+    assert method.training.round > 0 and first == pytest.approx(ratio * second, abs=1) and second > 5
