@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from budgetnet.methods.plan import Plan
 from budgetnet.processes.group import Processes
 from budgetnet.runs.checkpoints import CHECKPOINT_FORMAT
 from budgetnet.runs.warnings import Warnings
-from budgetnet.seeding import keyed_seed
+from budgetnet.seeding import keyed_seed, random_state, restore_random_state, seed_global_draws
 from budgetnet.tasks import Output, Task
 from budgetnet.training.conditions import changed, conditions
 from budgetnet.training.forecast import course
@@ -229,10 +227,7 @@ class Learner(pl.LightningModule):
         self.results.clear()
         self._start_compiling()
         # dropout and other random layers draw the same numbers in this epoch when the run is resumed
-        seed = keyed_seed("network", self.data.seed, self.current_epoch, self.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        seed_global_draws(keyed_seed("network", self.data.seed, self.current_epoch, self.global_rank))
 
     def collect(self) -> None:
         """Add the steps of all processes since the last call to the totals of the epoch. All processes must call.
@@ -384,7 +379,7 @@ class Learner(pl.LightningModule):
 
     def keep_random_state(self) -> None:
         """Put the random states of all processes into the next checkpoint, as one within an epoch needs them."""
-        self._random_state = self.processes.gather(_random_state(self.device))
+        self._random_state = self.processes.gather(random_state(self.device))
 
     def on_fit_start(self) -> None:
         self.method.begin()
@@ -394,27 +389,4 @@ class Learner(pl.LightningModule):
             self._start_compiling()
         states, self._random_state = self._random_state, None
         if states is not None and self.global_rank < len(states):
-            _restore(states[self.global_rank], self.device)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """The states of all random number generators of this process, as plain values and tensors."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    states = {
-        "cpu": torch.get_rng_state(),
-        "numpy": (name, np.asarray(keys).tolist(), *rest),
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore(state: dict[str, Any], device: torch.device) -> None:
-    """Restore the states given by `_random_state`."""
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))
-    random.setstate(state["python"])
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+            restore_random_state(states[self.global_rank], self.device)
