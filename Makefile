@@ -39,6 +39,15 @@ zoo: .venv/ready .venv/zoo
 .venv/zoo: .venv/ready  # torchvision is built for another torch: it stays out of the environment
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.29.1
 
+peers: .venv/ready .venv/zoo .venv/peers
+	for network in vgg8 resnet20; do for cost in ours usual; do PYTHONPATH=.venv/peers:.venv/zoo $(PY) -m experiments.peers \
+	  --network $$network --cost $$cost || exit 1; done; done
+
+.venv/peers: .venv/ready  # its requirements name torchvision and newer versions than it works with
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ nvidia-modelopt==0.47.0 \
+	  torchprofile==0.0.4 pulp regex nvidia-ml-py
+	$(PY) -m pip install --quiet --disable-pip-version-check --target $@ huggingface_hub
+
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/notebook_runner.py
 

@@ -21,7 +21,7 @@ from torch import nn
 from budgetnet.data.datamodule import DataModule
 from budgetnet.reports.tables import markdown_table
 from budgetnet.runs.records import write_text
-from experiments.peers.training import PROBLEMS, Problem, accuracy, data, flops, train
+from experiments.peers.training import PROBLEMS, SHAPE, Problem, accuracy, data, flops, train
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
@@ -71,8 +71,10 @@ def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[
     for tool in tools:
         begin, counter = time.process_time(), Counter(held_out[: SCORED // len(held_out[0][0])])
         net = smaller(tool, copy.deepcopy(full), problem.limit, counter, images)
-        train(net, images, last)
         left = flops(net)
+        if left > problem.limit:
+            raise SystemExit(f"{tool} left {left:,} FLOPs of {problem.name}, where {problem.limit:,} were asked for")
+        train(net, images, last)
         rows.append({
             "network": problem.name, "cost": cost, "tool": tool, "seed": str(seed),
             "test_top1": accuracy(net, test), "val_top1": accuracy(net, held_out), "flops": left,
@@ -99,7 +101,7 @@ def counted(net: nn.Module) -> int:
     """FLOPs of the active channels of a network that is being searched."""
     from modelopt.torch.nas.utils import inference_flops
 
-    return int(inference_flops(net, torch.randn(1, 3, 16, 16), unit=1.0)) // 2  # it counts two for one
+    return int(inference_flops(net, torch.randn(SHAPE), unit=1.0)) // 2  # it counts two for one
 
 
 def smaller(

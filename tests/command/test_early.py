@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from budgetnet.methods.depth.options import INITIALISATIONS as BLOCK_INITIALISAT
 from budgetnet.methods.exits.options import CENTRINGS
 from budgetnet.methods.exits.weights import AXES
 from budgetnet.methods.growth import options
-from budgetnet.methods.growth.policy import POLICIES
+from budgetnet.methods.growth.policy import CANDIDATES
 from budgetnet.options import reads
 
 REPOSITORY = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_what_a_method_reads_and_needs_is_known_without_its_class() -> None:
         found = declared(f"{kind.__module__}.{kind.__qualname__}")
         assert found is not None and found.needs_budget == kind.needs_budget
     assert (*INITIALISATIONS, "firefly") == options.INITIALISATIONS and sorted(CENTRINGS) == sorted(AXES)
-    assert sorted(options.POLICIES) == sorted(POLICIES) and DEPTH_INITIALISATIONS == BLOCK_INITIALISATIONS
+    assert sorted(options.POLICIES) == sorted(CANDIDATES) and DEPTH_INITIALISATIONS == BLOCK_INITIALISATIONS
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,25 @@ def test_what_is_refused_early_is_refused_with_the_message_of_later(override: st
     with pytest.raises(UsageError) as late:
         parse(config)
     assert str(early.value) == str(late.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["growth.number=3"], "growth.number=3 has no effect here: it is read by growth.policy=saturation, random"),
+        (["growth.ratio=1", "growth.policy=balanced"], "growth.ratio=1 has no effect"),
+        (["growth.threshold=0.1", "growth.init=firefly"], "growth.threshold=0.1 has no effect"),
+        (["growth.cost_ratio=1", "growth.policy=random"], "is read by growth.policy=cost_aware, balanced, uniform$"),
+        (["growth.number=3", "growth.policy=saturation"], None),
+        (["growth.number=3", "growth.init=firefly"], None),  # as many candidates
+        (["growth.cost_ratio=1"], None),
+        (["growth.policy=random"], None),  # cost_ratio has its default, and was not typed
+    ],
+)
+def test_an_option_that_the_policy_does_not_read_is_refused_if_it_was_typed(
+    overrides: list[str], refused: str | None
+) -> None:
+    overrides = ["budget.flops=50%", *overrides]
+    with nullcontext() if refused is None else pytest.raises(UsageError, match=refused):
+        check_early(composed(overrides), overrides)
+    check_early(composed(overrides))

@@ -211,7 +211,7 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     ("~optim.lr", "optim.lr is missing"),
     ("~callbacks", "callbacks=None: expected a section of options"),
     ("growth.ratio=inf", "growth.ratio=inf: expected a finite number"),
-    ("growth.ratio='1e400'", "growth.ratio=inf: expected a finite number"),
+    ("growth.cost_ratio='1e400'", "growth.cost_ratio=inf: expected a finite number"),
     ("lbi.coupling=1e-308", "lbi.coupling=1e-308: expected a finite number"),
     ("epochs=" + "9" * 4000, "expected a finite number"),
     ("growth.max_width=1000000", "expected a number of channels up to 65536"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from budgetnet.command.declared import declared
-from budgetnet.command.methods import known_sections, refuse_unread, sections_read
+from budgetnet.command.methods import known_sections, refuse_unread, refuse_without_effect, sections_read
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
 from budgetnet.options import check_values, names_of, read
@@ -25,7 +25,7 @@ _SECTIONS: Mapping[str, type] = {
 
 def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UsageError for values of the sections that no method changes, for those that the method reads, for an
-    override of what it does not read, and for a missing budget.
+    override of what it does not read or what has no effect, and for a missing budget.
 
     What has another form than conf/ gives it is left to `parse`.
     """
@@ -42,7 +42,7 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
         refuse_unread(overrides, {str(config["method"].get("name")): kinds}, known_sections)
         for name, kind in kinds.items():
             if isinstance(section := config.get(name), Mapping):
-                read(kind, name, section)
+                refuse_without_effect(overrides, name, read(kind, name, section))
     for name, kind in _SECTIONS.items():
         section = config.get(name)
         if isinstance(section, Mapping) and {*section} <= names_of(kind):

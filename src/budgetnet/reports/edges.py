@@ -64,8 +64,8 @@ def probabilities(run: RunDirectory) -> Figure:
 
     rows = run.edges
     with styled():
-        names = [name for name in rows[0] if not name.startswith(("sampled_", "pruned_", "full_"))] if rows else []
-        names = [name for name in names if name not in ("epoch", "decided")]
+        others = ("epoch", "decided", "sampled_", "pruned_", "full_", "weight_")
+        names = [name for name in (rows[0] if rows else ()) if not name.startswith(others)]
         figure = new_figure(height=min(12.0, 1.6 + 0.13 * len(names)))
         axes = figure.add_subplot(title="Probabilities of edges", xlabel="epochs finished")
         if not rows:

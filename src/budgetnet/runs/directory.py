@@ -124,7 +124,9 @@ class RunDirectory:
 
     @cached_property
     def edges(self) -> list[Record]:
-        """edges.csv: epoch, fraction decided, costs and all edge probabilities, for each epoch of a search for edges.
+        """edges.csv: epoch, fraction decided, costs, all edge probabilities, and learned weights of the costs.
+
+        It has a row for each epoch of a search for edges.
 
         Raises UsageError if the file is damaged.
         """

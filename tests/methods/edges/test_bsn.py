@@ -63,6 +63,8 @@ def test_costs_sampled_pruned_and_full_stand_side_by_side(searched: Components) 
     assert int(rows[2]["pruned_flops"]) == method.training.pricing.model.flops()
     gamma = [float(rows[2][edge.name]) for edge in method.search.layout.edges]
     assert gamma == method.search.probabilities.tolist() and rows[2]["decided"] == str(method.search.decided())
+    assert rows[0]["weight_flops"] == "0.0" and float(rows[2]["weight_flops"]) > 0  # masks cost more than 40 %
+    assert float(rows[2]["weight_flops"]) == method.search.multipliers.weights()["flops"]
 
 
 @pytest.mark.parametrize("samples", [None, 4])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
 from budgetnet.methods.growth import GrowthRule, Limit, Planner
 from budgetnet.methods.growth.options import Growth
-from budgetnet.methods.growth.policy import POLICIES
+from budgetnet.methods.growth.policy import CANDIDATES
 from budgetnet.methods.plan import WidthPlan
 
 SHAPES = {"lenet5": (1, 28, 28)}
@@ -48,7 +48,7 @@ def test_no_budget_is_ever_exceeded_and_a_reached_one_is_used_to_99_percent(data
     name = data.draw(st.sampled_from(sorted(COSTS)))
     cost = COSTS[name]
     rule = {
-        "policy": data.draw(st.sampled_from(sorted(POLICIES))),
+        "policy": data.draw(st.sampled_from(sorted(CANDIDATES))),
         "threshold": data.draw(st.floats(0, 0.99)),
         "number": data.draw(st.integers(0, 40)),
         "ratio": data.draw(st.floats(0.01, 6)),

@@ -12,7 +12,7 @@ from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
 from budgetnet.costs import Budget, CostModel
 from budgetnet.errors import RunError
-from budgetnet.methods.growth.policy import POLICIES, GrowthRule, Limit, Planner
+from budgetnet.methods.growth.policy import CANDIDATES, GrowthRule, Limit, Planner
 from budgetnet.methods.pruning import allocate
 from budgetnet.methods.pruning.coupled import channels_to_keep, coupled_channels
 
@@ -42,7 +42,7 @@ def test_no_allocation_exceeds_its_budget_whatever_the_scores(backbone: str, all
         assert within({name: len(channels) for name, channels in kept.items()})
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", CANDIDATES)
 def test_no_growth_plan_exceeds_its_budget_whatever_the_saturation(policy: str) -> None:
     net = backbones.build("lenet5", num_classes=10, in_channels=1, seed_width=2)
     cost = CostModel(ChannelGraph.trace(net, torch.empty(1, 1, 28, 28)))

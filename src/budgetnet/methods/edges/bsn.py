@@ -198,7 +198,7 @@ class BSN(Method):
         return costs if self.latency is None else {**costs, "latency": self.latency}
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """A row of edges.csv: costs of sampled networks (mean), of the selected one and of all edges, and every γ."""
+        """A row of edges.csv: costs of sampled networks (mean), of the selected one and of all edges, every γ and λ."""
         if self.training.phase.final:
             return {}
         search, now, full = self.search, self.costs(), self.full
@@ -206,7 +206,9 @@ class BSN(Method):
         for kind, mean in search.means(full).items():
             record |= {f"sampled_{kind}": mean, f"pruned_{kind}": now[kind], f"full_{kind}": full[kind]}
         names = (edge.name for edge in search.layout.edges)
-        return {"edges": record | dict(zip(names, search.probabilities.tolist(), strict=True))}
+        record |= dict(zip(names, search.probabilities.tolist(), strict=True))
+        learned = search.multipliers.weights() if search.learns_weight else {}
+        return {"edges": record | {f"weight_{kind}": weight for kind, weight in learned.items()}}
 
     def facts(self) -> dict[str, Any]:
         """The graph with the probabilities and the selection, which figures need, and the costs of all edges."""

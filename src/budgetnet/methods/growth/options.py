@@ -122,6 +122,15 @@ class Growth(NewChannels, Rounds, GrowthRule):
                 f"growth.quantile={self.quantile}: expected a fraction of the filters, above 0 and below 1"
             )
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The options of conf/growth that the policy does not read, with what reads them."""
+        if self.policy not in (None, *ROUNDS_BY_COST):
+            return {"cost_ratio": f"growth.policy={', '.join(ROUNDS_BY_COST)}"}
+        others = f"growth.policy={', '.join(each for each in POLICIES if each not in ROUNDS_BY_COST)}"
+        candidates = "firefly" in (self.init, self.readout)  # as many as the rule would add
+        return {"threshold": others} | ({} if candidates else {"number": others, "ratio": others})
+
 
 @dataclass(frozen=True)
 class Bregman:

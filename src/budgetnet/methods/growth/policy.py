@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetnet.channels.graph import Graph
-from budgetnet.channels.untrained import UNBOUNDED
 from budgetnet.costs.model import CostModel
 from budgetnet.errors import RunError
 from budgetnet.methods.growth.options import ROUNDS_BY_COST, GrowthRule
@@ -78,7 +77,7 @@ class Planner:
         """
         before = self.cost.graph.widths
         open_groups = [name for name in self.max_widths if self._next(name, before[name]) <= self.max_widths[name]]
-        candidates = POLICIES[self.policy](self, open_groups, round, saturation, gradients or {})
+        candidates = CANDIDATES[self.policy](self, open_groups, round, saturation, gradients or {})
         wanted = self._wanted(before, candidates, saturation, limits)
         if self.policy == "firefly":
             wanted = self._best_scored(before, sum(wanted.values()) - sum(before.values()), open_groups, scores or {})
@@ -225,10 +224,10 @@ class Planner:
             nearest = {g: round(factor * self.proportions[g] / self.step[g]) * self.step[g] for g in candidates}
             return {**before, **{g: max(before[g], min(width, self._widest(g))) for g, width in nearest.items()}}
 
-        high = 1.0
-        while max(self._used(at(high), limits).values()) < target and high < UNBOUNDED:
+        widest = {**before, **{g: self._widest(g) for g in candidates}}
+        low, high = 0.0, 1.0
+        while max(self._used(at(high), limits).values()) < target and at(high) != widest:
             high *= 2
-        low = 0.0
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if max(self._used(at(middle), limits).values()) < target else (low, middle)
@@ -372,7 +371,7 @@ def _gradient(p: Planner, groups: Sequence[str], round: int, saturation: ByGroup
     return [name for name in groups if name in chosen]
 
 
-POLICIES: dict[str, Callable[[Planner, Sequence[str], int, ByGroup, ByGroup], list[str]]] = {
+CANDIDATES: dict[str, Callable[[Planner, Sequence[str], int, ByGroup, ByGroup], list[str]]] = {
     "saturation": _saturated,
     "cost_aware": _if_any,  # `_cost_aware` decides by how much
     "balanced": _every,  # the same with all saturations equal
