@@ -17,7 +17,8 @@ from pathlib import Path
 
 from budgetnet.errors import UsageError, in_one_line
 from budgetnet.output import keep_output
-from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row, print_table
+from budgetnet.reports.rows import Row, final_row
+from budgetnet.reports.tables import as_csv, as_markdown, print_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from budgetnet.reports.drawing import BLUE, GREY, VERMILION, in_quantities, new_figure, save, styled
-from budgetnet.reports.tables import listed, markdown_table
+from budgetnet.reports.rows import listed
+from budgetnet.reports.tables import markdown_table
 from budgetnet.runs.directory import RunDirectory, find_run_directories
 from budgetnet.runs.records import write_text
 

@@ -17,7 +17,7 @@ from typing import Any
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import checked
 from budgetnet.errors import UsageError, nearest
-from budgetnet.reports.tables import listed, settings
+from budgetnet.reports.rows import listed, settings
 from budgetnet.runs.directory import RunDirectory, is_run_directory
 from budgetnet.runs.records import write_text
 from experiments.paper.markdown import alone, beside

@@ -13,7 +13,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from budgetnet.reports.tables import Row, as_csv, as_markdown, final_row
+from budgetnet.reports.rows import Row, final_row
+from budgetnet.reports.tables import as_csv, as_markdown
 from budgetnet.runs.directory import find_run_directories
 from budgetnet.runs.records import write_text
 from budgetnet.tasks import Classification

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from budgetnet.reports.tables import Row, as_csv
+from budgetnet.reports.rows import Row
+from budgetnet.reports.tables import as_csv
 from budgetnet.tasks import Classification
 from experiments.exits_small.__main__ import BUDGETS, with_table
 

@@ -17,7 +17,8 @@ from budgetnet.command.compose import composed
 from budgetnet.data import shapes
 from budgetnet.errors import UsageError
 from budgetnet.reports.page import page
-from budgetnet.reports.tables import as_csv, final_row, header
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import as_csv, header
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.records import metric_columns
 from budgetnet.tasks import Segmentation

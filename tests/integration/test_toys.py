@@ -12,7 +12,8 @@ from killed import At, learned, rows
 from several import DDP, WATCHED, launched, of_each_rank
 
 from budgetnet.reports.page import page
-from budgetnet.reports.tables import as_csv, as_markdown, final_row
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import as_csv, as_markdown
 from budgetnet.runs.directory import RunDirectory
 
 TOYS = (

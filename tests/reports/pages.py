@@ -13,7 +13,7 @@ from typing import Any
 
 from budgetnet.errors import UsageError
 from budgetnet.reports.page import _run
-from budgetnet.reports.tables import final_row
+from budgetnet.reports.rows import final_row
 from budgetnet.runs.directory import RunDirectory
 
 MakeRun = Callable[..., Path]

@@ -15,7 +15,8 @@ from budgetnet.reports.comparison import score_against_cost
 from budgetnet.reports.drawing import BLUE, PALE
 from budgetnet.reports.edges import architecture, probabilities
 from budgetnet.reports.report import write_report
-from budgetnet.reports.tables import as_csv, cells, final_row, header
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import as_csv, cells, header
 from budgetnet.runs.directory import RunDirectory
 
 EDGES = [

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from budgetnet.reports import comparison, drawing, figures
-from budgetnet.reports.tables import Row, final_row
+from budgetnet.reports.rows import Row, final_row
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.tasks import Classification
 

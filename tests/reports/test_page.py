@@ -17,7 +17,8 @@ from pages import EVIL, Elements, MakeRun, data_of
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import pareto_front
 from budgetnet.reports.page import page
-from budgetnet.reports.tables import as_csv, cells, final_row, header
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import as_csv, cells, header
 from budgetnet.runs.directory import RunDirectory
 from src.report import main
 

@@ -12,7 +12,8 @@ from covering import covered
 from pages import EVIL, MakeRun, data_of
 
 from budgetnet.reports.page import write_page
-from budgetnet.reports.tables import final_row, header
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import header
 from budgetnet.runs.directory import RunDirectory
 
 LEARNING = ["Learning curve: loss", "Learning curve: top-1 (%)"]

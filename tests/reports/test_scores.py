@@ -18,7 +18,8 @@ from budgetnet.reports import figures
 from budgetnet.reports.comparison import score_against_cost
 from budgetnet.reports.page import page
 from budgetnet.reports.report import write_report
-from budgetnet.reports.tables import Row, as_csv, cells, final_row, header, repetitions
+from budgetnet.reports.rows import Row, final_row, repetitions
+from budgetnet.reports.tables import as_csv, cells, header
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.tasks import Classification, Metric, Segmentation
 from budgetnet.tasks.classification import TOP1

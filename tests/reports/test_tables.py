@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from budgetnet.costs.budget import format_quantity
-from budgetnet.reports.tables import as_csv, as_markdown, cells, final_row, header, print_table, repetitions
+from budgetnet.reports.rows import final_row, repetitions
+from budgetnet.reports.tables import as_csv, as_markdown, cells, header, print_table
 from budgetnet.runs.directory import RunDirectory
 
 MakeRun = Callable[..., Path]

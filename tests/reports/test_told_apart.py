@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from budgetnet.reports.tables import as_markdown, final_row
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import as_markdown
 from budgetnet.reports.told_apart import overrides_of, told_apart
 from budgetnet.runs.directory import RunDirectory
 

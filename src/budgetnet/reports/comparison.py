@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetnet.reports.drawing import COLOURS, GREY, PALE, log_quantities, new_figure, note, styled
-from budgetnet.reports.tables import Repetitions, Row, Spread, repetitions
+from budgetnet.reports.rows import Repetitions, Row, Spread, repetitions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,8 @@ def write(directory: Path) -> None:
 
 def show(directory: Path) -> None:
     """Print the final table of a run and the path of its report. Raises UsageError if its files are damaged."""
-    from budgetnet.reports.tables import final_row, print_table
+    from budgetnet.reports.rows import final_row
+    from budgetnet.reports.tables import print_table
     from budgetnet.runs.directory import RunDirectory
 
     print_table([final_row(RunDirectory(directory))])

@@ -22,7 +22,8 @@ from budgetnet.reports.drawing import (
     spread_out,
     styled,
 )
-from budgetnet.reports.tables import final_row, score_text
+from budgetnet.reports.rows import final_row
+from budgetnet.reports.tables import score_text
 from budgetnet.runs.directory import RunDirectory
 
 if TYPE_CHECKING:

@@ -22,19 +22,8 @@ from budgetnet.costs.budget import format_quantity
 from budgetnet.errors import UsageError
 from budgetnet.reports import drawing
 from budgetnet.reports.comparison import MARKERS, Panels, Point, comparable, costs_of, points, series_of
-from budgetnet.reports.tables import (
-    Column,
-    Repetitions,
-    Row,
-    columns,
-    final_row,
-    metrics_of,
-    names_beside,
-    repetitions,
-    score_text,
-    spread_text,
-    with_unit,
-)
+from budgetnet.reports.rows import Repetitions, Row, final_row, metrics_of, repetitions
+from budgetnet.reports.tables import Column, columns, names_beside, score_text, spread_text, with_unit
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.sections import affecting
 

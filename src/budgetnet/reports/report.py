@@ -11,7 +11,8 @@ from budgetnet.errors import UsageError, in_one_line
 from budgetnet.reports import drawing, edges, exits, figures, learning
 from budgetnet.reports.examples import examples
 from budgetnet.reports.filters import first_layer_filters
-from budgetnet.reports.tables import as_markdown, final_row, markdown_table, plain, score_names, score_text, with_unit
+from budgetnet.reports.rows import final_row, score_names
+from budgetnet.reports.tables import as_markdown, markdown_table, plain, score_text, with_unit
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.files import folder_within
 from budgetnet.runs.records import write_text
