@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from budgetnet import ChannelGraph
+
 
 class SqueezeExcite(nn.Module):
     """Channel attention by two 1×1 convolutions."""
@@ -47,6 +49,25 @@ class Odd(nn.Module):
         x = self.multiplied(x)
         x = x.view(x.size(0), -1)
         return self.classifier(torch.relu(self.hidden(x)))
+
+
+def odd(dtype: torch.dtype = torch.float32) -> Odd:
+    """The same weights every time, traced."""
+    torch.manual_seed(0)
+    net = Odd().to(dtype)
+    ChannelGraph.trace(net, torch.empty(1, 3, 8, 8))
+    return net
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    """Train on the same random images every time."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = next(net.parameters()).dtype
+    for _ in range(steps):
+        x = torch.randn(4, 3, 8, 8, generator=generator, dtype=dtype)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 2, 3])).backward()
+        optimizer.step()
 
 
 class Small(nn.Module):
