@@ -11,7 +11,9 @@ from PIL import Image
 
 from budgetnet.data import FolderLoader, ImageFolder, read_class_folders
 from budgetnet.data.class_folders import scan
+from budgetnet.data.datamodule import DataModule
 from budgetnet.data.folder import IMAGENET_MEAN, IMAGENET_STD, centre_crop, decode, random_crop
+from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
 
 
@@ -61,6 +63,25 @@ def test_images_of_every_size_and_mode_become_normalised_rgb_batches(folder):
     first = decode(test.path(0), centre_crop, 32)
     expected = (first / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     assert np.allclose(next(iter(loader(test)))[0][0].permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_half_of_the_training_crops_are_mirrored_unless_that_is_turned_off(folder):
+    data, mirrored = scan(folder / "train", 32), 0
+    for epoch in range(3):
+        loaders = [loader(data, augment=True, flip=flip) for flip in (True, False)]
+        for each in loaders:
+            each.epoch = epoch
+        for (images, _), (plain, _) in zip(*loaders, strict=True):
+            same = (images == plain).flatten(1).all(1)
+            assert torch.equal(torch.where(same[:, None, None, None], images, images.flip(3)), plain)
+            mirrored += int((~same).sum())
+    assert 9 <= mirrored <= 27  # of 36
+    for options, mirrors in (({}, True), ({"flip": None}, True), ({"flip": False}, False)):
+        module = DataModule(DatasetOptions(root=folder, batch_size=4, augment=options), read_class_folders)
+        module.setup()
+        assert module.train_dataloader().flip is mirrors
+    with pytest.raises(UsageError, match=r"augment.padding=2: pictures in folders are cropped"):
+        DataModule(DatasetOptions(root=folder, batch_size=4, augment={"padding": 2}), read_class_folders).setup()
 
 
 def test_evaluation_is_resize_then_centre_crop(tmp_path):

@@ -199,6 +199,8 @@ class DataModule(pl.LightningDataModule):
         padding, most = self.options.augment.get("padding", 0), min(height, width)
         if type(padding) is not int or not 0 <= padding <= most:
             raise UsageError(f"dataset.augment.padding={padding!r}: expected a whole number of pixels, 0 to {most}")
+        if padding and isinstance(train, ImageFolder):
+            raise UsageError(f"dataset.augment.padding={padding}: pictures in folders are cropped at random instead")
 
     @property
     def num_classes(self) -> int:
@@ -317,7 +319,8 @@ class DataModule(pl.LightningDataModule):
         }
         assert not isinstance(data, PictureSet)
         if isinstance(data, ImageFolder):
-            return FolderLoader(data, batch_size, augment=training, workers=self.options.workers, **options)
+            flip = self.options.augment.get("flip", True)
+            return FolderLoader(data, batch_size, augment=training, flip=flip, workers=self.options.workers, **options)
         return DeviceLoader(data, batch_size, **options, **(self.options.augment if training else {}))
 
 

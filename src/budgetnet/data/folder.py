@@ -196,8 +196,8 @@ class _BatchReader(Dataset[Batch | UsageError | RunError]):
     would receive it wrapped in the traceback of the worker.
     """
 
-    def __init__(self, data: ImageFolder, augment: bool, seed: int, epoch: int) -> None:
-        self.data, self.augment, self.key = data, augment, f"{seed}/{epoch}"
+    def __init__(self, data: ImageFolder, augment: bool, flip: bool, seed: int, epoch: int) -> None:
+        self.data, self.augment, self.flip, self.key = data, augment, flip, f"{seed}/{epoch}"
 
     def __getitem__(self, indices: Tensor) -> Batch | UsageError | RunError:
         try:
@@ -214,7 +214,7 @@ class _BatchReader(Dataset[Batch | UsageError | RunError]):
             return decode(path, centre_crop, size, self.data.exif)
         draw = random.Random(f"{self.key}/{index}")
         pixels = decode(path, lambda width, height: random_crop(width, height, draw), size, self.data.exif)
-        return pixels[:, ::-1] if draw.random() < 0.5 else pixels
+        return pixels[:, ::-1] if self.flip and draw.random() < 0.5 else pixels
 
 
 _LESS_MEMORY = "use fewer dataset.workers, a smaller dataset.batch_size or a machine with more memory"
@@ -243,8 +243,8 @@ def _soon_after() -> BaseException | None:
 class FolderLoader(ShardedLoader):
     """Batches (images float32 (N, C, H, W), labels int64 (N,)) of an image folder, on `device`.
 
-    augment: whether every image is cropped and flipped at random, as a function of (seed, epoch, image) alone, rather
-    than cropped at the centre.
+    augment: whether every image is cropped at random, and mirrored or not, as a function of (seed, epoch, image) alone,
+    rather than cropped at the centre. flip: whether half of them are mirrored then.
     workers: the number of decoding processes for each training process; 0 decodes in the training process.
 
     Images are copied to the device as uint8 and normalised there. See `ShardedLoader` for sharding and resuming.
@@ -260,6 +260,7 @@ class FolderLoader(ShardedLoader):
         mean: Sequence[float],
         std: Sequence[float],
         augment: bool = False,
+        flip: bool = True,
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int = 0,
@@ -270,11 +271,12 @@ class FolderLoader(ShardedLoader):
         workers: int = 0,
     ) -> None:
         super().__init__(len(data), batch_size, shuffle, drop_last, seed, rank, world_size)
-        self.data, self.augment, self.workers, self.device = data, augment, workers, torch.device(device)
+        self.data, self.augment, self.flip = data, augment, flip
+        self.workers, self.device = workers, torch.device(device)
         self.normalise = Normalise(mean, std, data.shape, torch.uint8, self.device, channels_last)
 
     def _load(self, parts: list[Tensor]) -> Iterator[Batch]:
-        reader = _BatchReader(self.data, self.augment, self.seed, self.epoch)
+        reader = _BatchReader(self.data, self.augment, self.flip, self.seed, self.epoch)
         pin = self.device.type == "cuda"
         loader = DataLoader(
             reader,

@@ -28,8 +28,8 @@ class DatasetOptions:
     limit_train, limit_test: the most images to use, stratified; None uses all.
     imbalance: what part of the last class is left in a long-tailed training set (`long_tailed`); validation and test
     sets stay whole. None keeps all images.
-    augment: {"padding": pixels, "flip": bool} for training batches (`DeviceLoader`). Folders have their own
-    augmentation.
+    augment: {"padding": pixels, "flip": bool} for training batches (`DeviceLoader`). Folders are cropped in their own
+    way, and mirrored unless "flip" is false. None for either is the default of the set.
     mean, std: numbers for each channel, for pixels in 0..1. None computes them on the training split, or uses those of
     ImageNet for a folder.
     workers: the number of decoding processes for a folder.
@@ -102,5 +102,6 @@ class DatasetOptions:
             raise UsageError(f"dataset.augment={self.augment!r}: expected padding and flip")
         for key in self.augment.keys() - {"padding", "flip"}:
             raise UsageError(f"dataset.augment.{key} is unknown{nearest(str(key), ('padding', 'flip'))}")
+        object.__setattr__(self, "augment", {name: each for name, each in self.augment.items() if each is not None})
         if not isinstance(self.augment.get("flip", False), bool):
             raise UsageError(f"dataset.augment.flip={self.augment['flip']!r}: expected true or false")
