@@ -27,7 +27,7 @@ from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
 from budgetnet.methods.train import Train
 from budgetnet.options import as_mapping, names_of, reads
-from budgetnet.runs.adoption import check_same
+from budgetnet.runs.adoption import check_same, of_another_folder
 from budgetnet.sections import SECTIONS, TrainerOptions, affecting, affects_result
 from experiments.paper import queue
 from experiments.paper.rows import FULL, SHORT
@@ -283,6 +283,22 @@ def test_a_run_continues_after_its_data_moved_and_its_logger_changed_and_with_no
     check_same(plain(*moved), tmp_path)
     with pytest.raises(UsageError, match=r"\(differing: dataset.limit_train, optim.lr\)"):
         check_same(plain(*moved, "optim.lr=0.5", "dataset.limit_train=10"), tmp_path)
+
+
+def test_a_run_of_another_folder_of_the_same_name_is_said_to_be_one(tmp_path: Path) -> None:
+    def plain(dataset: str, root: str) -> dict[str, object]:
+        return composed([f"dataset={dataset}", f"dataset.root={root}", "budget.flops=50%"])
+
+    def begun(config: dict[str, object]) -> Path:
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        return tmp_path
+
+    assert of_another_folder(plain("folder", "a/birds"), tmp_path) is None  # nothing has begun
+    run = begun(plain("folder", "a/birds"))
+    assert "is of dataset.root=a/birds; if b/birds holds" in str(of_another_folder(plain("folder", "b/birds"), run))
+    assert of_another_folder(plain("folder", str(Path("a/birds").resolve())), run) is None
+    run = begun(plain("cifar10", "a/data"))
+    assert of_another_folder(plain("cifar10", "b/data"), run) is None  # it has been moved
 
 
 def test_a_configuration_without_what_cannot_affect_its_result_keeps_the_rest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     end_with_parent()
     from budgetnet.command.configuration import parse
     from budgetnet.command.methods import method_class, refuse_unread
-    from budgetnet.runs.adoption import finished, finished_summary
+    from budgetnet.runs.adoption import finished, finished_summary, of_another_folder
 
     if multirun:
         refuse_several_devices(config["trainer"], command_line(["-m", *overrides, "hydra/launcher=local"]))
@@ -58,6 +59,8 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
             from budgetnet.command.plan import show_plan
 
         return show_plan(configuration, directory)
+    if launch().rank == 0 and (note := of_another_folder(configuration.plain, directory)):
+        print(note, file=sys.stderr)
     if finished(directory):
         summary = finished_summary(configuration.plain, directory)
     else:

@@ -106,6 +106,22 @@ def check_same(config: Config, directory: Path) -> None:
         )
 
 
+def of_another_folder(config: Config, directory: Path) -> str | None:
+    """A line that says so if the run in `directory` is of a dataset of the same name in another folder.
+
+    Only datasets that are named after their folder are meant: others may have been moved. None if there is no such run.
+    """
+    try:
+        before = read_yaml(directory / "config.yaml")["dataset"]["root"]
+    except (OSError, Unreadable, KeyError, TypeError):
+        return None
+    now, name = config["dataset"]["root"], config["dataset"]["name"]
+    named_after_it = all(isinstance(root, str) and Path(root).resolve().name == name for root in (before, now))
+    if not named_after_it or Path(before).resolve() == Path(now).resolve():
+        return None
+    return f"note: {directory} is of dataset.root={before}; if {now} holds other data, give run.name= a name of its own"
+
+
 def finished_summary(config: Config, directory: Path) -> dict[str, Any]:
     """The summary of a finished run. Raises UsageError if it is of another configuration, RunError if damaged."""
     check_same(config, directory)
