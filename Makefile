@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: run setup test lint soak bench zoo notebooks clean
+.PHONY: run setup test lint soak bench zoo peers notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -39,14 +39,14 @@ zoo: .venv/ready .venv/zoo
 .venv/zoo: .venv/ready  # torchvision is built for another torch: it stays out of the environment
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.29.1
 
-peers: .venv/ready .venv/zoo .venv/peers
+peers: .venv/ready .venv/zoo .venv/peers/modelopt
 	for network in vgg8 resnet20; do for cost in ours usual; do PYTHONPATH=.venv/peers:.venv/zoo $(PY) -m experiments.peers \
 	  --network $$network --cost $$cost || exit 1; done; done
 
-.venv/peers: .venv/ready  # its requirements name torchvision and newer versions than it works with
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ nvidia-modelopt==0.47.0 \
-	  torchprofile==0.0.4 pulp regex nvidia-ml-py
-	$(PY) -m pip install --quiet --disable-pip-version-check --target $@ huggingface_hub
+.venv/peers/modelopt: .venv/ready  # its requirements name torchvision and newer versions than it works with
+	$(PY) -m pip install --quiet --disable-pip-version-check --target .venv/peers huggingface_hub==2.4.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/peers nvidia-modelopt==0.47.0 \
+	  torchprofile==0.0.4 pulp==3.3.2 regex==2026.11.19 nvidia-ml-py==13.615.71
 
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) tests/notebook_runner.py

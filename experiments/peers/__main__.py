@@ -11,7 +11,7 @@ import copy
 import csv
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,8 +49,8 @@ def main() -> None:
     there = {(row["network"], row["cost"], row["seed"], row["tool"]) for row in rows}
     for seed in [] if options.table else options.seeds:
         tools = [tool for tool in TOOLS if (options.network, options.cost, str(seed), tool) not in there]
-        if tools:
-            rows += compared(PROBLEMS[options.network], options.cost, seed, options.data, tools)
+        for row in compared(PROBLEMS[options.network], options.cost, seed, options.data, tools) if tools else ():
+            rows.append(row)
             with RESULTS.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 writer.writeheader()
@@ -59,7 +59,7 @@ def main() -> None:
     write_text(HERE / "README.md", f"{before}{BEGIN}\n{table(rows)}{END}{rest.partition(END)[2]}")
 
 
-def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[str]) -> list[Row]:
+def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[str]) -> Iterator[Row]:
     """A row for each tool, all of which start from the same trained network."""
     images, full = data(root, seed), problem.network(seed)
     first, last = problem.least if cost == "ours" else (problem.usual, problem.usual)
@@ -67,7 +67,6 @@ def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[
     train(full, images, first)
     trained = time.process_time() - begin
     held_out, test = list(images.val_dataloader()), list(images.test_dataloader())
-    rows: list[Row] = []
     for tool in tools:
         begin, counter = time.process_time(), Counter(held_out[: SCORED // len(held_out[0][0])])
         net = smaller(tool, copy.deepcopy(full), problem.limit, counter, images)
@@ -75,15 +74,15 @@ def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[
         if left > problem.limit:
             raise SystemExit(f"{tool} left {left:,} FLOPs of {problem.name}, where {problem.limit:,} were asked for")
         train(net, images, last)
-        rows.append({
+        row: Row = {
             "network": problem.name, "cost": cost, "tool": tool, "seed": str(seed),
             "test_top1": accuracy(net, test), "val_top1": accuracy(net, held_out), "flops": left,
             "params": sum(each.numel() for each in net.parameters()), "train_cost": first * full_flops + last * left,
             "search_cost": round(counter.flops / 3 / images.train_size), "widths": widths(net),
             "seconds": round(trained + time.process_time() - begin), "versions": versions(tool),
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    return rows
+        }  # fmt: skip
+        print(row, flush=True)
+        yield row
 
 
 class Counter:

@@ -36,7 +36,9 @@ def main() -> None:
             write_text(own / "runs.csv", as_csv(rows))
             write_text(own / "table.md", after)
             readme = (HERE / "README.md").read_text(encoding="utf-8")
-            write_text(HERE / "README.md", readme.replace(before, after) if before in readme else f"{readme}\n{after}")
+            if before not in readme:
+                raise SystemExit(f"README.md does not hold the table of {own / 'runs.csv'}: put it there")
+            write_text(HERE / "README.md", readme.replace(before, after))
 
 
 def committed(folder: Path) -> list[Row]:

@@ -22,6 +22,7 @@ from budgetnet.command.methods import (
     refuse_unread,
     typed,
 )
+from budgetnet.command.names import named_after_folder
 from budgetnet.command.sweeps import methods_of_sweep
 from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
@@ -297,8 +298,8 @@ def test_a_run_of_another_folder_of_the_same_name_is_said_to_be_one(tmp_path: Pa
     run = begun(plain("folder", "a/birds"))
     assert "is of dataset.root=a/birds; if b/birds holds" in str(of_another_folder(plain("folder", "b/birds"), run))
     assert of_another_folder(plain("folder", str(Path("a/birds").resolve())), run) is None
-    run = begun(plain("cifar10", "a/data"))
-    assert of_another_folder(plain("cifar10", "b/data"), run) is None  # it has been moved
+    assert of_another_folder(plain("folder", "b/birds"), begun({"dataset": {"root": "a\0"}})) is None  # damaged
+    assert named_after_folder(["seed=1", "dataset=folder"]) and not named_after_folder(["dataset=imagenet"])
 
 
 def test_a_configuration_without_what_cannot_affect_its_result_keeps_the_rest() -> None:

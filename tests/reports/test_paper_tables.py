@@ -18,6 +18,7 @@ from budgetnet.backbones.resnet_cifar import DEPTHS, CifarResNet, full_widths
 from budgetnet.channels import ChannelGraph
 from budgetnet.command.compose import CONF, composed, plain
 from budgetnet.command.configuration import checked
+from budgetnet.command.early import check_early
 from budgetnet.costs import CostModel
 from budgetnet.costs.exits import ExitCosts
 from experiments.paper.tables import FULL, SHORT, find_table
@@ -69,7 +70,9 @@ def test_every_row_with_overrides_can_be_run(name: str, length: str) -> None:
     for row in table.rows.values():
         assert bool(row.overrides) == bool(row.short)
         if row.overrides:
-            config = checked(composed(overrides_of(table, row.row, length)))
+            overrides = overrides_of(table, row.row, length)
+            check_early(composed(overrides), overrides)
+            config = checked(composed(overrides))
             seen += 1
             method, epochs, finetune = config["method"]["name"], config["epochs"], config["finetune"]["epochs"]
             assert config["run"]["experiment"] == name
@@ -79,6 +82,8 @@ def test_every_row_with_overrides_can_be_run(name: str, length: str) -> None:
             assert config["backbone"]["name"] == begins
             if method in ("adenel", "autogrow"):
                 assert config["growth"]["epochs_per_round"] + finetune <= epochs
+            elif method == "grow_prune":
+                assert finetune < epochs
             elif method not in ("train", "replay"):
                 assert config["prune"]["epochs"] + finetune <= epochs
             if length == SHORT:

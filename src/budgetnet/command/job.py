@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetnet.command.names import SWEEP, command_line, run_directory
+from budgetnet.command.names import SWEEP, command_line, named_after_folder, run_directory
 from budgetnet.errors import UsageError
 from budgetnet.processes.launch import end_with_parent, launch
 
@@ -59,7 +59,8 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
             from budgetnet.command.plan import show_plan
 
         return show_plan(configuration, directory)
-    if launch().rank == 0 and (note := of_another_folder(configuration.plain, directory)):
+    note = of_another_folder(configuration.plain, directory) if named_after_folder(overrides) else None
+    if note is not None and launch().rank == 0:
         print(note, file=sys.stderr)
     if finished(directory):
         summary = finished_summary(configuration.plain, directory)

@@ -29,6 +29,14 @@ def program_module() -> str:
     return "src.run" if program() == _CHECKOUT else "budgetnet.command.main"
 
 
+_OF_A_FOLDER = ("dataset=folder", "+dataset=folder")
+
+
+def named_after_folder(overrides: Iterable[str]) -> bool:
+    """Whether the dataset, and with it the run, is named after the folder of the pictures."""
+    return any(each in _OF_A_FOLDER for each in overrides)
+
+
 def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     """The directory of a run: `run.dir`, or else root/experiment/name. The name defaults to `run_name(overrides)`.
 
@@ -37,10 +45,7 @@ def run_directory(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     run = config["run"]
     if run["dir"] is not None:
         return Path(run["dir"])
-    named = [
-        f"dataset={config['dataset']['name']}" if each in ("dataset=folder", "+dataset=folder") else each
-        for each in overrides
-    ]
+    named = [f"dataset={config['dataset']['name']}" if each in _OF_A_FOLDER else each for each in overrides]
     return Path(run["root"], run["experiment"], run["name"] or run_name(named))
 
 

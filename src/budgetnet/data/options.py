@@ -29,7 +29,7 @@ class DatasetOptions:
     imbalance: what part of the last class is left in a long-tailed training set (`long_tailed`); validation and test
     sets stay whole. None keeps all images.
     augment: {"padding": pixels, "flip": bool} for training batches (`DeviceLoader`). Folders are cropped in their own
-    way, and mirrored unless "flip" is false. None for either is the default of the set.
+    way, and mirrored unless "flip" is false. None is as if it were left out.
     mean, std: numbers for each channel, for pixels in 0..1. None computes them on the training split, or uses those of
     ImageNet for a folder.
     workers: the number of decoding processes for a folder.

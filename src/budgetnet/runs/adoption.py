@@ -107,19 +107,17 @@ def check_same(config: Config, directory: Path) -> None:
 
 
 def of_another_folder(config: Config, directory: Path) -> str | None:
-    """A line that says so if the run in `directory` is of a dataset of the same name in another folder.
-
-    Only datasets that are named after their folder are meant: others may have been moved. None if there is no such run.
-    """
+    """A line that says so if the run in `directory` is of another dataset.root; None if there is no such run."""
+    now = config["dataset"]["root"]
     try:
         before = read_yaml(directory / "config.yaml")["dataset"]["root"]
-    except (OSError, Unreadable, KeyError, TypeError):
+        if Path(before).resolve() == Path(now).resolve():
+            return None
+    except (OSError, Unreadable, KeyError, TypeError, ValueError):  # as it is damaged, it is refused later
         return None
-    now, name = config["dataset"]["root"], config["dataset"]["name"]
-    named_after_it = all(isinstance(root, str) and Path(root).resolve().name == name for root in (before, now))
-    if not named_after_it or Path(before).resolve() == Path(now).resolve():
-        return None
-    return f"note: {directory} is of dataset.root={before}; if {now} holds other data, give run.name= a name of its own"
+    return (
+        f"note: {directory} is of dataset.root={before}; if {now} holds other data, choose another run.dir or run.name"
+    )
 
 
 def finished_summary(config: Config, directory: Path) -> dict[str, Any]:

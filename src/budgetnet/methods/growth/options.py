@@ -128,8 +128,9 @@ class Growth(NewChannels, Rounds, GrowthRule):
         if self.policy not in (None, *ROUNDS_BY_COST):
             return {"cost_ratio": f"growth.policy={', '.join(ROUNDS_BY_COST)}"}
         others = f"growth.policy={', '.join(each for each in POLICIES if each not in ROUNDS_BY_COST)}"
-        candidates = "firefly" in (self.init, self.readout)  # as many as the rule would add
-        return {"threshold": others} | ({} if candidates else {"number": others, "ratio": others})
+        if "firefly" in (self.init, self.readout):  # as many candidates as the rule would add
+            return {"threshold": others}
+        return {"threshold": others} | dict.fromkeys(("number", "ratio"), f"{others}, growth.init=firefly")
 
 
 @dataclass(frozen=True)
