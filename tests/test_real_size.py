@@ -27,3 +27,12 @@ def test_a_run_replaces_the_one_of_its_name_and_stands_beside_its_other_seeds() 
     after = rows.merged(before, [other, again])
     assert [row.name for row in after if row.settings == again.settings][-1] == other.name
     assert len(after) == len(before) + 1 and after[0].flops == 1
+
+
+def test_a_table_takes_the_place_of_the_one_before_or_stands_at_the_end() -> None:
+    before = rows.committed(FOLDERS[0])
+    table, fewer = as_markdown(before), as_markdown(before[:-1])
+    assert rows.with_table(f"a\n{fewer}b\n", "net", before[:-1], before) == f"a\n{table}b\n"
+    assert rows.with_table(f"a\n{table}b\n", "other", [], before) == f"a\n{table}b\n\nother:\n\n{table}"
+    with pytest.raises(SystemExit, match="does not hold the table of net"):
+        rows.with_table("a\n", "net", before, before)

@@ -27,18 +27,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.real_size", description=__doc__)
     parser.add_argument("folder", type=Path, help="holds a folder of run directories for each backbone")
     for folder in sorted(path for path in parser.parse_args().folder.iterdir() if path.is_dir()):
-        own = HERE / folder.name
         found = [row for row in map(final_row, find_run_directories([folder])) if row.finished]
         if found:
+            own = HERE / folder.name
+            before = committed(own)
+            after = merged(before, found)
+            readme = with_table((HERE / "README.md").read_text(encoding="utf-8"), folder.name, before, after)
             own.mkdir(exist_ok=True)
-            rows = merged(committed(own), found)
-            before, after = as_markdown(committed(own)), as_markdown(rows)
-            write_text(own / "runs.csv", as_csv(rows))
-            write_text(own / "table.md", after)
-            readme = (HERE / "README.md").read_text(encoding="utf-8")
-            if before not in readme:
-                raise SystemExit(f"README.md does not hold the table of {own / 'runs.csv'}: put it there")
-            write_text(HERE / "README.md", readme.replace(before, after))
+            write_text(own / "runs.csv", as_csv(after))
+            write_text(own / "table.md", as_markdown(after))
+            write_text(HERE / "README.md", readme)
+
+
+def with_table(readme: str, backbone: str, before: Sequence[Row], after: Sequence[Row]) -> str:
+    """The README with a table in place of another, or with a table more at its end if there was none."""
+    if not before:
+        return f"{readme}\n{backbone}:\n\n{as_markdown(after)}"
+    if as_markdown(before) not in readme:
+        raise SystemExit(f"README.md does not hold the table of {backbone}/runs.csv: put it there")
+    return readme.replace(as_markdown(before), as_markdown(after))
 
 
 def committed(folder: Path) -> list[Row]:
