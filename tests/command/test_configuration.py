@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -23,7 +24,7 @@ from budgetnet.command.methods import (
     typed,
 )
 from budgetnet.command.names import named_after_folder
-from budgetnet.command.sweeps import methods_of_sweep
+from budgetnet.command.sweeps import check_overrides, methods_of_sweep
 from budgetnet.costs import Budget
 from budgetnet.errors import UsageError
 from budgetnet.methods.train import Train
@@ -245,6 +246,28 @@ def test_a_sweep_knows_its_methods(overrides: list[str], methods: list[str] | No
 def test_a_sweep_knows_the_methods_that_its_experiment_lists() -> None:
     listed = methods_of_sweep(_composed_sweep(["experiment=methods"]), ["experiment=methods"])
     assert listed is not None and {"adenel", "l1", "autogrow"} <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["growth.ratio=0.1,0.3"], r"growth.ratio=0.1,0.3 has no effect here: it is read by growth.policy=saturation"),
+        (["growth.ratio=0.1,0.3", "growth.policy=uniform,balanced"], "growth.ratio=0.1,0.3 has no effect"),
+        (["growth.number=range(1,4)", "growth.policy=null,cost_aware"], "growth.number=range"),
+        (["growth.ratio=0.1,0.3", "growth.policy=uniform,random"], None),  # random reads it
+        (["growth.number=3", "growth.init=split,firefly"], None),
+        (["growth.ratio=0.1,0.3", "growth.policy=random"], None),
+        (["growth.ratio=0.1,0.3", "growth.policy=nothing,uniform"], None),  # the job fails by itself
+        (["growth.number=interval(1,4)"], None),  # nobody lists them
+        (["method=adenel,l1", "growth.ratio=0.1"], None),
+        (["experiment=methods_short", "method=l1", "seed=0,1"], None),
+    ],
+)
+def test_what_has_no_effect_in_any_job_of_a_sweep_is_refused_before_it(
+    overrides: list[str], refused: str | None
+) -> None:
+    with nullcontext() if refused is None else pytest.raises(UsageError, match=refused):
+        check_overrides(_composed_sweep(overrides), overrides)
 
 
 def _composed_sweep(overrides: list[str]):  # type: ignore[no-untyped-def]

@@ -118,16 +118,16 @@ def refuse_unread(
             raise UsageError(f"{override}: {_named(chosen)} does not read {option}; read by {_named(others)}")
 
 
-def refuse_without_effect(overrides: Sequence[str], section: str, values: Any) -> None:
+def refuse_without_effect(overrides: Sequence[str], section: str, *values: Any) -> None:
     """Refuse overrides of options of a section that its other options leave without effect.
 
-    values: the value object of the section; such options are the keys of its attribute `unread`, if it has one, and who
-    reads them the values. Raises UsageError.
+    values: the value object of the section, in every run if there are several; such options are the keys of its
+    attribute `unread`, if it has one, and who reads them the values. Raises UsageError.
     """
-    stated = typed(overrides)
-    for name, reader in getattr(values, "unread", {}).items():
-        if f"{section}.{name}" in stated:
-            raise UsageError(f"{stated[f'{section}.{name}']} has no effect here: it is read by {reader}")
+    unread = [getattr(each, "unread", {}) for each in values]
+    for name, reader in unread[0].items() if unread else ():
+        if (override := typed(overrides).get(f"{section}.{name}")) and all(name in each for each in unread):
+            raise UsageError(f"{override} has no effect here: it is read by {reader}")
 
 
 def refuse_unmet(budget: Budget, name: str, method: type) -> None:

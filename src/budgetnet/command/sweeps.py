@@ -10,21 +10,23 @@ import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from budgetnet.command.explain import explain
 from budgetnet.command.job import refuse_several_devices
-from budgetnet.command.methods import known_sections, refuse_unread, typed
+from budgetnet.command.methods import known_sections, refuse_unread, refuse_without_effect, typed
 from budgetnet.command.names import SWEEP as SWEEP
 from budgetnet.command.names import program, run_name, sweep_name
 from budgetnet.errors import UsageError
+from budgetnet.options import read
 from budgetnet.processes.launch import launch
 from budgetnet.runs.files import append_to
 from budgetnet.runs.locking import exclusive
@@ -111,7 +113,7 @@ class SweepStart(Callback):
         try:
             _refuse(config)
             overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
-            _refuse_unread(config, overrides)
+            check_overrides(config, overrides)
             folder = Path(str(config.run.root), ".sweep", sweep_name(str(config.run.experiment), overrides))
             os.environ[SWEEP] = str(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -144,12 +146,39 @@ def _refuse(config: DictConfig) -> None:
         refuse_several_devices(config.trainer, _with_local_launcher())
 
 
-def _refuse_unread(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UsageError for an override that none of the sweep's methods reads, if it is known which those are."""
+def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UsageError for an override that none of the sweep's methods reads, if it is known which those are.
+
+    Of one method: for an override, too, that has no effect in any of the sweep's jobs.
+    """
     if typed(overrides) and (names := methods_of_sweep(config, overrides)) is not None:
         known = known_sections()
         if known.keys() >= set(names):
             refuse_unread(overrides, {name: known[name] for name in names}, lambda: known)
+            if len(names) == 1:
+                for section, kind in known[names[0]].items():
+                    refuse_without_effect(overrides, section, *values_of_jobs(config, overrides, section, kind))
+
+
+def values_of_jobs(config: DictConfig, overrides: Sequence[str], section: str, kind: type) -> list[Any]:
+    """A section as each job of a sweep has it, as value objects of a class.
+
+    It is empty if the jobs cannot be listed, or if one of them will fail by a value out of range.
+    """
+    swept = [
+        each
+        for each in _parsed(config, overrides)
+        if each.key_or_group.startswith(f"{section}.") and each.is_sweep_override()
+    ]
+    if section not in config or not all(isinstance(each.value(), (list, ChoiceSweep, RangeSweep)) for each in swept):
+        return []
+    names = [each.key_or_group.partition(".")[2] for each in swept]
+    jobs = product(*(each.sweep_iterator() for each in swept))
+    try:
+        values = OmegaConf.to_container(config[section], resolve=True)
+        return [read(kind, section, cast(dict[str, Any], values) | dict(zip(names, job, strict=True))) for job in jobs]
+    except (UsageError, OmegaConfBaseException):
+        return []
 
 
 def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] | None:
@@ -157,9 +186,7 @@ def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] 
 
     None if they are unknown: there is an override of `_target_`, or they cannot be listed.
     """
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    listed = [f"{key}={value}" for key, value in params.items()]
-    parsed = OverridesParser.create().parse_overrides([*map(str, listed), *overrides])
+    parsed = _parsed(config, overrides)
     if any(each.key_or_group == "method._target_" for each in parsed):
         return None
     swept = [each for each in parsed if each.key_or_group == "method"]
@@ -168,6 +195,12 @@ def methods_of_sweep(config: DictConfig, overrides: Sequence[str]) -> list[str] 
     if not swept[-1].is_sweep_override():
         return [str(swept[-1].value())]
     return list(swept[-1].sweep_string_iterator()) if isinstance(swept[-1].value(), (list, ChoiceSweep)) else None
+
+
+def _parsed(config: DictConfig, overrides: Sequence[str]) -> list[Override]:
+    """What the sweep of an experiment lists, then the overrides."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    return OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *overrides])
 
 
 def _with_local_launcher() -> str:
