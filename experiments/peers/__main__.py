@@ -1,4 +1,4 @@
-"""python -m experiments.peers --data DIR [--network vgg8] [--cost ours|usual] [--seeds 0 1 2]
+"""python -m experiments.peers --data DIR [--network vgg8] [--cost ours|usual|example] [--seeds 0 1 2]
 
 Train a full network, let each tool bring it to the budget, train what is left, and write a row for each to results.csv.
 Rows that are there are not made again. --table writes the table of README.md alone.
@@ -28,6 +28,7 @@ RESULTS = HERE / "results.csv"
 BEGIN, END = "<!-- the table, by python -m experiments.peers --table -->", "<!-- end of the table -->"
 COLUMNS = ("network", "cost", "tool", "seed", "test_top1", "val_top1", "flops", "params", "train_cost", "search_cost",
            "seconds", "widths", "versions")  # fmt: skip
+COSTS = ("ours", "usual", "example")
 TOOLS = ("Torch-Pruning", "FastNAS")
 SCORED = 1000
 """Held-out images on which FastNAS scores a candidate; its guide says to take a part of them."""
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=__doc__)
     parser.add_argument("--data", default="data")
     parser.add_argument("--network", choices=PROBLEMS, default="vgg8")
-    parser.add_argument("--cost", choices=("ours", "usual"), default="ours")
+    parser.add_argument("--cost", choices=COSTS, default="ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
 def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[str]) -> Iterator[Row]:
     """A row for each tool, all of which start from the same trained network."""
     images, full = data(root, seed), problem.network(seed)
-    first, last = problem.least if cost == "ours" else (problem.usual, problem.usual)
+    first, last = getattr(problem, cost)
     begin, full_flops = time.process_time(), flops(full)
     train(full, images, first)
     trained = time.process_time() - begin

@@ -23,14 +23,15 @@ CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 class Problem:
     """A network, its budget of FLOPs, and how long everything may take.
 
-    least: epochs of the full network and of what is left of it that cost as much in all as a run of the study does, or
-    up to 5 % less. usual: epochs of the full network, and of what is left of it: those of the study's fixed networks.
+    ours: epochs of the full network and of what is left of it that cost as much in all as a run of the study does, or
+    up to 5 % less. usual: those of the study's fixed networks. example: those of FastNAS's notebook.
     """
 
     name: str
     limit: int
-    least: tuple[int, int]
-    usual: int = 20
+    ours: tuple[int, int]
+    usual: tuple[int, int] = (20, 20)
+    example: tuple[int, int] = (120, 120)
 
     def network(self, seed: int) -> nn.Module:
         """The full network, untrained."""
@@ -39,8 +40,8 @@ class Problem:
 
 
 PROBLEMS = {
-    "vgg8": Problem("vgg8", limit=1_200_000, least=(5, 5)),
-    "resnet20": Problem("resnet20", limit=4_000_000, least=(5, 7)),
+    "vgg8": Problem("vgg8", limit=1_200_000, ours=(5, 5)),
+    "resnet20": Problem("resnet20", limit=4_000_000, ours=(5, 7)),
 }
 
 
