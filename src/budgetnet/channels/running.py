@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,71 +16,24 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from budgetnet.channels.calls import (
-    NOT_THE_USERS,
-    Call,
-    Cost,
-    Event,
-    Place,
-    collect,
-    leaves,
-    name_of,
-    one_device,
-)  # fmt: skip
+from budgetnet.channels.calls import Call, Cost, Event, Place, collect, leaves, name_of, one_device
+from budgetnet.channels.findings import Findings
 from budgetnet.channels.graph import GraphError
-from budgetnet.channels.labels import Carried, Labels, Plane, vector_plane
 from budgetnet.channels.prices import PRICED, Price, metered, price
 
 Rule = Callable[["Run", Call], Any]
 
 
-class Run(TorchFunctionMode):
-    """Everything that one trace finds; used for several passes of one model (eval, training), which are joined.
-
-    axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels; numbers: the same, of
-    modules that are none of torch's layers. reads: the dimension of
-    a weight along which it reads, where that is not 1. producers, consumers: (module, labels) in order of execution.
-    """
+class Run(Findings, TorchFunctionMode):
+    """One trace; used for several passes of one model (eval, training), whose findings are joined."""
 
     def __init__(self, model: nn.Module, rules: Mapping[str, Rule | None], frozen: frozenset[str]) -> None:
-        super().__init__()
-        self.model, self.rules, self.frozen = model, rules, frozen
-        self.labels = Labels()
-        self.names: dict[int, str] = {}
-        self.modules: dict[str, nn.Module] = {}
-        self.axes: dict[str, dict[int, Tensor]] = {}
-        self.parts: dict[str, int] = {}
-        self.attributes: dict[tuple[str, str], Tensor] = {}
-        self.numbers: dict[tuple[str, str], Tensor] = {}
-        self.reads: dict[str, int] = {}
-        self.producers: list[tuple[str, str, Tensor]] = []
-        self.consumers: list[tuple[str, Tensor]] = []
-        self.costs: list[Cost] = []
-        self.joins: list[tuple[Tensor, Tensor]] = []
-        self.residual = False
-        self.norms: list[tuple[str, str, Tensor]] = []  # (layer, norm behind it, what lies between)
-        self.events: list[Event] = []
-        self.refused: list[tuple[Place, str]] = []
-        self.fixed: list[tuple[Place, str, Tensor]] = []  # what an operation keeps as it is, and why
-        self.found_frozen: set[str] = set()
-        self.stack: list[tuple[str, nn.Module]] = []
-        self.counting = True
+        Findings.__init__(self, model, frozen)
+        TorchFunctionMode.__init__(self)
+        self.rules = rules
         self.paused = False
         self.failed_at = -1
         self.images = 1
-        self.learn()
-
-    def learn(self) -> None:
-        """Know the tensors of the model by name; anew after one was replaced."""
-        self.modules = dict(self.model.named_modules())
-        self.names = {}
-        for path, module in self.modules.items():
-            for store in (module._parameters, module._buffers):
-                for leaf, tensor in store.items():
-                    if tensor is not None:
-                        self.names.setdefault(id(tensor), f"{path}.{leaf}" if path else leaf)
-
-    # -- running ----------------------------------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -164,23 +115,6 @@ class Run(TorchFunctionMode):
         self._pay(cost, call.tensors)
         return out
 
-    @staticmethod
-    def line() -> tuple[str, int]:
-        """File and number of the line of the user's code that is being run."""
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
-            frame = frame.f_back
-        return frame.f_code.co_filename, frame.f_lineno
-
-    def place(self, operation: str) -> Place:
-        """Where the operation that is being run stands."""
-        file, line = self.line()
-        module, own = "", True
-        if self.stack:
-            own = not type(self.stack[-1][1]).__module__.startswith("torch.nn.")
-            module = self.stack[-1][0]
-        return Place(operation, module, file, line, own)
-
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Know which module is being run, and do not look into frozen ones."""
@@ -231,148 +165,6 @@ class Run(TorchFunctionMode):
             return out
 
         return run
-
-    # -- what tensors carry -----------------------------------------------------------------------------------------
-
-    def known(self, tensor: Tensor) -> Carried:
-        """What is known of a tensor; parameters get labels when they are first used outside a layer."""
-        found: Carried | None = getattr(tensor, "_carried", None)
-        if found is not None:
-            return found
-        name = self.names.get(id(tensor))
-        if name is None or not tensor.is_floating_point() or tensor.numel() < 2:
-            return Carried(image=name is None and tensor.is_meta)
-        planes = []
-        for dim in self.dimensions(name, tensor):
-            if tensor.shape[dim] > 1 or dim in self.axes.get(name, {}):
-                planes.append(vector_plane(self.axis(name, dim, self.labels.new(tensor.shape[dim])), dim, tensor.dim()))
-        carried = Carried(tuple(planes), image=False)
-        tensor._carried = carried  # type: ignore[attr-defined]
-        return carried
-
-    def dimensions(self, name: str, tensor: Tensor) -> range:
-        """Along which a parameter may have channels: the kernel of a convolution has none, nor a part of its inputs."""
-        path, _, leaf = name.rpartition(".")
-        module = self.modules.get(path)
-        if leaf == "weight" and isinstance(module, nn.modules.conv._ConvNd):
-            return range(2 if module.groups == 1 else 1)
-        return range(tensor.dim())
-
-    def of_image(self, *tensors: Tensor) -> bool:
-        """Whether something of this is computed from the input, not of weights alone."""
-        return any(self.known(tensor).image for tensor in tensors)
-
-    def carry(
-        self,
-        tensor: Tensor,
-        planes: Sequence[Plane],
-        blank: bool = False,
-        image: bool = True,
-        spread: frozenset[int] = frozenset(),
-    ) -> Tensor:
-        tensor._carried = Carried(tuple(planes), blank, image, spread)  # type: ignore[attr-defined]
-        return tensor
-
-    def keep(self, tensor: Tensor, place: Place, why: str) -> None:
-        """The channels of a tensor stay as they are."""
-        for plane in self.known(tensor).planes:
-            self.keep_labels(plane.labels, place, why)
-
-    def keep_labels(self, labels: Tensor, place: Place | str, why: str) -> None:
-        place = self.place(place) if isinstance(place, str) else place
-        self.fixed.append((place, why, labels.reshape(-1).clone()))
-        self.labels.freeze(labels)
-
-    def vector(self, tensor: Tensor, dim: int, operation: str, strict: bool = True) -> Tensor:
-        """(size,) labels along a dimension. strict: labels that vary along others only are kept as they are."""
-        dim %= tensor.dim()
-        found: Tensor | None = None
-        for plane in self.known(tensor).planes:
-            if dim in plane.dims:
-                rows = plane.labels.movedim(dim, 0).reshape(plane.labels.shape[dim], -1)
-                if rows.shape[1] > 1:
-                    self.labels.unite(rows[:, :1], rows)
-                if found is None:
-                    found = rows[:, 0]
-                else:
-                    self.labels.unite(found, rows[:, 0])
-            elif strict:
-                self.keep_labels(plane.labels, operation, "works across its channels")
-        return torch.zeros(tensor.shape[dim], dtype=torch.int64) if found is None else found
-
-    def axis(self, name: str, dim: int, vector: Tensor) -> Tensor:
-        """These labels lie along a dimension of a parameter or buffer; those that already do are joined to them."""
-        known = self.axes.setdefault(name, {}).setdefault(dim, vector)
-        if known is not vector:
-            self.labels.unite(known, vector)
-        if name in self.frozen:
-            self.found_frozen.add(name)
-            self.keep_labels(known, Place("forward", name, "", 0, True), "is frozen")
-        return known
-
-    def tensor_axis(self, tensor: Tensor | None, dim: int, vector: Tensor) -> None:
-        """The same for any tensor that an operation was given, such as the bias of a convolution."""
-        if tensor is None:
-            return
-        name = self.names.get(id(tensor))
-        if name is not None:
-            self.axis(name, dim, vector)
-            return
-        planes = [plane for plane in self.known(tensor).planes if dim in plane.dims]
-        for plane in planes:
-            shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-            self.labels.unite(plane.labels, vector.reshape(shape))
-        if not planes and not self.known(tensor).blank and tensor.shape[dim] > 1:
-            self.labels.freeze(vector)
-
-    def produce(self, tensor: Tensor, dim: int, kind: str) -> Tensor:
-        """(size,) labels of what a weight makes: new ones at its first use."""
-        name = self.names.get(id(tensor))
-        if name is None:
-            vector = None
-            for plane in self.known(tensor).planes:
-                if dim in plane.dims:
-                    vector = plane.labels.movedim(dim, 0).reshape(tensor.shape[dim], -1)
-                    self.labels.unite(vector[:, :1], vector)
-                    vector = vector[:, 0]
-            return self.labels.new(tensor.shape[dim]) if vector is None else vector
-        known = self.axes.get(name, {}).get(dim)
-        return self.labels.new(tensor.shape[dim]) if known is None else known
-
-    def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
-        """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""
-        length = math.prod(len(factor) for factor in factors)
-        for matrix, amount in ((True, cost.macs), (False, cost.other)):
-            if amount * divisor % length:
-                for factor in factors:
-                    self.keep_labels(factor, "forward", "costs what is in no proportion to its channels")
-            if amount and self.counting:
-                kept = () if amount * divisor % length else factors
-                self.costs.append(Cost(module, matrix, amount, kept, divisor if kept else 1))
-
-    def keep_products(self) -> None:
-        """Of what costs a product of more than two widths, the narrowest stay as they are."""
-        for cost in self.costs:
-            changing = [factor for factor in cost.factors if bool((self.labels.roots(factor) > 0).any())]
-            for factor in sorted(changing, key=len)[: max(0, len(changing) - 2)]:
-                place = Place("forward", cost.module, "", 0, True)
-                self.keep_labels(factor, place, "costs what is a product of more than two widths")
-
-    def made(self, tensor: Tensor, weight: Tensor) -> None:
-        """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
-        path, _, leaf = self.names.get(id(weight), "").rpartition(".")
-        if leaf == "weight":
-            tensor._layer = path  # type: ignore[attr-defined]
-
-    def normed(self, tensor: Tensor, norm: str) -> None:
-        """A norm reads this tensor."""
-        layer = getattr(tensor, "_layer", None)
-        if layer is not None:
-            self.norms.append((layer, norm, tensor))
-
-    def current(self) -> str:
-        """Path of the module that is being run."""
-        return self.stack[-1][0] if self.stack else ""
 
 
 def _on_zeros(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
