@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from budgetnet.errors import UsageError
+from budgetnet.runs.parsing import Record, blamed_on, damaged, read_arrays, read_csv, read_json_lines
 from budgetnet.runs.reading import (
     FURTHER_IN_ROUND,
     ROUND,
     SUMMARY,
     Unreadable,
     a_count,
-    a_number,
     a_score,
     a_text,
     checked,
@@ -34,11 +30,6 @@ if TYPE_CHECKING:
     from budgetnet.tasks import Metric
 
 SUMMARY_FORMAT = 1
-_MOST_BYTES = 2**30
-"""The most memory for the arrays of one file."""
-
-Record = dict[str, Any]
-Line = TypeVar("Line")
 
 
 class Sizes(NamedTuple):
@@ -73,7 +64,7 @@ class RunDirectory:
     def config(self) -> Record:
         """config.yaml: the resolved configuration. Raises UsageError if the file is damaged."""
         path = self.path / "config.yaml"
-        with _blamed_on(path):
+        with blamed_on(path):
             config = read_yaml(path)
             checked(config, {"seed": or_none(a_count)})
             return config
@@ -92,7 +83,7 @@ class RunDirectory:
         path = self.path / "task.json"
         if not path.exists():
             return (TOP1, MIOU) if any("val_miou" in row for row in self.metrics) else Classification.metrics
-        with _blamed_on(path):
+        with blamed_on(path):
             entries = read_json(read_text(path))
             try:
                 metrics = tuple(Metric(**entry) for entry in entries["metrics"])
@@ -103,7 +94,7 @@ class RunDirectory:
                 if not all(map(a_text, texts)) or not all(isinstance(truth, bool) for truth in truths):
                     raise Unreadable(f"{metric} is no metric of a task")
         if not metrics:
-            raise _damaged(path, "a task has at least one metric")
+            raise damaged(path, "a task has at least one metric")
         return metrics
 
     @cached_property
@@ -112,7 +103,7 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / "metrics.csv", required=("epoch", "phase"), texts=("phase",))
+        return read_csv(self.path / "metrics.csv", required=("epoch", "phase"), texts=("phase",))
 
     @cached_property
     def saturation(self) -> list[Record]:
@@ -120,7 +111,7 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / "saturation.csv", required=("epoch", "round"))
+        return read_csv(self.path / "saturation.csv", required=("epoch", "round"))
 
     @cached_property
     def edges(self) -> list[Record]:
@@ -131,10 +122,10 @@ class RunDirectory:
         Raises UsageError if the file is damaged.
         """
         path = self.path / "edges.csv"
-        rows = _read_csv(path, required=("epoch", "decided"))
+        rows = read_csv(path, required=("epoch", "decided"))
         for kind in [name.removeprefix("full_") for row in rows[:1] for name in row if name.startswith("full_")]:
             if not {f"sampled_{kind}", f"pruned_{kind}"} <= rows[0].keys():
-                raise _damaged(path, f"it has no column sampled_{kind} or pruned_{kind}")
+                raise damaged(path, f"it has no column sampled_{kind} or pruned_{kind}")
         return rows
 
     @property
@@ -147,15 +138,15 @@ class RunDirectory:
 
         Raises UsageError if the file is damaged.
         """
-        return _read_csv(self.path / f"{name}.csv")
+        return read_csv(self.path / f"{name}.csv")
 
     @cached_property
     def rounds(self) -> list[Record]:
         """growth.jsonl: an object per round. Raises UsageError if the file is damaged."""
         path = self.path / "growth.jsonl"
-        records = _read_json_lines(path)
+        records = read_json_lines(path)
         for number, record in enumerate(records, 1):
-            with _blamed_on(path, f"round {number}: "):
+            with blamed_on(path, f"round {number}: "):
                 checked(record, ROUND, required=True)
                 checked(record, FURTHER_IN_ROUND)
         return records
@@ -167,9 +158,9 @@ class RunDirectory:
         for record in self.rounds:
             path = self.path / "filters" / f"round_{record['round']:03d}.npz"
             if path.exists():
-                arrays = _read_arrays(path)
+                arrays = read_arrays(path)
                 if not {"weights", "selected"} <= arrays.keys():
-                    raise _damaged(path, "it holds no filters")
+                    raise damaged(path, "it holds no filters")
                 found.append((int(record["round"]), arrays["weights"], arrays["selected"]))
         return found
 
@@ -181,7 +172,7 @@ class RunDirectory:
         Raises UsageError if the file is damaged.
         """
         path = self.path / "examples.npz"
-        return _read_arrays(path) if path.exists() else {}
+        return read_arrays(path) if path.exists() else {}
 
     @cached_property
     def confusion(self) -> tuple[np.ndarray, list[str]] | None:
@@ -192,10 +183,10 @@ class RunDirectory:
         path = self.path / "confusion.npz"
         if not path.exists():
             return None
-        arrays = _read_arrays(path)
+        arrays = read_arrays(path)
         counts, names = arrays.get("counts", np.zeros(0)), arrays.get("classes", np.zeros(0))
         if counts.dtype.kind not in "iu" or counts.shape != (len(names), len(names)):
-            raise _damaged(path, "it holds no counts of pairs of classes")
+            raise damaged(path, "it holds no counts of pairs of classes")
         return counts, [str(name) for name in names]
 
     @cached_property
@@ -204,7 +195,7 @@ class RunDirectory:
         path = self.path / "summary.json"
         if not path.exists():
             return None
-        with _blamed_on(path):
+        with blamed_on(path):
             summary = read_json(read_text(path))
             if not isinstance(summary, dict) or summary.get("format") != SUMMARY_FORMAT:
                 raise Unreadable(f"expected a summary of format {SUMMARY_FORMAT}")
@@ -216,7 +207,7 @@ class RunDirectory:
         """An entry that the summary of every finished run has. Raises UsageError if it is missing."""
         summary = self.summary or {}
         if summary.get(name) is None:
-            raise _damaged(self.path / "summary.json", f"it has no {name!r}")
+            raise damaged(self.path / "summary.json", f"it has no {name!r}")
         return summary[name]
 
     @property
@@ -296,103 +287,10 @@ def find_run_directories(paths: Iterable[str | Path]) -> list[RunDirectory]:
         below = [path] if is_run_directory(path) else [config.parent for config in path.rglob("config.yaml")]
         for run in below:
             if (run / "summary.json").is_file() and not (run / "metrics.csv").is_file():
-                raise _damaged(run / "metrics.csv", "it is lost")
+                raise damaged(run / "metrics.csv", "it is lost")
         runs = [run for run in below if is_run_directory(run)]
         if not runs:
             missing = "there is no such directory" if not path.is_dir() else "expected config.yaml and metrics.csv"
             raise UsageError(f"{path} holds no run directory: {missing}; give one that python -m src.run wrote")
         found.update({run.resolve(): run for run in runs})
     return [RunDirectory(run) for run in sorted(found.values())]
-
-
-def _damaged(path: Path, problem: str) -> UsageError:
-    return UsageError(f"{path} is damaged: {problem}; restore the file or repeat the run")
-
-
-@contextmanager
-def _blamed_on(path: Path, place: str = "") -> Iterator[None]:
-    """A context in which what cannot be read is an error that names the file. Raises UsageError."""
-    try:
-        yield
-    except (OSError, Unreadable) as error:
-        raise _damaged(path, f"{place}{error}") from error
-
-
-def _read_csv(path: Path, required: Sequence[str] = (), texts: Sequence[str] = ()) -> list[Record]:
-    """The rows of a table of numbers. required: columns that every row has a value in. texts: the columns of text."""
-    if not path.exists():
-        return []
-
-    def parse(line: str) -> Record:
-        cells = next(csv.reader([line]))
-        if len(cells) != len(header):
-            raise ValueError(f"{len(cells)} cells under {len(header)} names")
-        row = {name: cell or None if name in texts else _number(cell) for name, cell in zip(header, cells, strict=True)}
-        for name, value in row.items():
-            a_kind = a_score if name.startswith(("train_", "val_", "test_")) else a_number
-            if value is not None and name not in texts and not a_kind(value):
-                raise ValueError(f"{name!r} is {cells[header.index(name)][:40]!r}, expected a number")
-        for name in required:
-            if row.get(name) is None:
-                raise ValueError(f"it has no {name!r}")
-        return row
-
-    with _blamed_on(path):
-        text = read_text(path)
-    first, _, rest = text.partition("\n")
-    header = next(csv.reader([first]), [])
-    # without its line end, the last number of a row may have lost digits
-    complete = rest[: rest.rfind("\n") + 1]
-    return _parse_lines(path, complete, parse, first_line=2)
-
-
-def _read_json_lines(path: Path) -> list[Record]:
-    def parse(line: str) -> Record:
-        record = read_json(line)
-        if not isinstance(record, dict):
-            raise ValueError("expected a JSON object")
-        return record
-
-    if not path.exists():
-        return []
-    with _blamed_on(path):
-        return _parse_lines(path, read_text(path), parse)
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name. Raises UsageError if it is damaged, or would fill the memory."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            if sum(item.file_size for item in packed.infolist()) > _MOST_BYTES:
-                raise Unreadable(f"its arrays take more than {_MOST_BYTES} bytes, which no run writes")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-
-
-def _parse_lines(path: Path, text: str, parse: Callable[[str], Line], first_line: int = 1) -> list[Line]:
-    """Parse every line, and drop the last one if it cannot be parsed.
-
-    Raises UsageError for any other line that cannot be parsed.
-    """
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), first_line) if line.strip()]
-    parsed = []
-    for number, line in lines:
-        try:
-            parsed.append(parse(line))
-        except (ValueError, csv.Error) as error:
-            if number != lines[-1][0]:
-                raise _damaged(path, f"line {number}: {error}") from error
-    return parsed
-
-
-def _number(cell: str) -> int | float | str | None:
-    if not cell:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
