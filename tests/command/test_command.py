@@ -32,6 +32,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     [
         (["backbone=resnet21"], "backbone=resnet21 is unknown; did you mean"),
         (["dataset=cifar11"], "did you mean 'cifar10'"),
+        (
+            ["backbone=my.Net"],
+            "backbone=my.Net is unknown; for a class of your own write backbone=own backbone._target_=",
+        ),
+        (["backbone=zzz"], "backbone=zzz is unknown; known: "),
+        (["backbone=own", "backbone._target_=my.Net", "backbone.w=4"], "a class of your own, write +backbone.w="),
+        (["--budget.flops=50%"], "--budget.flops=50%: options have no dashes, write budget.flops=50%"),
         (["bugdet.flops=1M"], "did you mean 'budget.flops'"),
         (["budget.flop=1M"], "did you mean 'budget.flops'"),
         (["growth.polcy=uniform"], "did you mean 'growth.policy'"),

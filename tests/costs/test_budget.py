@@ -224,6 +224,19 @@ def test_a_budget_below_the_seed_names_both_numbers_and_a_smaller_seed() -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("flops", "end"),
+    [
+        (10_000_000, "raise it or choose a smaller growth.seed_width, or x"),
+        (9_999_999, "raise it, or x"),  # no seed network is within it
+    ],
+)
+def test_a_smaller_seed_is_named_only_if_one_is_within_the_budget(flops: int, end: str) -> None:
+    least = {**SEED, "flops": 10_000_000}
+    with pytest.raises(UsageError, match=f"of the seed network: {end}$"):
+        Budget(flops=flops).check(SEED, LARGEST, least, ", or x")
+
+
 def test_a_budget_above_the_largest_network_names_both_numbers_and_a_larger_width() -> None:
     with pytest.raises(UsageError) as error:
         Budget(params=1_071_947).check(SEED, LARGEST)

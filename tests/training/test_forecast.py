@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from budgetnet import backbones
 from budgetnet.channels import ChannelGraph
+from budgetnet.command import plan
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
 from budgetnet.methods.growth.growing import growth_limits
@@ -70,6 +74,33 @@ def test_networks_are_timed_without_a_change_to_the_network_or_to_what_is_drawn(
         and min(points) <= 200_000
         and all(0 < each.step < 1000 * each.evaluation for each in points.values())
     )
+
+
+def test_a_network_without_convolutions_is_timed_at_both_ends(recwarn: pytest.WarningsRecorder) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
+    ChannelGraph.trace(net, torch.empty(1, 1, 8, 8))
+    batch = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    least, full = calibrate(net, Classification(), batch, [1000.0, 64.0 * 32 + 32 * 24 + 24 * 10])
+    assert 900 < least <= 1000 and full == 64 * 32 + 32 * 24 + 24 * 10
+    assert not recwarn.list
+
+
+def test_what_a_loader_does_once_is_no_part_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    components = build(composed([*DIGITS, "method=train", "epochs=7"]), tmp_path / "run")
+    now = {"seconds": 0.0}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        now["seconds"] += 60.0  # such as starting workers
+        for batch in [(torch.rand(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64))] * 4:
+            now["seconds"] += 0.5
+            yield batch
+
+    monkeypatch.setattr(components.data, "train_dataloader", batches)
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: now["seconds"]))
+    flops = float(components.full["full_flops"])
+    monkeypatch.setattr(plan, "calibrate", lambda *_: {flops: Timed(1.0)})
+    assert components.data.options.workers == 0
+    assert plan.estimate(components) == pytest.approx(7 * 4 * (1.0 + 0.5))
 
 
 def test_the_rounds_that_growth_will_need_are_those_that_it_took(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from budgetnet.channels.calls import Call, leaves, name_of
+from budgetnet.channels.calls import Call, leaves, name_of, one_device
 
 
 class Shadow:
@@ -70,7 +70,10 @@ class QuickShapes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return Call(name_of(func), func, args, kwargs, leaves((args, kwargs))).run()
+        tensors = leaves((args, kwargs))
+        if len(tensors) > 1:
+            args, kwargs = one_device(tensors, args, kwargs)
+        return Call(name_of(func), func, args, kwargs, tensors).run()
 
 
 def set_attribute(module: nn.Module, name: str, size: int) -> None:

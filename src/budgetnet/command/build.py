@@ -121,7 +121,10 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
             weights=began,
             started=options.start_from is not None,
         )
-        phases = method.start(training)
+        try:
+            phases = method.start(training)
+        except UsageError as error:
+            raise UsageError(f"{error} ({warning})" if warning else str(error)) from error
         training.pricing.update()
         learner = Learner(method, phases, options.trainer.compile, warnings)
     if options.trainer.channels_last:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
 from budgetnet.command.header import header
-from budgetnet.command.made import imported_from
+from budgetnet.command.made import imported_from, own_files
 from budgetnet.command.refusals import refusal
 from budgetnet.data.folder import worker_death
 from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
@@ -30,6 +29,7 @@ from budgetnet.runs.adoption import finished, finished_summary, occupied
 from budgetnet.runs.best import best_epoch, lost_best
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
+from budgetnet.runs.origin import changed_files, check_facts, write_origin
 from budgetnet.runs.records import Records, write_json
 from budgetnet.tasks import described
 from budgetnet.training.callbacks.checkpoint import Checkpoint
@@ -156,8 +156,14 @@ def _train(
             for line in components.data.warnings:
                 learner.warnings.add(line)
             if components.warning is not None:
-                print(f"warning: {components.warning}", file=sys.stderr, flush=True)
+                learner.warnings.add(components.warning)
+        facts = _facts(components)
+        if checkpoint is None and trainer.is_global_zero:
+            write_origin(directory, facts, own_files(config))
         if checkpoint is not None:
+            components.processes.decide(lambda: check_facts(directory, facts))
+            for file in changed_files(directory) if trainer.is_global_zero else ():
+                learner.warnings.add(f"{file} has changed since this run began, which goes on with what it is now")
             lost = components.processes.decide(lambda: lost_best(directory, load_checkpoint(checkpoint)))
             if lost is not None:
                 _forget_best(components, lost)
@@ -175,6 +181,17 @@ def _train(
         raise KeyboardInterrupt from error
     finally:
         close_loggers(trainer.loggers)
+
+
+def _facts(components: Components) -> dict[str, Any]:
+    """What must be as it was when a run is continued: the costs of the full network, and the data."""
+    data, full = components.data, components.full
+    return {
+        "FLOPs of the full network": full["full_flops"],
+        "parameters of the full network": full["full_params"],
+        "training images": data.train_size,
+        "classes": ", ".join(data.class_names) or data.num_classes,
+    }
 
 
 def _say(components: Components, name: str, what: str) -> None:

@@ -29,7 +29,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
-        return _say(f"interrupted: {error if isinstance(error, Interrupted) else 'nothing was started'}", 130, "")
+        return _say(f"interrupted: {error if isinstance(error, Interrupted) else 'no training was under way'}", 130, "")
     if isinstance(error, Preempted):
         return _say(f"stopped {error}", 143, "")
     if launch().rank and isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -54,7 +54,9 @@ def _unknown_file(error: MissingConfigException) -> Line | None:
         return None
     group, _, name = error.missing_cfg_file.rpartition("/")
     choices = [each for each in error.options or [] if not each.startswith("_")]
-    return f"{group}={name} is unknown{nearest(name, choices)}", 2
+    if "." in name and "own" in choices:
+        return f"{group}={name} is unknown; for a class of your own write {group}=own {group}._target_={name}", 2
+    return f"{group}={name} is unknown{nearest(name, choices) or '; known: ' + ', '.join(choices)}", 2
 
 
 def _no_override(error: OverrideParseException) -> Line:
@@ -74,6 +76,8 @@ def _unknown_option(error: ConfigCompositionException) -> Line | None:
         return f"{key} does not go with the {key.partition('.')[0]} chosen: to add it, write +{key}=", 2
     if same := sorted((each for each in known if each.endswith(f".{key}")), key=_most_changed_first):
         return f"no option is called {key!r}; did you mean {' or '.join(map(repr, same[:3]))}?", 2
+    if any(word.startswith(f"{section}._target_=") for word in sys.argv):
+        return f"no option is called {key!r}: to give it to a class of your own, write +{key}=", 2
     return f"no option is called {key!r}{nearest(key, known)}", 2
 
 

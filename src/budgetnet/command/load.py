@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
 from budgetnet.methods.structure import give_structure
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory, is_run_directory
+from budgetnet.runs.origin import changed_files
 from budgetnet.runs.reading import Unreadable, a_mapping, a_text, read_json, read_text, read_yaml
 from budgetnet.tasks import Classification, Output, Segmentation, Task
 from budgetnet.tasks.multi_exit import task_of
@@ -96,6 +98,8 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     state = load_checkpoint(file)
     channels, (height, width) = len(about["mean"]), about["size"]
     shapes = _Shapes(about["num_classes"], (channels, height, width), config["dataset"]["name"])
+    for changed in changed_files(directory):
+        warnings.warn(f"{changed} has changed since the run in {directory} began", stacklevel=2)
     with _importing(of_task), torch.random.fork_rng(devices=[]):
         task = _task(config.get("task") or of_task.get("section"), about["task"])
         net = make_network(config["backbone"], shapes, task, verify=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import sysconfig
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -25,6 +27,7 @@ from budgetnet.tasks import Classification, Segmentation, Task
 from budgetnet.tasks.multi_exit import task_of
 
 Config = Mapping[str, Any]
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 Made = TypeVar("Made")
 
 
@@ -133,9 +136,16 @@ def _parameters(target: str) -> Collection[str]:
 
 
 def _check_output(name: str, net: torch.nn.Module, task: Task, outputs: int, shape: tuple[int, int, int]) -> None:
-    """Raises UsageError if the task does not take the output of a network, which is run on the meta device."""
-    with torch.no_grad(), QuickShapes():
-        output = _without_storage(net).eval()(torch.empty(2, *shape, device="meta"))
+    """Raises UsageError if the task does not take the output of a network.
+
+    It is run on the meta device, or on the CPU if it cannot run there, as one that looks at its values.
+    """
+    with torch.no_grad():
+        try:
+            with QuickShapes():
+                output = _without_storage(net).eval()(torch.empty(2, *shape, device="meta"))
+        except Exception:  # whatever a forward may raise
+            output = copy.deepcopy(net).eval()(torch.zeros(2, *shape))
     try:
         task.check(output, outputs, shape)
     except UsageError as error:
@@ -211,6 +221,33 @@ def imported_from(config: Config) -> dict[str, str]:
             path = Path(file).resolve()
             found[package] = str(path.parents[1] if path.name == "__init__.py" else path.parent)
     return found
+
+
+def own_files(config: Config) -> list[Path]:
+    """The files of the user's own code that have been imported for the `_target_`s of a configuration.
+
+    They are those of the packages of the targets or, of a module in no package, those beside it.
+    """
+    packages = {target.partition(".")[0] for target in _targets(config)} - {"budgetnet"}
+    files = {name: Path(file) for name, module in list(sys.modules.items()) if (file := _file_of(module)) is not None}
+    folders = {files[name].parent for name in packages & files.keys() if files[name].name != "__init__.py"}
+    return sorted(
+        file for name, file in files.items()
+        if name.partition(".")[0] in packages or ("." not in name and file.parent in folders and name != "__main__")
+    )  # fmt: skip
+
+
+def _targets(section: Any) -> Iterator[str]:
+    for name, value in section.items() if isinstance(section, Mapping) else ():
+        if name == "_target_" and isinstance(value, str):
+            yield value
+        yield from _targets(value)
+
+
+def _file_of(module: Any) -> str | None:
+    """The file of a module, unless it is installed: what is installed is no code of the user's."""
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) and not file.startswith(_INSTALLED) else None
 
 
 @contextmanager

@@ -19,7 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from budgetnet.command.compose import CONF, map_choices_where_read, plain, read_quickly, saved
 from budgetnet.command.explain import explain
 from budgetnet.command.names import SWEEP
+from budgetnet.errors import UsageError
 from budgetnet.output import keep_output
+
+_OF_HYDRA = ("--config-path", "--config-name", "--config-dir", "--cfg", "--package", "--info", "--experimental-rerun")
+"""What Hydra itself takes with a value."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -51,6 +55,12 @@ def _no_mode(*_: Any, **__: Any) -> None:
     """The option hydra.mode, if it is not given."""
 
 
+def _is_dashed(word: str) -> bool:
+    """Whether it is an override with dashes before it, as others take their options: --budget.flops=50%."""
+    name, equals, _ = word.partition("=")
+    return bool(equals) and name.startswith("--") and name not in _OF_HYDRA
+
+
 def _quoted(word: str) -> str:
     """An override whose value is a path that exists, in quotes if it has characters that mean something to Hydra.
 
@@ -71,6 +81,8 @@ def main() -> int:
 
         print(text())
         return 0
+    if dashed := [word for word in sys.argv[1:] if _is_dashed(word)]:
+        return explain(UsageError(f"{dashed[0]}: options have no dashes, write {dashed[0].lstrip('-')}"))
     sys.argv[1:] = map(_quoted, sys.argv[1:])
     read_quickly()
     map_choices_where_read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -21,6 +22,8 @@ def show_plan(options: Configuration, directory: Path) -> float:
     """
     components = build(options, directory)
     print(*header(components, options, directory, None), sep="\n")
+    if components.warning is not None:
+        print(f"warning: {components.warning}", file=sys.stderr, flush=True)
     seconds = estimate(components)
     print(f"time     about {duration(seconds)} of training, from {STEPS} steps that were timed")
     return seconds
@@ -43,10 +46,11 @@ def estimate(components: Components) -> float:
     training = learner.method.training
     stretches, now = learner.course(0), float(training.pricing.flops)
     net = training.net.to(training.device)
+    loader = iter(data.train_dataloader())
+    images, targets = (each.to(training.device) for each in next(loader))  # the first begins what an epoch begins once
     start = time.perf_counter()
-    batches = list(islice(iter(data.train_dataloader()), STEPS))
-    loading = (time.perf_counter() - start) / len(batches)
-    images, targets = (each.to(training.device) for each in batches[0])
+    more = len(list(islice(loader, STEPS)))
+    loading = (time.perf_counter() - start) / more if more else 0.0
     ends = {stretch.flops for stretch in stretches if stretch.epochs} if training.pricing.edge_names is None else set()
     ends = {min(ends, default=now), max(ends, default=now)} - {now}
     held_out = data.splits.validation

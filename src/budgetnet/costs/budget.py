@@ -151,20 +151,28 @@ class Budget:
         if above:
             raise RunError(f"{what} exceeds its budget, which is an error of this program: {'; '.join(above)}")
 
-    def check(self, seed: Mapping[str, int | float], largest: Mapping[str, int | float]) -> None:
+    def check(
+        self,
+        seed: Mapping[str, int | float],
+        largest: Mapping[str, int | float],
+        least: Mapping[str, int | float] | None = None,
+        further: str = "",
+    ) -> None:
         """Check that growth can reach every limit.
 
         seed: costs of the seed network, the smallest possible ones.
         largest: costs of the largest network that growth may reach. Its train cost is ignored, since training can
         always take longer.
+        least: costs of the narrowest seed network that may be chosen. further: what else would make it smaller.
         Raises UsageError, naming all limits that growth cannot reach.
         """
         problems = []
         for kind, limit in self.limits.items():
             if limit < seed[kind]:
+                narrower = " or choose a smaller growth.seed_width" if least is None or limit >= least[kind] else ""
                 problems.append(
                     f"budget.{kind}={limit:,} is below the {seed[kind]:,} of the seed network:"
-                    f" raise it or choose a smaller growth.seed_width"
+                    f" raise it{narrower}{further}"
                 )
             elif kind != "train_cost" and limit > largest[kind]:
                 problems.append(

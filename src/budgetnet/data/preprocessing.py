@@ -45,21 +45,24 @@ class Preprocessing:
         """Plain values by name."""
         return asdict(self)
 
-    def __call__(self, picture: str | Path | Tensor | np.ndarray) -> Tensor:
+    def __call__(self, picture: str | Path | Image.Image | Tensor | np.ndarray) -> Tensor:
         """Images (1, channels, height, width), as the network takes them, of a picture.
 
-        picture: a file, or pixels of 0..255, (height, width) or (height, width, channels), of the network's size unless
-        that is any.
+        picture: a file or an image of Pillow, which are cropped and resized; or pixels of 0..255, (height, width) or
+        (height, width, channels), of the network's size unless that is any.
         Raises UsageError for a file that cannot be read, pixels of another shape, and images that are no pictures.
         """
-        if not self.mode and isinstance(picture, (str, Path)):
+        if not self.mode and isinstance(picture, (str, Path, Image.Image)):
             raise UsageError(f"{picture}: this network takes images of {len(self.mean)} channels, not pictures")
-        pixels = self._read(Path(picture)) if isinstance(picture, (str, Path)) else np.asarray(picture)
+        if isinstance(picture, Image.Image):
+            pixels = self._fitted(picture)
+        else:
+            pixels = self._read(Path(picture)) if isinstance(picture, (str, Path)) else np.asarray(picture)
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
         values = pixels.astype(np.float32)
         height, width = values.shape[:2] if self.any_size and values.ndim == 3 else self.size
         if values.shape != (expected := (height, width, len(self.mean))):
-            raise UsageError(f"pixels of shape {pixels.shape}: expected {expected}, or a file")
+            raise UsageError(f"pixels of shape {pixels.shape}: expected {expected}, a file, or an image of Pillow")
         normalised = (values / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32))
 
@@ -67,15 +70,18 @@ class Preprocessing:
         """The pixels of a file, as predict.py in a run directory reads them, which has Pillow alone."""
         try:
             with Image.open(path, formats=FORMATS) as opened:
-                image = as_rgb(opened, self.exif)
-                if self.any_size:
-                    return np.asarray(image.convert(self.mode))
-                box = fitting_crop(self.size, self.crop, image.width, image.height)
-                height, width = self.size
-                small = image.convert(self.mode).resize((width, height), Image.Resampling.BILINEAR, box)
+                return self._fitted(opened)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UsageError(f"{path} cannot be read as an image ({reason})") from error
-        return np.asarray(small)
+
+    def _fitted(self, picture: Image.Image) -> np.ndarray:
+        """The pixels of a picture, turned, cropped and resized."""
+        image = as_rgb(picture, self.exif)
+        if self.any_size:
+            return np.asarray(image.convert(self.mode))
+        box = fitting_crop(self.size, self.crop, image.width, image.height)
+        height, width = self.size
+        return np.asarray(image.convert(self.mode).resize((width, height), Image.Resampling.BILINEAR, box))

@@ -85,7 +85,7 @@ class Width(Train):
             return budget.fits(self._costs(scaled_widths(graph, multiplier)))
 
         if not fits(0.0):
-            raise UsageError(f"{budget} leaves no network: one filter a layer already costs more; raise it")
+            raise UsageError(f"{budget}: one filter in every convolution that can change already costs more; raise it")
         low, high = 0.0, 1.0
         while fits(high) and high < _WIDEST:
             low, high = high, 2 * high
@@ -96,10 +96,13 @@ class Width(Train):
         return super().start(training)
 
 
-def scaled_widths(graph: ChannelGraph, multiplier: float) -> dict[str, int]:
-    """The widths of a traced network with those of convolutions times `multiplier`, rounded, at least one filter."""
+def scaled_widths(graph: ChannelGraph, multiplier: float, linear: bool = False) -> dict[str, int]:
+    """The widths of a traced network with those of convolutions times `multiplier`, rounded, at least one filter.
+
+    linear: whether those of linear layers are multiplied, too.
+    """
     widths, made = graph.widths, upsampled(graph)
     for group in graph.groups:
-        if group.kind == "convolution" or group.name in made:
+        if linear or group.kind == "convolution" or group.name in made:
             widths[group.name] = max(1, round(group.width * multiplier / group.blocks)) * group.blocks
     return widths

@@ -151,17 +151,23 @@ def _timed_epoch(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], held_
 
 
 def _scaled(net: nn.Module, flops: float) -> nn.Module:
-    """The network with the widths of its convolutions times the largest number that gives at most these FLOPs."""
+    """The network with its widths times the largest number that gives at most these FLOPs.
+
+    They are those of its convolutions, or of its linear layers if it has none.
+    """
     graph = ChannelGraph.of(net)
     model, low, high = CostModel(graph), 0.0, 64.0
+    linear = all(group.kind != "convolution" for group in graph.groups)
     if abs(model.flops() - flops) < 0.01 * flops:
         return net
     for _ in range(30):
         middle = (low + high) / 2
-        fits = model.flops(scaled_widths(graph, middle)) <= flops
+        fits = model.flops(scaled_widths(graph, middle, linear)) <= flops
         low, high = (middle, high) if fits else (low, middle)
     now = graph.widths
-    resize(net, {name: width for name, width in scaled_widths(graph, low).items() if width != now[name]}, seed=0)
+    changes = {name: width for name, width in scaled_widths(graph, low, linear).items() if width != now[name]}
+    if changes:
+        resize(net, changes, seed=0)
     return net
 
 

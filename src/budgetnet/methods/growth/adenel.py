@@ -72,7 +72,14 @@ class AdeNeL(Method):
             seed = graph.widths
         epochs = growth.epochs_per_round + self.finetune.epochs
         shortest = epochs * training.ledger.images_per_epoch * price.flops(seed)
-        training.budget.check({**price.costs(seed), "train_cost": shortest}, price.costs(largest))
+        least = price.costs(seed if training.started else seed_widths(graph, 1, growth.seed_shape, growth.linear))
+        linear = "linear" in {group.kind for group in graph.groups} and not growth.linear
+        training.budget.check(
+            {**price.costs(seed), "train_cost": shortest},
+            price.costs(largest),
+            {**least, "train_cost": shortest * least["flops"] // price.flops(seed)},
+            ", or let linear layers begin narrow and grow, too: growth.linear=true" if linear else "",
+        )
         proportions = graph.widths if growth.seed_shape == "proportional" else seed
         if not training.started:
             resize_untrained(self.net, seed, training.seed)
