@@ -198,7 +198,8 @@ def test_an_optimizer_that_keeps_parameters_elsewhere_is_refused() -> None:
             self.base = torch.optim.SGD(self.param_groups, lr=0.1)
             self.param_groups = self.base.param_groups
 
-    net, listed = hard(), torch.optim.SGD(hard().parameters(), lr=0.1)
+    net = hard()
+    listed = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(GraphError, match="optimizer Wrapper keeps parameters in 'base' too"):
         resize(net, {"0": 10}, Wrapper(list(net.parameters())))
     listed.flat = list(net.parameters())
@@ -258,3 +259,10 @@ def test_a_shuffle_keeps_every_channel_at_its_place_in_its_block() -> None:
     resize(net, {"a": 8}, init="zero_out", seed=0)
     assert torch.equal(net.a.weight[[0, 1, 2, 4, 5, 6]], filters)  # two blocks of three, each grown by one
     assert torch.equal(net.b.weight[:, :6], columns) and not net.b.weight[:, 6:].any()
+
+
+def test_the_optimizer_of_another_model_is_refused() -> None:
+    net, other = odd(), odd()
+    with pytest.raises(GraphError, match="no parameter of this model"):
+        resize(net, {"left": 7}, torch.optim.SGD(other.parameters(), 0.1))
+    assert net.left.out_channels == 5

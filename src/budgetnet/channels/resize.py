@@ -38,12 +38,13 @@ def resize(
     tensor of the parameter's shape (momentum, Adam moments, Z, Γ) moves along, zero for new channels (under net2wider
     that of the copied channel).
 
+    optimizer: the one that trains the model, if there is one already: without it, it would go on training old tensors.
     init: "he" (the paper: every new tensor entry is drawn with the fan of the grown layer), "zero_out" (He, but the
     function stays the same), "net2wider" (copies of old channels; the function stays the same unless a parameter-free
     shortcut pads or crops the group), or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
     seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
-    Raises GraphError for an unknown group, an impossible width, an optimizer's state that cannot follow, a DDP-wrapped
-    or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has changed then.
+    Raises GraphError for an unknown group, an impossible width, an optimizer of another model or whose state cannot
+    follow, a DDP-wrapped or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has changed then.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("resize the module inside DistributedDataParallel (model.module), then wrap it again")
@@ -51,6 +52,10 @@ def resize(
         raise GraphError(f"unknown initialisation init={init!r}{nearest(init, INITIALISATIONS)}")
     if init == "gradmax" and batch is None:
         raise GraphError("init='gradmax' chooses the new channels by a gradient: pass batch=(inputs, targets)")
+    if optimizer is not None:
+        known = {id(parameter) for parameter in model.parameters()}
+        if not any(id(parameter) in known for group in optimizer.param_groups for parameter in group["params"]):
+            raise GraphError("the optimizer has no parameter of this model: pass the one that trains it")
     graph = Graph.of(model)
     sources = {name: source_of(graph, name, width) for name, width in plan.items()}
     widths = graph.widths
