@@ -44,7 +44,8 @@ def resize(
     shortcut pads or crops the group), or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
     seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
     Raises GraphError for an unknown group, an impossible width, an optimizer of another model or whose state cannot
-    follow, a DDP-wrapped or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has changed then.
+    follow, a DDP-wrapped or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has
+    changed then.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise GraphError("resize the module inside DistributedDataParallel (model.module), then wrap it again")
