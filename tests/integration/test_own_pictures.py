@@ -111,6 +111,9 @@ def test_a_picture_has_the_same_name_with_and_without_this_package(
     for (_, name, percent), pairs in zip(said, named, strict=True):
         assert name == pairs[0][0]
         assert abs(float(percent) / 100 - pairs[0][1]) < 1e-3
+    for wrong, said in (["predict.py"], "predict.py cannot be read as a picture"), ([], "usage: python predict.py"):
+        refused = subprocess.run([*words[:6], *wrong], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert refused.returncode == 1 and refused.stderr.startswith(said), refused.stderr
 
 
 def test_the_export_says_how_it_is_used(trained: Path) -> None:

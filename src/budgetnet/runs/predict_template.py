@@ -10,8 +10,13 @@ from PIL import Image, ImageOps
 
 how = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
-for file in sys.argv[1:]:
-    img = ImageOps.exif_transpose(Image.open(file)) if how["exif"] else Image.open(file)
+for file in sys.argv[1:] or sys.exit("usage: python predict.py PICTURE ..."):
+    try:
+        img: Image.Image = Image.open(file)
+        img = ImageOps.exif_transpose(img) if how["exif"] else img
+        img.load()
+    except OSError as error:
+        sys.exit(f"{file} cannot be read as a picture ({error})")
     img = Image.fromarray((np.asarray(img).clip(0, 65535) >> 8).astype("uint8")) if img.mode[0] == "I" else img
     if img.has_transparency_data:
         img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img.convert("RGBA"))
