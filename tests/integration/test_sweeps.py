@@ -82,6 +82,7 @@ def test_a_stopped_sweep_leaves_no_process_and_is_continued(tmp_path: Path) -> N
     continued = run(*sweep, others=1)
     assert continued.returncode == 0, continued.stderr
     assert "#1 default continues" in continued.stdout
+    assert continued.stdout.endswith(f"\ncompare  python -m src.report {tmp_path}/runs/default --out report\n")
 
 
 def test_a_sweep_that_is_running_is_not_started_again(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def main() -> int:
         gc.freeze()  # nor are they looked through at exit
     sweeps = sys.modules.get("budgetnet.command.sweeps")
     sweep = sweeps.SweepStart.sweep if sweeps else None
-    return max(code, sweep.end()) if sweep else code
+    return sweep.end(code) if sweep else code
 
 
 if __name__ == "__main__":

@@ -35,9 +35,13 @@ from budgetnet.runs.records import write_text
 
 @dataclass(frozen=True)
 class Sweep:
-    """The folder of a sweep, with its overrides, a log for each job, and an error message for each failed job."""
+    """The folder of a sweep, with its overrides, a log for each job, and an error message for each failed job.
+
+    runs: the folder of its jobs' run directories, if they have one and the report is at hand, in a checkout.
+    """
 
     folder: Path
+    runs: Path | None = None
 
     @classmethod
     def current(cls) -> Sweep:
@@ -70,16 +74,21 @@ class Sweep:
         """The error messages of failed jobs by their names."""
         return {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(self.folder.glob("*.failed"))}
 
-    def end(self) -> int:
-        """Print the failed jobs with their errors and logs. Returns the exit code: 1 if a job failed, else 0."""
+    def end(self, code: int = 0) -> int:
+        """Print the failed jobs with their errors and logs, or the command that compares the jobs.
+
+        code: the exit code so far. Returns it, or 1 if it is lower and a job failed.
+        """
         failures = self.failures
         if not failures:
-            return 0
+            if code == 0 and self.runs is not None and self.runs.is_dir():
+                print(f"compare  python -m src.report {shlex.quote(str(self.runs))} --out report", flush=True)
+            return code
         lines = [f"error: {len(failures)} of the sweep's jobs failed; the same command tries them again"]
         for job, error in failures.items():
             lines += [f"  {job}: {error}", f"    log: {self.log(job)}"]
         print("\n".join(lines), file=sys.stderr)
-        return 1
+        return max(code, 1)
 
 
 def job_failed(overrides: Sequence[str], error: Exception) -> None:
@@ -118,7 +127,7 @@ class SweepStart(Callback):
             os.environ[SWEEP] = str(folder)
             folder.mkdir(parents=True, exist_ok=True)
             SweepStart.held.enter_context(exclusive(folder / ".lock", patience=1))
-            SweepStart.sweep = Sweep(folder)
+            SweepStart.sweep = Sweep(folder, _runs_of(config, overrides))
             SweepStart.sweep.begin(overrides)
         except TimeoutError:
             raise SystemExit(
@@ -144,6 +153,15 @@ def _refuse(config: DictConfig) -> None:
         tasks = config.hydra.launcher.tasks_per_node * config.hydra.launcher.nodes
     if launcher != "local" and tasks == 1:
         refuse_several_devices(config.trainer, _with_local_launcher())
+
+
+def _runs_of(config: DictConfig, overrides: Sequence[str]) -> Path | None:
+    """The folder of the run directories of a sweep, unless it has several, is planned, or is not of a checkout."""
+    own = any(each.startswith("run.dir=") for each in overrides)
+    several = any(each.startswith(("run.experiment=", "experiment=")) and "," in each for each in overrides)
+    if own or several or config.plan or program() == ["budgetnet"]:
+        return None
+    return Path(str(config.run.root), str(config.run.experiment))
 
 
 def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
