@@ -235,6 +235,13 @@ def test_a_network_of_which_more_than_half_stays_says_so() -> None:
     assert graph.warning is not None and "nothing can be grown or pruned" in graph.warning
 
 
+def test_the_part_of_the_flops_that_depends_on_some_widths() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
+    graph = traced(net, 3, 2, 2)  # 48, 80 and 10 multiply-accumulates
+    assert graph.share_of({"0"}) == pytest.approx(128 / 138) and graph.share_of({"2"}) == pytest.approx(90 / 138)
+    assert graph.share_of({"0", "2"}) == graph.free_share == 1 and graph.share_of(()) == 0
+
+
 def test_a_frozen_module_is_priced_by_what_it_is_called_with() -> None:
     class Attends(nn.Module):
         def __init__(self) -> None:

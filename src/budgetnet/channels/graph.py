@@ -7,7 +7,7 @@ finds the groups of any traceable module; `resize` (resize.py) is the only code 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -199,13 +199,17 @@ class Graph:
     @property
     def free_share(self) -> float:
         """What part of the FLOPs, 0 to 1, depends on a width that can change."""
+        return self.share_of(self.members)
+
+    def share_of(self, names: Collection[str]) -> float:
+        """What part of the FLOPs, 0 to 1, depends on the width of one of these groups."""
         widths = self.widths
         free = total = 0
         for term in self.terms:
             sides = [side for side in (term.left, term.right) if side is not None]
             cost = term.coefficient * math.prod(layout_size(side, widths) for side in sides) // term.divisor
             total += cost
-            free += cost if any(segment.group is not None for side in sides for segment in side) else 0
+            free += cost if any(segment.group in names for side in sides for segment in side) else 0
         return free / total if total else 1.0
 
     @property

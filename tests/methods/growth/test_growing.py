@@ -10,6 +10,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from short_run import Fit, metrics
 
+from budgetnet.command.build import build
+from budgetnet.command.compose import composed
 from budgetnet.training.learner import Learner
 
 NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
@@ -68,3 +70,30 @@ def test_grown_by_one_factor_layers_stay_in_the_proportions_of_the_backbone_or_o
     first, second = (method.graph.widths[name] for name in ("conv1", "conv2"))
     ratio = 6 / 16 if shape == "proportional" else 1  # LeNet-5 has 6 and 16 filters
     assert method.training.round > 0 and first == pytest.approx(ratio * second, abs=1) and second > 5
+
+
+class Wide(torch.nn.Sequential):
+    """Most of its FLOPs are of a hidden linear layer."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        convolution = torch.nn.Conv2d(in_channels, 4, 3, stride=4)
+        hidden = torch.nn.Linear(4 * 49, 64)
+        super().__init__(convolution, torch.nn.Flatten(), hidden, torch.nn.ReLU(), torch.nn.Linear(64, num_classes))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chosen"),
+    [
+        ((), "growth.policy=cost_aware, linear layers as they are (growth.linear)"),
+        (("growth.policy=random",), "linear layers as they are (growth.linear)"),
+        (("growth.linear=true",), "growth.policy=cost_aware"),
+        (("backbone=lenet5",), "growth.policy=cost_aware"),
+    ],
+)
+def test_it_is_said_that_most_of_a_network_does_not_grow(
+    overrides: tuple[str, ...], chosen: str, tmp_path: Path
+) -> None:
+    own = ["dataset=digits", "backbone=own", "backbone._target_=test_growing.Wide", "budget.flops=100%", "logger=csv"]
+    if "backbone=lenet5" in overrides:
+        own.remove("backbone._target_=test_growing.Wide")
+    assert build(composed([*own, *overrides]), tmp_path).method.chosen() == chosen

@@ -40,6 +40,9 @@ from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.optim import LBI
 from budgetnet.seeding import keyed_seed
 
+_SAID = 0.25
+"""From which part of the FLOPs on it is said that layers stay as they are."""
+
 
 class AdeNeL(Method):
     """Grows a seed network in rounds under LBI at a constant learning rate, then fine-tunes it.
@@ -192,7 +195,10 @@ class AdeNeL(Method):
         return growth_course(self.training, used, uses, epochs, self.growth, self.finetune)
 
     def chosen(self) -> str | None:
-        return None if self.growth.policy else f"growth.policy={self.planner.policy}"
+        policy = None if self.growth.policy else f"growth.policy={self.planner.policy}"
+        linear = {group.name for group in self.graph.groups if group.kind == "linear"}
+        stay = not self.growth.linear and self.graph.share_of(linear) > _SAID
+        return ", ".join(filter(None, (policy, "linear layers as they are (growth.linear)" if stay else None))) or None
 
     def shortfall(self) -> str | None:
         if not self.growing or self.training.round:
