@@ -1,7 +1,8 @@
 """python -m experiments.peers --data DIR [--network vgg8] [--cost ours|usual|example] [--seeds 0 1 2]
 
 Train a full network, let each tool bring it to the budget, train what is left, and write a row for each to results.csv.
-Rows that are there are not made again. --table writes the table of README.md alone.
+Rows that are there are not made again. --table writes the table of README.md alone; --runs FOLDER takes this project's
+own runs at the usual cost, which are in FOLDER/peers and FOLDER/peers_resnet20, to own.csv first.
 """
 
 from __future__ import annotations
@@ -20,14 +21,24 @@ from torch import nn
 
 from budgetnet.data.datamodule import DataModule
 from budgetnet.reports.tables import markdown_table
+from budgetnet.runs.directory import find_run_directories
 from budgetnet.runs.records import write_text
 from experiments.peers.training import PROBLEMS, SHAPE, Problem, accuracy, data, flops, train
+from experiments.study_capacity.__main__ import read_csv
+from experiments.study_capacity.summary import RUNS as COLUMNS_OF_RUNS
+from experiments.study_capacity.summary import as_csv, runs
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
 BEGIN, END = "<!-- the table, by python -m experiments.peers --table -->", "<!-- end of the table -->"
 COLUMNS = ("network", "cost", "tool", "seed", "test_top1", "val_top1", "flops", "params", "train_cost", "search_cost",
            "seconds", "widths", "versions")  # fmt: skip
+OWN = HERE / "own.csv"
+RUNS = {"vgg8": "peers", "resnet20": "peers_resnet20"}
+STUDIES = {
+    "vgg8": HERE.parent / "study_capacity" / "results" / "study.csv",
+    "resnet20": HERE.parent / "study_residual" / "results" / "study_resnet20.csv",
+}
 COSTS = ("ours", "usual", "example")
 TOOLS = ("Torch-Pruning", "FastNAS")
 SCORED = 1000
@@ -44,11 +55,14 @@ def main() -> None:
     parser.add_argument("--cost", choices=COSTS, default="ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.runs is not None:
+        take(options.runs)
     rows: list[Row] = list(csv.DictReader(RESULTS.open(encoding="utf-8"))) if RESULTS.exists() else []
     there = {(row["network"], row["cost"], row["seed"], row["tool"]) for row in rows}
-    for seed in [] if options.table else options.seeds:
+    for seed in [] if options.table or options.runs else options.seeds:
         tools = [tool for tool in TOOLS if (options.network, options.cost, str(seed), tool) not in there]
         for row in compared(PROBLEMS[options.network], options.cost, seed, options.data, tools) if tools else ():
             rows.append(row)
@@ -57,7 +71,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
     before, _, rest = (HERE / "README.md").read_text(encoding="utf-8").partition(BEGIN)
-    write_text(HERE / "README.md", f"{before}{BEGIN}\n{table(rows)}{END}{rest.partition(END)[2]}")
+    write_text(HERE / "README.md", f"{before}{BEGIN}\n{table([*rows, *own_rows()])}{END}{rest.partition(END)[2]}")
 
 
 def compared(problem: Problem, cost: str, seed: int, root: str, tools: Sequence[str]) -> Iterator[Row]:
@@ -129,16 +143,44 @@ def versions(tool: str) -> str:
     return f"{name} {version(name)}, torch {torch.__version__}"
 
 
+def take(folder: Path) -> None:
+    """Put the finished runs of this project into own.csv, in the place of those of the same name."""
+    found = [
+        {"network": network, **line}
+        for network, name in RUNS.items() if (folder / name).is_dir()
+        for line in runs(find_run_directories([folder / name]))
+    ]  # fmt: skip
+    names = {(line["network"], line["row"], str(line["seed"])) for line in found}
+    before = [line for line in read_csv(OWN) if (line["network"], line["row"], line["seed"]) not in names]
+    lines = sorted([*before, *found], key=lambda line: (line["network"], line["row"], int(line["seed"])))
+    write_text(OWN, as_csv(("network", *COLUMNS_OF_RUNS), lines))
+
+
+def own_rows() -> list[Row]:
+    """Rows of this project's own runs: at our cost from the studies, at the usual one from own.csv."""
+    lines: list[Row] = [
+        {"network": network, "cost": "ours", **line} for network, file in STUDIES.items() for line in read_csv(file)
+    ]
+    lines += [{"cost": "usual", **line} for line in read_csv(OWN)]
+    default = {"vgg8": "path", "resnet20": "proportional"}
+    named = {"width": "scaled down", **dict.fromkeys(default.values(), "grown, the default")}
+    return [
+        {**line, "tool": named[str(line["row"])], "search_cost": 0}
+        for line in lines if line["row"] in ("width", default[str(line["network"])])
+    ]  # fmt: skip
+
+
 def table(rows: Sequence[Row]) -> str:
     """Mean ± sample deviation over the seeds."""
     header = ("Network", "Cost", "Tool", "n", "Test top-1 %", "FLOPs", "Params", "Train cost", "Search", "Seconds")
     lines = []
-    for network, cost, tool in dict.fromkeys((str(r["network"]), str(r["cost"]), str(r["tool"])) for r in rows):
+    groups = dict.fromkeys((str(r["network"]), str(r["cost"]), str(r["tool"])) for r in rows)
+    for network, cost, tool in sorted(groups, key=lambda g: (list(PROBLEMS).index(g[0]), COSTS.index(g[1]))):
         its = [r for r in rows if (r["network"], r["cost"], r["tool"]) == (network, cost, tool)]
         lines.append([network, cost, tool, str(len(its)), _mean(its, "test_top1", "{:.2f}")])
         lines[-1] += [_mean(its, "flops", "{:.2f}M", 1e6), _mean(its, "params", "{:.0f}k", 1e3)]
         lines[-1] += [_mean(its, name, "{:.1f}M", 1e6) for name in ("train_cost", "search_cost")]
-        lines[-1].append(_mean(its, "seconds", "{:.0f}"))
+        lines[-1].append(_mean(its, "seconds", "{:.0f}") if "seconds" in its[0] else "")
     return markdown_table(header, lines)
 
 
