@@ -259,7 +259,9 @@ def test_a_sweep_knows_the_methods_that_its_experiment_lists() -> None:
         (["growth.ratio=0.1,0.3", "growth.policy=random"], None),
         (["growth.ratio=0.1,0.3", "growth.policy=nothing,uniform"], None),  # the job fails by itself
         (["growth.number=interval(1,4)"], None),  # nobody lists them
+        (["growth.ratio=range(0.001,1,0.0005)"], None),  # too many to look at
         (["method=adenel,l1", "growth.ratio=0.1"], None),
+        (["experiment=as_published,demo", "growth.threshold=0.1,0.2"], None),  # the first one's policy reads it
         (["experiment=methods_short", "method=l1", "seed=0,1"], None),
     ],
 )

@@ -21,6 +21,7 @@ from budgetnet.command.sweeps import SWEEP, Sweep
 from budgetnet.errors import Interrupted, Preempted, UsageError
 from budgetnet.processes.launch import LEADER, end_with_parent
 from budgetnet.runs.locking import started
+from budgetnet.runs.origin import write_origin
 
 COMMAND = """
 import json, os, pathlib, signal, subprocess, sys, time
@@ -114,6 +115,25 @@ def test_two_jobs_never_work_in_one_directory_and_a_finished_one_is_not_started(
     assert run_jobs([make_job(0, directory="x"), make_job(1, directory="x")], [], n_jobs=2) == [70.0, 70.0]
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split(": ")[0] for line in lines] == ["#1 job0 starts", "#1 job0 done", "#2 job1 skipped, done"]
+
+
+def test_that_code_of_finished_runs_has_changed_is_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("budgetnet.command.configuration.checked", lambda config: config)
+    monkeypatch.setattr("budgetnet.runs.adoption.check_same", lambda config, directory: None)
+    run_jobs([make_job(0), make_job(1)], [])
+    code = Path("net.py")
+    code.write_text("one")
+    for number in (0, 1):
+        write_origin(Path(f"run{number}"), {}, [code])
+    run_jobs([make_job(0), make_job(1)], [])
+    assert "note" not in capsys.readouterr().out
+    code.write_text("two")
+    run_jobs([make_job(0), make_job(1)], [])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")] == [
+        "note: net.py changed since run0 began, and others of this sweep may be too: choose another run.experiment"
+    ]
 
 
 def test_a_finished_run_with_a_damaged_summary_has_no_value_and_the_others_run(

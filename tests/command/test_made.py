@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.command.made import make_network
+from budgetnet.command.made import make_network, own_files
 from budgetnet.errors import UsageError
 from budgetnet.tasks import Classification
 
@@ -63,3 +68,24 @@ def test_its_output_is_checked_too() -> None:
     backbone = {"_target_": f"{__name__}.Wrong", "frozen": ["scale"]}
     with pytest.raises(UsageError, match="expected"):
         make_network(backbone, Digits(), Classification())  # type: ignore[arg-type]
+
+
+class Lazy(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(name)
+
+
+def test_the_users_own_files_are_those_of_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lazy", Lazy("lazy"))
+    own = {"_target_": f"{__name__}.Constants"}
+    for config in ({"backbone": own}, {"dataset": {"source": {"_args_": [own]}}}):
+        assert Path(__file__) in own_files(config)
+    installed = (
+        "budgetnet.methods.train.Train",
+        "torch.nn.Linear",
+        "pytest.Item",
+        "json.JSONDecoder",
+        "lazy.X",
+        "gone.X",
+    )
+    assert own_files({"a": [{"_target_": target} for target in installed]}) == []

@@ -43,18 +43,20 @@ def test_a_changed_network_is_neither_taken_for_what_was_trained_nor_continued_i
 
     code.write_text(NET.replace("relu", "tanh"))  # of the same costs
     finished = again()
-    assert finished.returncode == 0 and f"note: {code} has changed since" in finished.stderr
+    assert finished.returncode == 0 and f"note: {code} changed since {directory} began: choose" in finished.stderr
     (directory / "done.json").unlink()
     continued = again()
-    line = f"{code} has changed since this run began, which goes on with what it is now"
+    line = f"{code} changed since {directory} began: it goes on with what is there now"
     assert f"warning: {line}" in continued.stderr
     assert line in json.loads((directory / "summary.json").read_text())["warnings"]
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.warns(UserWarning, match="edited_net.py has changed since the run"):
+    with pytest.warns(UserWarning, match="edited_net.py changed since "):
         load(directory)
 
     code.write_text(NET.replace("width=8", "width=9"))
     (directory / "done.json").unlink()
+    written = {path: path.stat().st_mtime_ns for path in directory.glob("*.*")}
     refused = again()
     assert refused.returncode == 2
+    assert {path: path.stat().st_mtime_ns for path in directory.glob("*.*")} == written
     assert "(now " in refused.stderr and " parameters of the full network instead of 186): bring" in refused.stderr

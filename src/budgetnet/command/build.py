@@ -124,7 +124,9 @@ def build(config: Mapping[str, Any] | Configuration, directory: Path, signals: S
         try:
             phases = method.start(training)
         except UsageError as error:
-            raise UsageError(f"{error} ({warning})" if warning else str(error)) from error
+            if warning is None or "budget" not in str(error).lower():
+                raise
+            raise UsageError(f"{error} ({warning})") from error
         training.pricing.update()
         learner = Learner(method, phases, options.trainer.compile, warnings)
     if options.trainer.channels_last:

@@ -29,7 +29,7 @@ from budgetnet.runs.adoption import finished, finished_summary, occupied
 from budgetnet.runs.best import best_epoch, lost_best
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
-from budgetnet.runs.origin import changed_files, check_facts, write_origin
+from budgetnet.runs.origin import changed_code, check_facts, write_origin
 from budgetnet.runs.records import Records, write_json
 from budgetnet.tasks import described
 from budgetnet.training.callbacks.checkpoint import Checkpoint
@@ -149,6 +149,11 @@ def _train(
     trainer, learner = components.trainer, components.learner
     try:
         start = time.perf_counter() - _seconds_before(directory, checkpoint)
+        facts = _facts(components)
+        if checkpoint is not None:
+            components.processes.decide(lambda: check_facts(directory, facts))
+        elif trainer.is_global_zero:
+            write_origin(directory, facts, own_files(config))
         if trainer.is_global_zero:
             of_task = {"section": components.data.own_task, "imports": imported_from(config)}
             Records(directory).task({**described(learner.task), **of_task})
@@ -157,13 +162,9 @@ def _train(
                 learner.warnings.add(line)
             if components.warning is not None:
                 learner.warnings.add(components.warning)
-        facts = _facts(components)
-        if checkpoint is None and trainer.is_global_zero:
-            write_origin(directory, facts, own_files(config))
+            for line in changed_code(directory) if checkpoint is not None else ():
+                learner.warnings.add(f"{line}: it goes on with what is there now")
         if checkpoint is not None:
-            components.processes.decide(lambda: check_facts(directory, facts))
-            for file in changed_files(directory) if trainer.is_global_zero else ():
-                learner.warnings.add(f"{file} has changed since this run began, which goes on with what it is now")
             lost = components.processes.decide(lambda: lost_best(directory, load_checkpoint(checkpoint)))
             if lost is not None:
                 _forget_best(components, lost)
@@ -186,11 +187,14 @@ def _train(
 def _facts(components: Components) -> dict[str, Any]:
     """What must be as it was when a run is continued: the costs of the full network, and the data."""
     data, full = components.data, components.full
+    train, held_out, test = data.splits
     return {
         "FLOPs of the full network": full["full_flops"],
         "parameters of the full network": full["full_params"],
-        "training images": data.train_size,
-        "classes": ", ".join(data.class_names) or data.num_classes,
+        "training images": len(train),
+        "validation images": 0 if held_out is None else len(held_out),
+        "test images": len(test),
+        "classes": list(data.class_names) or data.num_classes,
     }
 
 

@@ -76,9 +76,9 @@ def _unknown_option(error: ConfigCompositionException) -> Line | None:
         return f"{key} does not go with the {key.partition('.')[0]} chosen: to add it, write +{key}=", 2
     if same := sorted((each for each in known if each.endswith(f".{key}")), key=_most_changed_first):
         return f"no option is called {key!r}; did you mean {' or '.join(map(repr, same[:3]))}?", 2
-    if any(word.startswith(f"{section}._target_=") for word in sys.argv):
-        return f"no option is called {key!r}: to give it to a class of your own, write +{key}=", 2
-    return f"no option is called {key!r}{nearest(key, known)}", 2
+    own = any(word.startswith(f"{section}._target_=") for word in sys.argv)
+    further = f"; to give it to a class of your own, write +{key}=" if own else ""
+    return f"no option is called {key!r}{nearest(key, known)}{further}", 2
 
 
 def _most_changed_first(option: str) -> tuple[int, str]:

@@ -40,7 +40,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
     from budgetnet.command.configuration import parse
     from budgetnet.command.methods import method_class, refuse_unread
     from budgetnet.runs.adoption import finished, finished_summary, of_another_folder
-    from budgetnet.runs.origin import changed_files
+    from budgetnet.runs.origin import changed_code
 
     if multirun:
         refuse_several_devices(config["trainer"], command_line(["-m", *overrides, "hydra/launcher=local"]))
@@ -67,8 +67,8 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
         summary = finished_summary(configuration.plain, directory)
         if launch().rank == 0:
             print(f"done     {directory} was finished before, and nothing is trained")
-            for file in changed_files(directory):
-                print(f"note: {file} has changed since: choose another run.name to train it", file=sys.stderr)
+            for line in changed_code(directory):
+                print(f"note: {line}: choose another run.name to train it", file=sys.stderr)
     else:
         from budgetnet.internals import quick_imports
 

@@ -25,6 +25,7 @@ from budgetnet.runs.adoption import finished
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.files import append_to
 from budgetnet.runs.locking import started
+from budgetnet.runs.origin import changed_code
 from budgetnet.runs.records import write_text
 
 
@@ -153,6 +154,8 @@ class _Jobs:
         self.waiting = list(jobs)
         self.running: list[_Process] = []
         self.values: dict[int, float | None] = {}
+        self.noted = False
+        """Whether it was said that code of skipped jobs has changed."""
 
     def run(self) -> list[float | None]:
         with _signals() as received:
@@ -266,6 +269,9 @@ class _Jobs:
                 print(f"error: {error}", file=log)
             self._fail(job, str(error))
         else:
+            for line in changed_code(job.directory) if not self.noted else ():
+                print(f"note: {line}, and others of this sweep may be too: choose another run.experiment", flush=True)
+                self.noted = True
             self._succeed(job, "skipped, done:")
 
     def _pid_file(self, job: Job) -> Path:

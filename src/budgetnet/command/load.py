@@ -20,7 +20,7 @@ from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
 from budgetnet.methods.structure import give_structure
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory, is_run_directory
-from budgetnet.runs.origin import changed_files
+from budgetnet.runs.origin import changed_code
 from budgetnet.runs.reading import Unreadable, a_mapping, a_text, read_json, read_text, read_yaml
 from budgetnet.tasks import Classification, Output, Segmentation, Task
 from budgetnet.tasks.multi_exit import task_of
@@ -62,7 +62,7 @@ class TrainedNetwork(nn.Module):
         """What the network makes of one picture, as the task says it (`Task.read`).
 
         For a classification these are pairs (name, probability) of all classes, the likeliest first.
-        picture: a file, or pixels (see `Preprocessing`). Raises UsageError for what cannot be read.
+        picture: a file, an image of Pillow, or pixels (see `Preprocessing`). Raises UsageError for what cannot be read.
         """
         device = next(self.net.parameters()).device
         return self.task.read(self.eval()(self.preprocess(picture).to(device)), self.classes)
@@ -98,8 +98,8 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     state = load_checkpoint(file)
     channels, (height, width) = len(about["mean"]), about["size"]
     shapes = _Shapes(about["num_classes"], (channels, height, width), config["dataset"]["name"])
-    for changed in changed_files(directory):
-        warnings.warn(f"{changed} has changed since the run in {directory} began", stacklevel=2)
+    for line in changed_code(directory):
+        warnings.warn(line, stacklevel=2)
     with _importing(of_task), torch.random.fork_rng(devices=[]):
         task = _task(config.get("task") or of_task.get("section"), about["task"])
         net = make_network(config["backbone"], shapes, task, verify=False)

@@ -27,7 +27,7 @@ from budgetnet.tasks import Classification, Segmentation, Task
 from budgetnet.tasks.multi_exit import task_of
 
 Config = Mapping[str, Any]
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_STANDARD = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 Made = TypeVar("Made")
 
 
@@ -228,8 +228,10 @@ def own_files(config: Config) -> list[Path]:
 
     They are those of the packages of the targets or, of a module in no package, those beside it.
     """
-    packages = {target.partition(".")[0] for target in _targets(config)} - {"budgetnet"}
-    files = {name: Path(file) for name, module in list(sys.modules.items()) if (file := _file_of(module)) is not None}
+    packages = {target.partition(".")[0] for target in _targets(config)} - {"budgetnet", "torch"}
+    if not packages:
+        return []
+    files = {name: file for name, module in list(sys.modules.items()) if (file := _file_of(module)) is not None}
     folders = {files[name].parent for name in packages & files.keys() if files[name].name != "__init__.py"}
     return sorted(
         file for name, file in files.items()
@@ -238,16 +240,21 @@ def own_files(config: Config) -> list[Path]:
 
 
 def _targets(section: Any) -> Iterator[str]:
+    for value in section if isinstance(section, list) else ():
+        yield from _targets(value)
     for name, value in section.items() if isinstance(section, Mapping) else ():
         if name == "_target_" and isinstance(value, str):
             yield value
         yield from _targets(value)
 
 
-def _file_of(module: Any) -> str | None:
+def _file_of(module: Any) -> Path | None:
     """The file of a module, unless it is installed: what is installed is no code of the user's."""
-    file = getattr(module, "__file__", None)
-    return file if isinstance(file, str) and not file.startswith(_INSTALLED) else None
+    file = getattr(module, "__dict__", {}).get("__file__")  # a lazy module may import when it is asked
+    if not isinstance(file, str) or file.startswith(_STANDARD):
+        return None
+    path = Path(file)
+    return path if path.is_absolute() and not {"site-packages", "dist-packages"} & {*path.parts} else None
 
 
 @contextmanager

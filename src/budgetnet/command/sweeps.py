@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shlex
 import sys
@@ -31,6 +32,10 @@ from budgetnet.processes.launch import launch
 from budgetnet.runs.files import append_to
 from budgetnet.runs.locking import exclusive
 from budgetnet.runs.records import write_text
+
+_OF_ALL = ("experiment", "recipe", "debug")
+"""Groups of conf/ whose choice changes any section."""
+_MOST_JOBS = 200
 
 
 @dataclass(frozen=True)
@@ -174,24 +179,27 @@ def check_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
         if known.keys() >= set(names):
             refuse_unread(overrides, {name: known[name] for name in names}, lambda: known)
             if len(names) == 1:
-                for section, kind in known[names[0]].items():
+                with_unread = {name: kind for name, kind in known[names[0]].items() if hasattr(kind, "unread")}
+                for section, kind in with_unread.items():
                     refuse_without_effect(overrides, section, *values_of_jobs(config, overrides, section, kind))
 
 
 def values_of_jobs(config: DictConfig, overrides: Sequence[str], section: str, kind: type) -> list[Any]:
     """A section as each job of a sweep has it, as value objects of a class.
 
-    It is empty if the jobs cannot be listed, or if one of them will fail by a value out of range.
+    It is empty if the jobs cannot be listed or are many, or if one of them will fail by a value out of range.
     """
-    swept = [
-        each
-        for each in _parsed(config, overrides)
-        if each.key_or_group.startswith(f"{section}.") and each.is_sweep_override()
-    ]
-    if section not in config or not all(isinstance(each.value(), (list, ChoiceSweep, RangeSweep)) for each in swept):
+    swept = [each for each in _parsed(config, overrides) if each.is_sweep_override()]
+    if section not in config or any(each.key_or_group in (*_OF_ALL, section) for each in swept):
+        return []
+    swept = [each for each in swept if each.key_or_group.startswith(f"{section}.")]
+    if not all(isinstance(each.value(), (list, ChoiceSweep, RangeSweep)) for each in swept):
         return []
     names = [each.key_or_group.partition(".")[2] for each in swept]
-    jobs = product(*(each.sweep_iterator() for each in swept))
+    values_of = [list(each.sweep_iterator()) for each in swept]
+    if math.prod(map(len, values_of)) > _MOST_JOBS:
+        return []
+    jobs = product(*values_of)
     try:
         values = OmegaConf.to_container(config[section], resolve=True)
         return [read(kind, section, cast(dict[str, Any], values) | dict(zip(names, job, strict=True))) for job in jobs]

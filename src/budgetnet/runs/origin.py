@@ -29,8 +29,10 @@ def check_facts(directory: Path, facts: Mapping[str, Any]) -> None:
     A run of an earlier version, which has no origin.json, is not checked.
     """
     before = _read(directory).get("facts", {})
-    differing = [f"{_short(now)} {name} instead of {_short(before[name])}" for name, now in facts.items()
-                 if name in before and before[name] != now]  # fmt: skip
+    changed = {name: now for name, now in facts.items() if name in before and before[name] != now}
+    differing = [
+        f"{_text(now, before[name])} {name} instead of {_text(before[name], now)}" for name, now in changed.items()
+    ]
     if differing:
         raise UsageError(
             f"{directory} was begun with another network or other data (now {', '.join(differing)}): "
@@ -38,10 +40,12 @@ def check_facts(directory: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def changed_files(directory: Path) -> list[str]:
-    """The files of a run's code that are there and no longer as they were when it began."""
+def changed_code(directory: Path) -> list[str]:
+    """A line, if files of a run's code are there and no longer as they were when it began; no line if none is."""
     sources = _read(directory).get("sources", {})
-    return [file for file, digest in sources.items() if (now := _digest(Path(file))) is not None and now != digest]
+    files = [file for file, digest in sources.items() if (now := _digest(Path(file))) is not None and now != digest]
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return [f"{files[0]}{more} changed since {directory} began"] if files else []
 
 
 def _read(directory: Path) -> dict[str, dict[str, Any]]:
@@ -57,9 +61,13 @@ def _read(directory: Path) -> dict[str, dict[str, Any]]:
 def _digest(file: Path) -> str | None:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # the latter for what is no path
         return None
 
 
-def _short(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)[:80]
+def _text(value: Any, other: Any) -> str:
+    """A number, or how many names and the first of those that are not among the others."""
+    if not isinstance(value, list):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    own = [name for name in value if not isinstance(other, list) or name not in other]
+    return f"{len(value):,}" + (f" (with {own[0]!r})" if own else "")

@@ -41,7 +41,7 @@ from budgetnet.optim import LBI
 from budgetnet.seeding import keyed_seed
 
 _SAID = 0.25
-"""From which part of the FLOPs on it is said that layers stay as they are."""
+"""From which part of the backbone's FLOPs on it is said that linear layers stay as they are."""
 
 
 class AdeNeL(Method):
@@ -76,12 +76,15 @@ class AdeNeL(Method):
         epochs = growth.epochs_per_round + self.finetune.epochs
         shortest = epochs * training.ledger.images_per_epoch * price.flops(seed)
         least = price.costs(seed if training.started else seed_widths(graph, 1, growth.seed_shape, growth.linear))
-        linear = "linear" in {group.kind for group in graph.groups} and not growth.linear
+        linear = [group.name for group in graph.groups if group.kind == "linear" and not growth.linear]
+        self.much_stays = graph.share_of(linear) > _SAID
         training.budget.check(
             {**price.costs(seed), "train_cost": shortest},
             price.costs(largest),
             {**least, "train_cost": shortest * least["flops"] // price.flops(seed)},
-            ", or let linear layers begin narrow and grow, too: growth.linear=true" if linear else "",
+            ", or let linear layers begin narrow and grow, too: growth.linear=true"
+            if linear and not training.started
+            else "",
         )
         proportions = graph.widths if growth.seed_shape == "proportional" else seed
         if not training.started:
@@ -196,9 +199,8 @@ class AdeNeL(Method):
 
     def chosen(self) -> str | None:
         policy = None if self.growth.policy else f"growth.policy={self.planner.policy}"
-        linear = {group.name for group in self.graph.groups if group.kind == "linear"}
-        stay = not self.growth.linear and self.graph.share_of(linear) > _SAID
-        return ", ".join(filter(None, (policy, "linear layers as they are (growth.linear)" if stay else None))) or None
+        stays = "linear layers as they are (growth.linear)" if self.much_stays else None
+        return ", ".join(filter(None, (policy, stays))) or None
 
     def shortfall(self) -> str | None:
         if not self.growing or self.training.round:
