@@ -34,13 +34,18 @@ def test_files_that_have_changed_are_named_and_those_that_are_gone_are_not(tmp_p
     for file in files:
         file.write_text("x = 1")
     write_origin(tmp_path, FACTS, files)
-    assert changed_code(tmp_path) == []
+    assert changed_code(tmp_path) is None
     files[0].unlink()
-    assert changed_code(tmp_path) == []
+    assert changed_code(tmp_path) is None
     files[1].write_text("x = 2")
-    assert changed_code(tmp_path) == [f"{files[1]} changed since {tmp_path} began"]
+    assert changed_code(tmp_path) == f"{files[1]} changed since {tmp_path} began"
     files[2].write_text("x = 2")
-    assert changed_code(tmp_path) == [f"{files[1]} and 1 more changed since {tmp_path} began"]
+    assert changed_code(tmp_path) == f"{files[1]} and 1 more changed since {tmp_path} began"
+
+
+def test_a_record_of_somebody_else_is_read_in_no_time(tmp_path: Path) -> None:
+    (tmp_path / "origin.json").write_text('{"sources": {"/dev/zero": "0", "/": "0"}}')
+    assert changed_code(tmp_path) is None
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"facts": 3}', "{", '{"sources": {"a\\u0000b": "x"}, "facts": {}}'])
@@ -48,4 +53,4 @@ def test_a_run_without_a_record_or_with_a_damaged_one_is_not_checked(text: str |
     if text is not None:
         (tmp_path / "origin.json").write_text(text)
     check_facts(tmp_path, FACTS)
-    assert changed_code(tmp_path) == []
+    assert changed_code(tmp_path) is None

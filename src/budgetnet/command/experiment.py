@@ -162,7 +162,7 @@ def _train(
                 learner.warnings.add(line)
             if components.warning is not None:
                 learner.warnings.add(components.warning)
-            for line in changed_code(directory) if checkpoint is not None else ():
+            if checkpoint is not None and (line := changed_code(directory)) is not None:
                 learner.warnings.add(f"{line}: it goes on with what is there now")
         if checkpoint is not None:
             lost = components.processes.decide(lambda: lost_best(directory, load_checkpoint(checkpoint)))

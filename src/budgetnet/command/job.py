@@ -67,7 +67,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
         summary = finished_summary(configuration.plain, directory)
         if launch().rank == 0:
             print(f"done     {directory} was finished before, and nothing is trained")
-            for line in changed_code(directory):
+            if (line := changed_code(directory)) is not None:
                 print(f"note: {line}: choose another run.name to train it", file=sys.stderr)
     else:
         from budgetnet.internals import quick_imports

@@ -269,7 +269,7 @@ class _Jobs:
                 print(f"error: {error}", file=log)
             self._fail(job, str(error))
         else:
-            for line in changed_code(job.directory) if not self.noted else ():
+            if not self.noted and (line := changed_code(job.directory)) is not None:
                 print(f"note: {line}, and others of this sweep may be too: choose another run.experiment", flush=True)
                 self.noted = True
             self._succeed(job, "skipped, done:")

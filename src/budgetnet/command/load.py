@@ -98,7 +98,7 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     state = load_checkpoint(file)
     channels, (height, width) = len(about["mean"]), about["size"]
     shapes = _Shapes(about["num_classes"], (channels, height, width), config["dataset"]["name"])
-    for line in changed_code(directory):
+    if (line := changed_code(directory)) is not None:
         warnings.warn(line, stacklevel=2)
     with _importing(of_task), torch.random.fork_rng(devices=[]):
         task = _task(config.get("task") or of_task.get("section"), about["task"])

@@ -15,6 +15,8 @@ from budgetnet.runs.reading import Unreadable, read_json, read_text
 from budgetnet.runs.records import write_json
 
 _FILE = "origin.json"
+_LONGEST = 2**24
+"""The most bytes of a file that is taken for code."""
 
 
 def write_origin(directory: Path, facts: Mapping[str, Any], files: Iterable[Path]) -> None:
@@ -40,12 +42,12 @@ def check_facts(directory: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
-def changed_code(directory: Path) -> list[str]:
-    """A line, if files of a run's code are there and no longer as they were when it began; no line if none is."""
+def changed_code(directory: Path) -> str | None:
+    """A line about files of a run's code that are there and no longer as they were when it began; None without any."""
     sources = _read(directory).get("sources", {})
     files = [file for file, digest in sources.items() if (now := _digest(Path(file))) is not None and now != digest]
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    return [f"{files[0]}{more} changed since {directory} began"] if files else []
+    return f"{files[0]}{more} changed since {directory} began" if files else None
 
 
 def _read(directory: Path) -> dict[str, dict[str, Any]]:
@@ -59,7 +61,10 @@ def _read(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _digest(file: Path) -> str | None:
+    """Of a file of code; a run directory of somebody else may name anything."""
     try:
+        if not file.is_file() or file.stat().st_size > _LONGEST:
+            return None
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except (OSError, ValueError):  # the latter for what is no path
         return None
