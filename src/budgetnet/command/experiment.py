@@ -162,8 +162,8 @@ def _train(
                 learner.warnings.add(line)
             if components.warning is not None:
                 learner.warnings.add(components.warning)
-            if checkpoint is not None and (line := changed_code(directory)) is not None:
-                learner.warnings.add(f"{line}: it goes on with what is there now")
+            if checkpoint is not None and (code := changed_code(directory)) is not None:
+                learner.warnings.add(f"{code}: it goes on with what is there now")
         if checkpoint is not None:
             lost = components.processes.decide(lambda: lost_best(directory, load_checkpoint(checkpoint)))
             if lost is not None:
