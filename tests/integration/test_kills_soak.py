@@ -124,7 +124,7 @@ ELSEWHERE = {
     "after a round is applied": At("budgetnet.training.callbacks.growth.Growth._round", after=True),
     "in a checkpoint": At("os.replace", file="last.ckpt.tmp"),
     "in the evaluation": At("budgetnet.command.experiment._test"),
-    "after the summary": At("budgetnet.command.experiment.log_summary"),
+    "after the summary": At("budgetnet.command.finishing.log_summary"),
 }
 """Places beside the phases; of a place that a continued run does not reach any more nothing is killed."""
 

@@ -212,7 +212,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_continu
     for place, call, size, epochs in (
         (SAVE, 5, 100_000, 4),
         ("budgetnet.runs.records.Records.metrics", 2, 1000, 5),
-        ("budgetnet.command.experiment._finish", 1, 1000, 8),
+        ("budgetnet.command.experiment.finish", 1, 1000, 8),
     ):
         line = the_line(run(*command, before=SmallFiles(place, call, size), figures=True), 1)
         assert f"{tmp_path}/run" in line and "File too large" in line

@@ -5,23 +5,22 @@ from __future__ import annotations
 import errno
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from budgetnet.command.build import Components, build
 from budgetnet.command.configuration import Configuration
+from budgetnet.command.finishing import Ending, about, finish, say
 from budgetnet.command.header import header
 from budgetnet.command.made import imported_from, own_files
 from budgetnet.command.refusals import refusal
 from budgetnet.data.folder import worker_death
-from budgetnet.errors import Interrupted, Preempted, RunError, UsageError, in_one_line
+from budgetnet.errors import Interrupted, Preempted, RunError, UsageError
 from budgetnet.processes.group import Processes, in_rank_order
 from budgetnet.processes.insisting import second_signal_ends
 from budgetnet.processes.launch import requeue
@@ -30,24 +29,15 @@ from budgetnet.runs.best import best_epoch, lost_best
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory
 from budgetnet.runs.origin import changed_code, check_facts, write_origin
-from budgetnet.runs.records import Records, write_json
+from budgetnet.runs.records import Records
 from budgetnet.tasks import described
 from budgetnet.training.callbacks.checkpoint import Checkpoint
 from budgetnet.training.callbacks.preemption import Signals
-from budgetnet.training.loggers import close_loggers, log_summary
+from budgetnet.training.loggers import close_loggers
 from budgetnet.training.summary import best_test_epoch, describe, validation_at
 
 Config = Mapping[str, Any]
 
-EXPORTED = ("model.pt2", "model.onnx")
-_PREDICTED = ("classification", "segmentation")
-"""The tasks for which there is a predict.py."""
-_MOST_CLASSES = 2000
-"""The most classes whose confusion matrix is kept, of millions of counts."""
-_EXAMPLES = 6
-"""The number of test images that a report shows."""
-_CHOSEN_FROM = 1024
-"""The number of test images, up to a batch, from which a method chooses those that it shows."""
 _CANNOT_WRITE = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -58,19 +48,6 @@ _CANNOT_WRITE = (
     errno.ENOENT,
     errno.ELOOP,
 )
-
-
-class Ending(Protocol):
-    """The functions that are called at the end of a run (`budgetnet.reports.ending`)."""
-
-    def draw(self, directory: Path) -> list[str]:
-        """Draw the figures of the run, and return a line for each that cannot be drawn."""
-
-    def write(self, directory: Path) -> None:
-        """Write the report of the run."""
-
-    def show(self, directory: Path) -> None:
-        """Print the table of the run."""
 
 
 def run(options: Configuration, directory: Path, command: str, ending: Ending | None = None) -> dict[str, Any]:
@@ -157,7 +134,7 @@ def _train(
         if trainer.is_global_zero:
             of_task = {"section": components.data.own_task, "imports": imported_from(config)}
             Records(directory).task({**described(learner.task), **of_task})
-            Records(directory).about(_about(components))
+            Records(directory).about(about(components))
             for line in components.data.warnings:
                 learner.warnings.add(line)
             if components.warning is not None:
@@ -169,14 +146,14 @@ def _train(
             if lost is not None:
                 _forget_best(components, lost)
         _fit(components, checkpoint)
-        _say(components, "test", f"{len(components.data.splits.test):,} images")
+        say(components, "test", f"{len(components.data.splits.test):,} images")
         summary = _evaluate(components, directory)
         _check_budget(components)
         seconds = round(time.perf_counter() - start, 2)
         summary = {**describe(config, directory, learner, components.full, command), **summary, "seconds": seconds}
         components.processes.part()
         if trainer.is_global_zero:
-            _finish(config, directory, components, summary, ending)
+            finish(config, directory, components, summary, ending)
         return summary
     except SystemExit as error:  # raised by the trainer after Ctrl-C
         raise KeyboardInterrupt from error
@@ -196,12 +173,6 @@ def _facts(components: Components) -> dict[str, Any]:
         "test images": len(test),
         "classes": list(data.class_names) or data.num_classes,
     }
-
-
-def _say(components: Components, name: str, what: str) -> None:
-    """A line about what comes after training, as it begins."""
-    if components.trainer.is_global_zero and components.trainer.progress_bar_callback is not None:
-        print(f"{name:9}{what}", flush=True)
 
 
 def _fit(components: Components, checkpoint: Path | None) -> None:
@@ -310,103 +281,3 @@ def _seconds_before(directory: Path, checkpoint: Path | None) -> float:
     if epochs:  # metrics.csv does not exist before the end of the first epoch
         finished = sum(float(row["seconds"]) for row in RunDirectory(directory).metrics if row["epoch"] <= epochs)
     return finished + float(state["callbacks"]["Recorder"]["elapsed"])
-
-
-def _finish(
-    config: Config, directory: Path, components: Components, summary: dict[str, Any], ending: Ending | None
-) -> None:
-    """Write what was learned: first summary.json and done.json, then what may fail without a loss.
-
-    The export, the figures, the loggers and the report are steps of their own. A step that fails costs a line in
-    `warnings`. done.json names those that are pending, because the process has ended before them or there was no room:
-    the same command does them again.
-    """
-    learner, records, warnings = components.learner, Records(directory), components.learner.warnings
-    with warnings.instead_of_failing("the examples of the report"):
-        if (learner.task.has_examples or components.method.has_examples) and (shown := _examples(components)):
-            records.examples(shown)
-    with warnings.instead_of_failing("the confusion matrix of the report"):
-        if (counts := learner.confusion) is not None and len(counts) <= _MOST_CLASSES:
-            records.confusion(counts.numpy(), components.data.class_names)
-    for name, rows in components.method.tables().items():
-        records.table(name, rows)
-
-    def draw() -> None:
-        _say(components, "report", "figures and report.md")
-        for line in ending.draw(directory) if ending else ():
-            warnings.add(line)
-
-    exports = {f"the export to {name}": partial(_export, components, directory, name) for name in EXPORTED}
-    steps: dict[str, Callable[[], None]] = {
-        **(exports if config["export"] else {}),
-        **({"the export of the method": lambda: components.method.export(directory)} if config["export"] else {}),
-        **({"the figures": draw} if ending else {}),
-        "the loggers": lambda: log_summary(components.trainer.loggers, directory / "figures", summary),
-        **({"the report": lambda: ending.write(directory)} if ending else {}),
-    }
-    tested = f"test_{learner.task.metric.name}"
-    done = {"epochs": summary["epochs"], tested: summary[tested]}
-    summary["warnings"] = warnings.lines
-    write_json(directory / "summary.json", summary)
-    write_json(directory / "done.json", {**done, "pending": list(steps)})
-    pending = []
-    for name, step in steps.items():
-        before = list(warnings.lines)
-        with warnings.instead_of_failing(name):
-            try:
-                step()
-            except OSError as error:
-                pending.append(name)
-                raise RunError(f"{in_one_line(error)}; make room, and the same command tries again") from error
-        if warnings.lines != before:
-            with warnings.instead_of_failing("the list of warnings in summary.json"):
-                write_json(directory / "summary.json", summary)
-    with warnings.instead_of_failing("the end of done.json"):
-        write_json(directory / "done.json", {**done, "pending": pending} if pending else done)
-
-
-def _about(components: Components) -> dict[str, Any]:
-    """preprocessing.json: how the network of a run is used."""
-    data, task = components.data, components.learner.task
-    return {
-        "format": 1,
-        "task": task.name,
-        "classes": list(data.class_names),
-        "num_classes": data.num_classes,
-        "input": "images",
-        "layout": "NCHW",
-        "scale": 1 / 255,
-        **data.preprocessing.as_mapping(),
-    }
-
-
-def _export(components: Components, directory: Path, name: str) -> None:
-    """Write one of EXPORTED, with model.onnx a predict.py, if the task has one."""
-    from budgetnet.runs.export import export_model, write_predictor
-
-    _say(components, "export", name)
-    net, task, about = components.learner.net, components.learner.task, _about(components)
-    export_model(net, components.data.input_shape, directory, [name], task.any_size, about)
-    if name == "model.onnx" and about["mode"] and about["task"] in _PREDICTED:
-        write_predictor(directory)
-
-
-@torch.no_grad()
-def _examples(components: Components) -> dict[str, np.ndarray]:
-    """Test images as pixels in 0..1: those that the method chooses (`Method.examples`), and a few with what the task
-    shows of the network's outputs (`Task.examples`).
-    """
-    learner, data = components.learner.eval(), components.data
-    device = next(learner.net.parameters()).device
-    count = _CHOSEN_FROM if learner.method.has_examples else _EXAMPLES
-    images, targets = (part.to(device) for part in data.shown(count))
-    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
-    pixels = (images.float() * std + mean).clamp(0, 1)
-    shown = {title: pixels[indices] for title, indices in learner.method.examples(images).items()}
-    if learner.task.has_examples:
-        few, expected = images[:_EXAMPLES], targets[:_EXAMPLES]
-        shown |= {"input": pixels[:_EXAMPLES], **learner.task.examples(learner.method.evaluate(few), expected)}
-    return {
-        name: values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
-        for name, values in shown.items()
-    }

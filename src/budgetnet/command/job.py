@@ -13,7 +13,7 @@ from budgetnet.errors import UsageError
 from budgetnet.processes.launch import end_with_parent, launch
 
 if TYPE_CHECKING:
-    from budgetnet.command.experiment import Ending
+    from budgetnet.command.finishing import Ending
     from budgetnet.tasks import Metric
 
 
