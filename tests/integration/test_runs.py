@@ -15,7 +15,7 @@ from commands import FEW, SHORT, TINY, run, run_command
 from killed import At, Facts, learned, rows
 from zygote import IMPORTED
 
-from budgetnet.command import build, experiment
+from budgetnet.command import build, experiment, finishing
 from budgetnet.command.compose import composed
 from budgetnet.command.configuration import Configuration, parse
 from budgetnet.command.methods import method_class
@@ -216,7 +216,7 @@ class Listener(pl.loggers.Logger):
 def test_the_loggers_get_the_numbers_of_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     monkeypatch.setattr(build, "make_loggers", lambda *_: [listener])
-    monkeypatch.setattr(experiment, "log_summary", lambda *_: None)
+    monkeypatch.setattr(finishing, "log_summary", lambda *_: None)
     monkeypatch.setattr(experiment, "close_loggers", lambda *_: None)
     experiment.run(configuration(tmp_path, *FEW), tmp_path / "run", command_line())
     epochs = [heard for heard in listener.heard if "val_top1" in heard]
