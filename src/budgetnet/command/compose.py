@@ -50,7 +50,8 @@ def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     options = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    directory = (config.get("run") or {}).get("dir")
+    section = config.get("run")
+    directory = section.get("dir") if isinstance(section, dict) else None
     path = Path(str(directory), "config.yaml")
     if directory is None or any("/" in option or affects_result(option) for option in options) or not path.is_file():
         return config

@@ -76,6 +76,10 @@ def make_task(section: Config | None, data: DataModule, label_smoothing: float) 
     if section is None:
         kind = next(kind for kind in _TASKS if kind.target_dims == dims)
         section = {"_target_": f"{kind.__module__}.{kind.__name__}"}
+    if "_target_" not in section:
+        raise UsageError(
+            f"task.{next(iter(section), '_target_')} stands without a task: choose one, such as task=denoising"
+        )
     options = {key: value for key, value in section.items() if key != "name"}
     if "label_smoothing" in _parameters(section["_target_"]):
         options["label_smoothing"] = label_smoothing
