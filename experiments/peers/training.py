@@ -57,8 +57,10 @@ def data(root: str, seed: int) -> DataModule:
 def train(net: nn.Module, images: DataModule, epochs: int, rate: float = 0.1) -> None:
     """SGD with momentum and one cosine, in place, with the rates and batches of the study's fixed networks.
 
-    Every parameter decays, as in the tools' examples; in the study batch norms and biases do not.
+    Every parameter decays, as in the tools' examples; in the study batch norms and biases do not. Channels last, since
+    a step on a CPU then takes a tenth (ResNet-20) to a quarter (VGG) less; FastNAS takes contiguous weights alone.
     """
+    net.to(memory_format=torch.channels_last)
     loader = images.train_dataloader()
     optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=5e-4)
     steps, step = epochs * len(loader), 0
@@ -67,9 +69,10 @@ def train(net: nn.Module, images: DataModule, epochs: int, rate: float = 0.1) ->
         for batch, labels in loader:
             optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.zero_grad()
-            F.cross_entropy(net(batch), labels).backward()
+            F.cross_entropy(net(batch.contiguous(memory_format=torch.channels_last)), labels).backward()
             optimizer.step()
             step += 1
+    net.to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
