@@ -207,6 +207,8 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     ("growth.seed_width=${nope}", "Interpolation key 'nope' not found"),
     (r"growth.policy=\${seed}", "growth.policy='${seed}': expected a value, not text that stands for one"),
     ("+growth.seed_widht=8", "no option is called 'growth.seed_widht'; did you mean 'growth.seed_width'"),
+    ("+a.b.c=0", "no option is called 'a.b.c'"),
+    ("+optimm.lr=1", "no option is called 'optimm.lr'; did you mean 'optim'"),
     ("+epoch=3", "no option is called 'epoch'; did you mean 'epochs'"),
     ("~optim.lr", "optim.lr is missing"),
     ("~callbacks", "callbacks=None: expected a section of options"),

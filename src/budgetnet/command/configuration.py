@@ -188,7 +188,12 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _refuse_unknown(prefix: str, section: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in section.keys() - set(known):
-        raise UsageError(f"no option is called '{prefix}{key}'{nearest(f'{prefix}{key}', [prefix + k for k in known])}")
+        rest, value = "", section[key]
+        while isinstance(value, Mapping) and value:  # the whole name, as it was typed
+            name, value = next(iter(value.items()))
+            rest += f".{name}"
+        near = nearest(f"{prefix}{key}", [prefix + option for option in known])
+        raise UsageError(f"no option is called '{prefix}{key}{rest}'{near}")
 
 
 def _check_texts(name: str, section: Mapping[str, Any], options: Sequence[str]) -> None:
