@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from budgetnet import backbones
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
+from budgetnet.command.start import inherited
 from budgetnet.errors import UsageError
 from budgetnet.runs.weights import load_weights, read_weights
 
@@ -128,3 +130,20 @@ def test_edges_are_learned_from_trained_weights(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "cnf.pt")
     learner = build(composed([*edges, f"backbone.weights={tmp_path}/cnf.pt"]), tmp_path / "run").learner
     assert all(torch.equal(value, weights[name]) for name, value in learner.net.state_dict().items())
+
+
+def test_a_run_that_goes_on_keeps_backbone_data_and_optimizer_but_for_what_is_typed(tmp_path: Path) -> None:
+    before = composed([*DIGITS, "optim.lr=0.02", "optim.warmup_epochs=2", "dataset.batch_size=8"])
+    (tmp_path / "config.yaml").write_text(json.dumps(before))
+
+    def after(*typed: str) -> dict[str, Any]:
+        overrides = [f"start.from={tmp_path}", *typed]
+        return inherited(composed(overrides), overrides)
+
+    assert after()["optim"] == before["optim"] and after()["dataset"] == before["dataset"]
+    rate = after("optim.lr=0.5", "dataset.batch_size=4")
+    assert rate["optim"] == {**before["optim"], "lr": 0.5} and rate["dataset"] == {**before["dataset"], "batch_size": 4}
+    modern = after("recipe=modern")
+    assert modern["optim"] == composed(["recipe=modern"])["optim"] and modern["dataset"]["batch_size"] == 512
+    assert modern["dataset"]["name"] == "digits" and modern["backbone"]["name"] == "lenet5"
+    assert after("experiment=demo")["optim"] == composed(["experiment=demo"])["optim"]

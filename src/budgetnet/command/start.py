@@ -59,9 +59,9 @@ def _go_on(net: nn.Module, run: Path, data: DataModule, outputs: int) -> str:
 
 
 def inherited(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The configuration of a run that goes on from another one: with its backbone and dataset, unless others are typed.
+    """The configuration of a run that goes on from another one: with its backbone, dataset and optim, unless typed.
 
-    Raises UsageError if `start.from` is no run directory.
+    What a recipe or an experiment says of training applies, where one is chosen. Raises UsageError if `start.from` is no run directory.
     """
     from omegaconf import OmegaConf
 
@@ -75,8 +75,12 @@ def inherited(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]
         reason = "with its config.yaml" if not path.is_file() else f"but {path} is damaged ({error})"
         raise UsageError(f"start.from={run}: expected the directory of a finished run, {reason}") from error
     typed = [each.lstrip("+~").partition("=")[0] for each in overrides]
+    if "recipe" in typed:
+        typed += ["optim", "dataset.batch_size"]
+    elif "experiment" in typed:
+        typed.append("optim")
     given, found = OmegaConf.create(dict(config)), OmegaConf.create(dict(config))
-    for name in ("backbone", "dataset"):
+    for name in ("backbone", "dataset", "optim"):
         if name in typed or name not in saved:
             continue
         found[name] = {**saved[name], "weights": None} if name == "backbone" else saved[name]
