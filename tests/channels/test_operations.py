@@ -196,8 +196,21 @@ def followed(net: nn.Module) -> None:
     wider = {group.name: group.width + 3 * group.blocks for group in graph.groups}
     priced = cost.costs(wider)
     assert cost.flops() == fvcore_flops(net)
+    unequal(net)
+    twin, images = copy.deepcopy(net).double().eval(), torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    before = twin(images)
+    resize(twin, wider, init="net2wider")
+    torch.testing.assert_close(twin(images), before)
     resize(net, wider)
     assert (priced["flops"], priced["params"]) == (fvcore_flops(net), sum(p.numel() for p in net.parameters()))
+
+
+def unequal(net: nn.Module) -> None:
+    """Give what is one number by default, such as a scale of ones, values that differ."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.empty_like(parameter).uniform_(0.1, 0.5, generator=generator))
 
 
 @pytest.mark.parametrize("name", MIXED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -66,6 +67,58 @@ class LowRank(nn.Module):
         return F.linear(x, self.up @ self.down)
 
 
+class Held(nn.Module):
+    """A parameter with the channels of `Between` along its second dimension."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(shape))
+
+
+def with_positions(m: nn.Module, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).transpose(1, 2) + m.c.values
+    return tokens.transpose(1, 2).unflatten(-1, (5, 5))
+
+
+class Masked(nn.Linear):
+    """What pruning leaves: a weight times zeros and ones."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 5)
+        self.register_buffer("mask", (torch.arange(25) % 3 > 0).float().reshape(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.mask * self.weight, self.bias)
+
+
+class Adapted(nn.Linear):
+    """A weight and what adapts it, of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 5)
+        self.up, self.down = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(2, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * (self.up @ self.down), self.bias)
+
+
+class Transposed(nn.Module):
+    """A transposed convolution whose weight, (inputs, outputs, ...), is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 5, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, 2 * self.weight)
+
+
+def channels_last(m: nn.Module, x: Tensor) -> Tensor:
+    """A layer of the last dimension."""
+    y: Tensor = m.c(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return y
+
+
 class Statistics(nn.Module):
     """A batch norm in plain functions, whose statistics have names of their own."""
 
@@ -96,12 +149,28 @@ FOLLOWED = {
     ),
     "split by a list": Between(lambda m, x: m.c(x), channels=6, a=nn.Conv2d(3, 6, 1), c=Splits([3, 3])),
     "statistics of its own": Between(lambda m, x: m.c(x), c=Statistics()),
+    "a scale of four dimensions": Between(lambda m, x: x * m.c.values, c=Held(1, 5, 1, 1)),
+    "a table of positions": Between(with_positions, c=Held(25, 5)),
+    "an embedding": Between(lambda m, x: x + m.c(torch.arange(25)).T.unflatten(1, (5, 5)), c=nn.Embedding(25, 5)),
+    "a masked weight": Between(channels_last, c=Masked()),
+    "a weight that is adapted": Between(channels_last, c=Adapted()),
+    "a computed weight that reads its first": Between(lambda m, x: m.c(x), c=Transposed()),
 }
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_it_is_followed_and_priced_also_after_growth(name: str) -> None:
-    followed(FOLLOWED[name])
+    followed(copy.deepcopy(FOLLOWED[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in FOLLOWED if name.startswith("a ")])
+def test_new_channels_that_nothing_reads_yet_will_be_read(name: str) -> None:
+    net = copy.deepcopy(FOLLOWED[name])
+    graph = ChannelGraph.trace(net, IMAGE)
+    resize(net, {"a": 8}, init="zero_out")
+    net(torch.randn(3, 3, 5, 5)).square().sum().backward()
+    silent = [weight for name, weight in net.named_parameters() if name in graph.reads and (weight == 0).any()]
+    assert silent and all(weight.grad[weight == 0].any() for weight in silent)
 
 
 def test_einsum_reads_a_weight_by_the_letters_that_are_summed() -> None:

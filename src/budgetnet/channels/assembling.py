@@ -52,7 +52,7 @@ def assemble(
         residual=run.residual,
         norm_after=_norm_after(run),
         mixing=_mixing(run, structure),
-        reads=dict(run.reads),
+        reads=_reads(run),
         fills=_fills(model, axes),
         frozen=run.frozen,
         fixed=_why_fixed(run),
@@ -78,6 +78,20 @@ def _term(structure: Structure, cost: Cost, layout_of: Callable[[Tensor], Layout
     assert rest == 0, cost
     left, right = (*(layout_of(factor) for factor in factors), None, None)[:2]
     return Term(cost.module, cost.matrix, coefficient, left or (Segment(None, 1),), right, cost.divisor)
+
+
+def _reads(run: Run) -> dict[str, int]:
+    """Of each tensor that a layer reads with, or computes such a weight from, the dimension along which it does."""
+    found = dict(run.reads)
+    for names, computed, source in run.computed:
+        roots = run.labels.roots(source)
+        for name in sorted(names):
+            dims = run.axes.get(name, {})
+            for dim in sorted(dims, key=lambda dim: dim != computed):
+                if np.array_equal(run.labels.roots(dims[dim]), roots):
+                    found.setdefault(name, dim)
+                    break
+    return found
 
 
 def _norm_after(run: Run) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from budgetnet.channels.calls import NOT_THE_USERS, Cost, Event, Place
+from budgetnet.channels.calls import NOT_THE_USERS, Call, Cost, Event, Place
 from budgetnet.channels.labels import Carried, Labels, Plane, vector_plane
 from budgetnet.channels.prices import Price
 
@@ -18,7 +18,8 @@ class Findings:
     """Everything that one trace finds, and where in the model it stands.
 
     axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels; numbers: the same, of
-    modules that are none of torch's layers. reads: the dimension of a weight along which it reads, where that is not 1.
+    modules that are none of torch's layers. reads: the dimension of a weight along which its layer reads; computed: of a
+    weight that is computed (what of, that dimension, what it reads).
     producers, consumers: (module, labels) in order of execution. stack: the modules that are being run.
     """
 
@@ -26,12 +27,14 @@ class Findings:
         self.model, self.frozen = model, frozen
         self.labels = Labels()
         self.names: dict[int, str] = {}
+        self.buffers: set[str] = set()
         self.modules: dict[str, nn.Module] = {}
         self.axes: dict[str, dict[int, Tensor]] = {}
         self.parts: dict[str, int] = {}
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.numbers: dict[tuple[str, str], Tensor] = {}
         self.reads: dict[str, int] = {}
+        self.computed: list[tuple[frozenset[str], int, Tensor]] = []
         self.producers: list[tuple[str, str, Tensor]] = []
         self.consumers: list[tuple[str, Tensor]] = []
         self.costs: list[Cost] = []
@@ -49,12 +52,14 @@ class Findings:
     def learn(self) -> None:
         """Know the tensors of the model by name; anew after one was replaced."""
         self.modules = dict(self.model.named_modules())
-        self.names = {}
+        self.names, self.buffers = {}, set()
         for path, module in self.modules.items():
             for store in (module._parameters, module._buffers):
                 for leaf, tensor in store.items():
                     if tensor is not None:
-                        self.names.setdefault(id(tensor), f"{path}.{leaf}" if path else leaf)
+                        name = self.names.setdefault(id(tensor), f"{path}.{leaf}" if path else leaf)
+                        if store is module._buffers:
+                            self.buffers.add(name)
 
     # -- where it stands ----------------------------------------------------------------------------------------------
 
@@ -185,6 +190,33 @@ class Findings:
             return self.labels.new(tensor.shape[dim]) if vector is None else vector
         known = self.axes.get(name, {}).get(dim)
         return self.labels.new(tensor.shape[dim]) if known is None else known
+
+    def read(self, weight: Tensor, dim: int, source: Tensor) -> None:
+        """A layer reads these channels along a dimension of its weight."""
+        if (name := self.names.get(id(weight))) is not None:
+            self.reads.setdefault(name, dim)
+        else:
+            self.computed.append((self.factors(weight), dim, source))
+
+    def factors(self, *tensors: Tensor) -> frozenset[str]:
+        """Of which tensors of the model these are computed; without those that only scale another, or mask it."""
+        found: set[str] = set()
+        for tensor in tensors:
+            name = self.names.get(id(tensor))
+            found |= getattr(tensor, "_factors", frozenset()) if name is None else {name}
+        return frozenset(found)
+
+    def factors_of(self, call: Call) -> frozenset[str]:
+        """The same of the result of an operation: new inputs are silent if one factor of a product has zeros there."""
+        if call.name in ("mul", "div") and len(call.tensors) == 2:
+            left, right = call.tensors
+            along = [{dim for plane in self.known(tensor).planes for dim in plane.dims} for tensor in call.tensors]
+            constant = self.factors(left) <= self.buffers
+            if along[1] <= along[0] and not (along[0] == along[1] and constant):
+                return self.factors(left)
+            if along[0] <= along[1]:
+                return self.factors(right)
+        return self.factors(*call.tensors)
 
     def term(self, module: str, cost: Price, *factors: Tensor, divisor: int = 1) -> None:
         """A cost in proportion to the lengths of `factors`; what is in no such proportion stays as it is."""

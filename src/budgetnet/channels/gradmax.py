@@ -75,11 +75,12 @@ def check_reach(change: WidthChange) -> None:
     for name in change.sources:
         if graph.group(name).kind == "other":
             raise GraphError(f"init='gradmax' needs layers whose filters are the channels of {name!r}; use 'he'")
-    for tensor, dims in graph.axes.items():
-        reads = [s for s in dims.get(graph.reads.get(tensor, 1), ()) if s.group in change.sources]
+    parameters = dict(graph.model.named_parameters())
+    for tensor, layout in graph.reading.items():
+        reads = [s for s in layout if s.group in change.sources]
         if any(s.parts > 1 for s in reads):
             raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
-        if reads and (tensor in graph.reads or tensor not in dict(graph.model.named_parameters())):
+        if reads and (graph.reads[tensor] != 1 or tensor not in parameters):
             raise GraphError(f"init='gradmax' does not reach through {tensor!r}; use 'he'")
 
 
@@ -89,9 +90,9 @@ _Columns = list[tuple[nn.Parameter, Tensor, int]]
 
 def _columns(change: WidthChange, name: str) -> _Columns:
     found: _Columns = []
-    for tensor, dims in change.graph.axes.items():
-        if any(segment.group == name for segment in dims.get(1, ())):
-            labels = change.labels(dims[1], name)
+    for tensor, layout in change.graph.reading.items():
+        if any(segment.group == name for segment in layout):
+            labels = change.labels(layout, name)
             count = int(labels.max()) + 1
             position = torch.stack([(labels == j).nonzero().flatten() for j in range(count)])
             parameter = change.graph.model.get_parameter(tensor)

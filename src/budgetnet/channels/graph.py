@@ -136,8 +136,8 @@ class Graph:
     The graph stays bound to its model: `widths` and `groups` are read off the live tensors, so they are right after
     every resize. `axes` maps a parameter or buffer name to {dimension: layout}, `attributes` a module's integer
     attributes to layouts, `joins` are the (source, target) layouts of `match_channels` in order of execution, and
-    `residual` is whether features are added to others of their shape. `reads` names the dimension along which a weight
-    reads, where that is not 1; `fills` is what new entries of a tensor outside torch's layers become. `frozen` is what
+    `residual` is whether features are added to others of their shape. `reads` names the dimension along which each
+    weight reads; `fills` is what new entries of a tensor outside torch's layers become. `frozen` is what
     `trace` was told to take as it is, `fixed` says what else stays, and why.
     """
 
@@ -189,6 +189,11 @@ class Graph:
     def groups(self) -> tuple[WidthGroup, ...]:
         """The width groups in order of execution, with their widths now."""
         return tuple(replace(group, width=self._width(name)) for name, group in self.members.items())
+
+    @property
+    def reading(self) -> dict[str, Layout]:
+        """What lies along the axis of each tensor that reads channels: the inputs of its layer."""
+        return {name: self.axes[name][dim] for name, dim in self.reads.items() if dim in self.axes.get(name, {})}
 
     def group(self, name: str) -> WidthGroup:
         """The group of this name. Raises GraphError with the nearest names."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels.gradmax import gradmax
-from budgetnet.channels.graph import Graph, Layout
 from budgetnet.channels.width_change import WidthChange, over_all_parts
 
 INITIALISATIONS = ("he", "zero_out", "net2wider", "gradmax")
@@ -89,7 +88,7 @@ def _silence(change: WidthChange) -> None:
     the new channels themselves start at zero (the scale of the norm behind the producer, or its filters).
     """
     leaking, _ = leaks(change)
-    for name, layout in reading(change.graph).items():
+    for name, layout in change.graph.reading.items():
         silent = {s.group for s in layout if s.group in change.sources} - leaking
         if silent:
             weight, is_new = _tensor(change, name), change.is_new_along(over_all_parts(layout), silent)
@@ -104,14 +103,9 @@ def _silence(change: WidthChange) -> None:
             scale.detach()[new.to(scale.device)] = 0
 
 
-def reading(graph: Graph) -> dict[str, Layout]:
-    """What lies along the axis of each tensor that reads channels: the inputs of its layer."""
-    return {name: dims[dim] for name, dims in graph.axes.items() if (dim := graph.reads.get(name, 1)) in dims}
-
-
 def by_column(change: WidthChange, name: str, values: Tensor) -> Tensor:
     """Values of a layer's inputs, (inputs,), as its weight can be multiplied with; a grouped one reads its part."""
-    weight, dim = _tensor(change, name), change.graph.reads.get(name, 1)
+    weight, dim = _tensor(change, name), change.graph.reads[name]
     parts = max(segment.parts for segment in change.graph.axes[name][dim])
     if parts == 1:
         return values.reshape([-1 if d == dim else 1 for d in range(weight.dim())])
@@ -150,7 +144,7 @@ def leaks(change: WidthChange) -> tuple[set[str], set[str]]:
 
 def _share_columns(change: WidthChange) -> None:
     """Net2WiderNet (Chen 2016): copies and original divide the original's outgoing weights, in unequal parts."""
-    for name, layout in reading(change.graph).items():
+    for name, layout in change.graph.reading.items():
         if any(s.group in change.shares for s in layout):
             weight = _tensor(change, name)
             weight.mul_(by_column(change, name, change.outgoing_shares(layout).to(weight)))

@@ -86,6 +86,7 @@ def convolution(run: Run, call: Call) -> Any:
             run.labels.freeze(source)
         else:
             run.tensor_axis(weight, 1, source)
+        run.read(weight, 1, source)
         run.tensor_axis(weight, 0, layout)
         run.term(path, cost, source, layout, divisor=groups)
     run.tensor_axis(bias, 0, layout)
@@ -115,10 +116,10 @@ def transposed_convolution(run: Run, call: Call) -> Any:
     else:
         layout = run.produce(weight, 1, "transposed")
         if name is not None:
-            run.reads[name] = 0
             run.producers.append((name, "transposed", layout))
         run.tensor_axis(weight, 0, source)
         run.tensor_axis(weight, 1, layout)
+        run.read(weight, 0, source)
         run.term(path, cost, source, layout)
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_channels=source, out_channels=layout)
@@ -144,6 +145,7 @@ def linear(run: Run, call: Call) -> Any:
         run.producers.append((name, "linear", layout))
         run.consumers.append((name, source))
     run.tensor_axis(weight, 1, source)
+    run.read(weight, 1, source)
     run.tensor_axis(weight, 0, layout)
     run.tensor_axis(bias, 0, layout)
     _attributes(run, path, in_features=source, out_features=layout)

@@ -37,8 +37,10 @@ def matmul(run: Run, call: Call) -> Any:
     if bool((inner[0] != 0).any()) or bool((inner[1] != 0).any()):
         run.labels.unite(inner[0], inner[1])
         if weight is not None and run.of_image(left):
-            run.reads[weight] = 0
-        elif run.of_image(left, right) and not (left.dim() == 2 and id(left) in run.names):
+            run.reads.setdefault(weight, 0)
+        elif left.dim() == 2 and id(left) in run.names and run.of_image(right):
+            run.read(left, 1, inner[1])
+        elif run.of_image(left, right):
             run.labels.mix(inner[0])
     cost = run.per_image(price(call.name, call.argument, out), left, right)
     if weight is not None:

@@ -78,6 +78,9 @@ class Run(Findings, TorchFunctionMode):
         planes = tuple(known.planes for t in call.tensors if (known := getattr(t, "_carried", None)) is not None)
         given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
         self.events.append(Event(call.name, self.line(), self.current(), planes, given))
+        for tensor in leaves(out):
+            if not self.known(tensor).image and (factors := self.factors_of(call)):
+                tensor._factors = factors  # type: ignore[attr-defined]
 
     def _pay(self, cost: Price, tensors: Sequence[Tensor]) -> None:
         cost = self.per_image(cost, *tensors)

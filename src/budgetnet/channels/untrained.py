@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from budgetnet.channels.graph import Graph, layout_size
-from budgetnet.channels.initialise import draws, reading
+from budgetnet.channels.initialise import draws
 from budgetnet.channels.resize import resize
 from budgetnet.errors import UsageError
 
@@ -30,7 +30,7 @@ def resize_untrained(model: nn.Module, widths: Mapping[str, int], seed: int = 0)
         return graph
     new = {**now, **changes}
     with torch.no_grad():
-        for name, layout in reading(graph).items():
+        for name, layout in graph.reading.items():
             path, _, leaf = name.rpartition(".")
             module = graph.model.get_submodule(path)
             if draws(module, leaf):

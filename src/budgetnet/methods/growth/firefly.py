@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, GraphError, resize
 from budgetnet.channels.graph import layout_size, positions_of
-from budgetnet.channels.initialise import leaks, reading
+from budgetnet.channels.initialise import leaks
 from budgetnet.channels.width_change import WidthChange
 from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
@@ -238,12 +238,8 @@ class Candidates:
 
     def _columns(self, name: str, channels: range) -> list[ChannelSlice]:
         """The weights that read these channels."""
-        dims = {
-            tensor: self.graph.reads.get(tensor, 1)
-            for tensor, layout in reading(self.graph).items()
-            if any(s.group == name for s in layout)
-        }
-        return [self._slice(tensor, dim, name, channels) for tensor, dim in dims.items()]
+        tensors = [tensor for tensor, layout in self.graph.reading.items() if any(s.group == name for s in layout)]
+        return [self._slice(tensor, self.graph.reads[tensor], name, channels) for tensor in tensors]
 
     def _exits(self, name: str, channels: range, leaking: Collection[str]) -> list[ChannelSlice]:
         """The weights that the gates of these channels multiply: outgoing weights, or norm scales of leaking groups."""
