@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -96,6 +97,41 @@ def test_what_something_else_reads_is_left_alone_and_a_filter_of_zeros_stays() -
     assert rescale_filters(net) == ["empty"]
     assert torch.equal(net.shared.weight, before)
     assert not net.empty.weight.any() and net.empty.weight.isfinite().all()
+
+
+class Twice(nn.Module):
+    """A layer or a norm that is called more than once, beside a pair that is not."""
+
+    def __init__(self, calls: Callable[[Twice, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.calls = calls
+        self.stem, self.stem_norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm1, self.norm2, self.fc = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.calls(self, F.relu(self.stem_norm(self.stem(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        lambda m, x: m.norm1(m.a(x)) + m.norm2(m.a(2 * x)),  # a head over several levels
+        lambda m, x: m.norm1(m.a(x)) * m.norm1(m.b(x)),
+        lambda m, x: m.norm1(m.a(x)) + m.a(2 * x),
+        lambda m, x: m.norm1(m.a(x)) + m.norm1(x * 2),
+    ],
+)
+def test_a_layer_or_a_norm_that_is_called_twice_is_left_alone(calls: Callable[[Twice, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net, images = Twice(calls).double(), torch.randn(16, 3, 4, 4, dtype=torch.float64)
+    ChannelGraph.trace(net, images)
+    for _ in range(9):
+        net(images)
+    net.eval()
+    before = net(images)
+    assert rescale_filters(net) == ["stem"]
+    torch.testing.assert_close(net(images), before, rtol=1e-3, atol=0)  # up to the epsilon of the norm
 
 
 def test_without_batch_norm_nothing_changes() -> None:

@@ -95,12 +95,18 @@ def _reads(run: Run) -> dict[str, int]:
 
 
 def _norm_after(run: Run) -> dict[str, str]:
-    """Of each layer that one norm reads, and nothing else does, that norm."""
-    found: dict[str, str] = {}
-    for layer, norm, between in run.norms:
-        if getattr(between, "_uses", 0) == 1:
-            found.setdefault(layer, norm)
-    return found
+    """Of each layer all of whose outputs one norm reads, and nothing else does, that norm, if it reads nothing else."""
+    reader = {id(tensor): norm for norm, tensor in run.norms}
+    maker = {id(tensor): layer for layer, tensor in run.outputs}
+    behind: dict[str, set[str | None]] = {}
+    before: dict[str, set[str | None]] = {}
+    for layer, tensor in run.outputs:
+        alone = getattr(tensor, "_uses", 0) == 1
+        behind.setdefault(layer, set()).add(reader.get(id(tensor)) if alone else None)
+    for norm, tensor in run.norms:
+        before.setdefault(norm, set()).add(maker.get(id(tensor)))
+    pairs = {layer: next(iter(norms)) for layer, norms in behind.items() if len(norms) == 1}
+    return {layer: norm for layer, norm in pairs.items() if norm is not None and before[norm] == {layer}}
 
 
 def _mixing(run: Run, structure: Structure) -> frozenset[str]:

@@ -40,7 +40,8 @@ class Findings:
         self.costs: list[Cost] = []
         self.joins: list[tuple[Tensor, Tensor]] = []
         self.residual = False
-        self.norms: list[tuple[str, str, Tensor]] = []  # (layer, norm behind it, what lies between)
+        self.outputs: list[tuple[str, Tensor]] = []  # what each layer has made
+        self.norms: list[tuple[str, Tensor]] = []  # what each norm has read
         self.events: list[Event] = []
         self.refused: list[tuple[Place, str]] = []
         self.fixed: list[tuple[Place, str, Tensor]] = []  # what an operation keeps as it is, and why
@@ -241,10 +242,8 @@ class Findings:
         """A layer has made this tensor with its weight, uncomputed: a norm may stand behind it."""
         path, _, leaf = self.names.get(id(weight), "").rpartition(".")
         if leaf == "weight":
-            tensor._layer = path  # type: ignore[attr-defined]
+            self.outputs.append((path, tensor))
 
     def normed(self, tensor: Tensor, norm: str) -> None:
         """A norm reads this tensor."""
-        layer = getattr(tensor, "_layer", None)
-        if layer is not None:
-            self.norms.append((layer, norm, tensor))
+        self.norms.append((norm, tensor))
