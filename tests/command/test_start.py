@@ -64,6 +64,15 @@ def test_a_head_of_another_size_is_drawn_anew_and_this_is_said() -> None:
         assert torch.equal(value, before[name] if name.startswith("fc3") else source.state_dict()[name])
 
 
+def test_a_number_beside_the_head_is_no_part_of_it() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.scale, self.fc = nn.Conv2d(3, 8, 3), nn.Parameter(torch.tensor(9.0)), nn.Linear(8, 10)
+
+    assert load_weights(Scaled(), Scaled().state_dict(), "FILE", outputs=10) == "5 of 5 tensors from FILE"
+
+
 def test_weights_of_another_network_are_refused_by_their_first_tensor(tmp_path: Path) -> None:
     state = lenet().state_dict()
     with pytest.raises(UsageError, match=r"FILE lacks conv1.bias: expected the weights of this backbone"):

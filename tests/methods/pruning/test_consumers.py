@@ -10,6 +10,7 @@ from nets import Odd
 from torch import nn
 
 from budgetnet import ChannelGraph, UsageError, backbones
+from budgetnet.methods.pruning import thinet as thinet_module
 from budgetnet.methods.pruning.consumers import measurable_groups, observe, rows, scale_columns, units, windows
 from budgetnet.methods.pruning.pfp import pfp
 from budgetnet.methods.pruning.thinet import rescale, thinet
@@ -24,25 +25,37 @@ LAYERS = {
     "reflected": nn.Conv2d(6, 8, 5, padding=2, padding_mode="reflect"),
     "circular": nn.Conv2d(6, 8, 3, padding=(2, 1), padding_mode="circular"),
     "linear": nn.Linear(6, 4),
+    "linear over tokens": nn.Linear(6, 4),
 }
+
+
+def inputs_for(kind: str) -> torch.Tensor:
+    """Two images, or their tokens."""
+    shape = {"linear": (2, 6), "linear over tokens": (2, 5, 6)}.get(kind, (2, 6, 9, 7))
+    return torch.randn(shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_windows_and_rows_add_up_to_what_the_layer_computes(kind: str) -> None:
     layer = copy.deepcopy(LAYERS[kind]).double()
-    inputs = torch.randn(2, 6, dtype=torch.float64) if kind == "linear" else torch.randn(2, 6, 9, 7).double()
+    inputs = inputs_for(kind)
     weights = rows(layer, torch.arange(layer.weight.shape[0]))
-    found = torch.einsum("nuijk,fuk->nfij", windows(layer, inputs).flatten(4), weights).reshape(layer(inputs).shape)
-    bias = 0 if layer.bias is None else layer.bias.reshape(1, -1, *[1] * (inputs.dim() - 2))
-    assert torch.allclose(found + bias, layer(inputs), atol=1e-12)
+    found = torch.einsum("nuijk,fuk->nfij", windows(layer, inputs).flatten(4), weights)
+    if layer.bias is not None:
+        found = found + layer.bias.reshape(1, -1, 1, 1)
+    wanted = layer(inputs)
+    if isinstance(layer, nn.Linear):
+        found = found[..., 0].transpose(1, 2).reshape(wanted.shape)
+    assert torch.allclose(found, wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_scaling_a_column_is_scaling_the_input(kind: str) -> None:
     layer = copy.deepcopy(LAYERS[kind]).double()
-    inputs = torch.randn(2, 6, dtype=torch.float64) if kind == "linear" else torch.randn(2, 6, 9, 7).double()
+    inputs = inputs_for(kind)
     factors = torch.tensor([1.0, 0.5, 2.0, 0.0, -1.0, 3.0], dtype=torch.float64)
-    wanted = layer(inputs * factors.reshape(1, 6, *[1] * (inputs.dim() - 2)))
+    spread = factors if isinstance(layer, nn.Linear) else factors.reshape(6, 1, 1)
+    wanted = layer(inputs * spread)
     scale_columns(layer, factors)
     assert torch.allclose(layer(inputs), wanted, atol=1e-12)
 
@@ -50,7 +63,7 @@ def test_scaling_a_column_is_scaling_the_input(kind: str) -> None:
 def inputs_of(graph: ChannelGraph, path: str) -> torch.Tensor:
     """What this layer reads of one random image."""
     seen: list[torch.Tensor] = []
-    observe(graph, [path], torch.randn(1, *graph.input_shape[1:]), lambda _path, _layer, inputs: seen.append(inputs))
+    observe(graph, [path], torch.randn(1, *graph.input_shape[1:]), lambda _path, _layer, inputs, _count: seen.append(inputs))
     (inputs,) = seen
     return inputs
 
@@ -104,6 +117,57 @@ def test_mode_and_hooks_are_restored_when_the_images_do_not_fit() -> None:
         thinet(graph, torch.randn(2, 3, 64, 64))
     assert all(module.training for module in net.modules())
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+class Pointwise(nn.Module):
+    """convolution -> 1×1 convolution, or the same as a linear layer of channels that are last -> convolution."""
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(12, 4, 1)
+        self.point = nn.Linear(8, 12) if linear else nn.Conv2d(8, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first(x))
+        x = self.point(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.linear else self.point(x)
+        return self.last(F.relu(x)).mean((2, 3))
+
+
+def test_a_linear_layer_over_the_pixels_is_judged_as_the_convolution_that_it_is() -> None:
+    torch.manual_seed(0)
+    convolution, linear = Pointwise(False), Pointwise(True)
+    state = convolution.state_dict()
+    linear.load_state_dict({**state, "point.weight": state["point.weight"].flatten(1)})
+    images = torch.randn(80, 3, 8, 8)  # as many rows as channels
+    graphs = [ChannelGraph.trace(net, images[:1]) for net in (convolution, linear)]
+    first, second = (pfp(graph, images)["first"] for graph in graphs)
+    assert torch.allclose(first, second, atol=1e-6)
+    first, second = (_contributions(graph, images) for graph in graphs)
+    assert torch.allclose(first, second, rtol=0.2)  # other samples
+
+
+def _contributions(graph: ChannelGraph, images: torch.Tensor) -> torch.Tensor:
+    """Mean squares of what each channel of `first` contributes to the sampled outputs of `point`."""
+    return thinet_module._products(graph, ["first"], images, 0)["point"].sums.diagonal()
+
+
+class Sequence1d(nn.Module):
+    """A convolution over pixels in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.row, self.last = nn.Conv2d(3, 4, 1), nn.Conv1d(4, 5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.row(self.first(x).flatten(2)).mean(2))
+
+
+@pytest.mark.parametrize("criterion", [thinet, pfp, lambda graph, images: rescale(graph, {}, images)])
+def test_what_is_read_by_another_kind_of_layer_is_refused(criterion: Criterion) -> None:
+    graph = ChannelGraph.trace(Sequence1d(), torch.empty(1, 3, 4, 4))
+    with pytest.raises(UsageError, match=r"'row', which reads the channels of 'first', is a Conv1d.*such as l1"):
+        criterion(graph, torch.randn(2, 3, 4, 4))
 
 
 class Unread(nn.Module):

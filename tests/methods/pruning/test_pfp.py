@@ -55,7 +55,7 @@ def by_definition(graph: ChannelGraph, images: torch.Tensor) -> dict[str, torch.
     model = copy.deepcopy(graph.model).eval()
     seen: dict[str, torch.Tensor] = {}
     paths = {path for group in graph.groups for path in group.consumers}
-    observe(ChannelGraph.of(model), paths, images, lambda path, _, inputs: seen.update({path: inputs}))
+    observe(ChannelGraph.of(model), paths, images, lambda path, _, inputs, _count: seen.update({path: inputs}))
     found = {}
     for group in graph.groups:
         if group.kind != "convolution":

@@ -21,12 +21,13 @@ Consumer = nn.Conv2d | nn.Linear
 _AT_ONCE = 64  # images in a forward pass
 
 
-def measurable_groups(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
+def measurable_groups(graph: ChannelGraph, images: Tensor | None = None) -> list[WidthGroup]:
     """The width groups of convolutions, all of which can be scored by their effect on their consumers.
 
-    images: (N, C, height, width). Raises UsageError if there are no images, and for a group that no layer reads.
+    images: (N, C, height, width), or None before there are any. Raises UsageError if N is 0, for a group that no layer
+    reads, and for one that a layer reads which is neither a Conv2d nor a Linear.
     """
-    if images.dim() < 2 or not len(images):
+    if images is not None and (images.dim() < 2 or not len(images)):
         raise UsageError(f"channels cannot be judged on images of shape {tuple(images.shape)}: pass at least one image")
     groups = [group for group in graph.groups if group.kind == "convolution"]
     for group in groups:
@@ -35,45 +36,46 @@ def measurable_groups(graph: ChannelGraph, images: Tensor) -> list[WidthGroup]:
                 f"no layer reads the channels of {group.name!r}, so that they cannot be judged on images; use a method "
                 "that reads the weights alone, such as l1"
             )
+        for path in group.consumers:
+            if not isinstance(layer := graph.model.get_submodule(path), Consumer):
+                raise UsageError(
+                    f"{path!r}, which reads the channels of {group.name!r}, is a {type(layer).__name__}, so that they "
+                    "cannot be judged on images; use a method that reads the weights alone, such as l1"
+                )
     return groups
 
 
 @torch.no_grad()
 def observe(
-    graph: ChannelGraph, paths: Iterable[str], images: Tensor, see: Callable[[str, Consumer, Tensor], None]
+    graph: ChannelGraph, paths: Iterable[str], images: Tensor, see: Callable[[str, Consumer, Tensor, int], None]
 ) -> None:
-    """Run the model in eval mode and call `see(path, layer, inputs)` for every call of the consumers at `paths`.
+    """Run the model in eval mode and call `see(path, layer, inputs, n)` for every call of the consumers at `paths`.
 
-    images: (N, C, height, width) on the model's device; they are passed in batches of 64. The state and mode of the
+    n: the number of images that are passed; the inputs may be windows or tokens of them. images: (N, C, height, width) on the model's device; they are passed in batches of 64. The state and mode of the
     model and the random state do not change.
     """
-    model = graph.model
+    model, count = graph.model, 0
+
+    def pass_on(path: str, layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        assert isinstance(layer, Consumer)
+        see(path, layer, arguments[0] if arguments else named["input"], count)
+
     training = {module: module.training for module in model.modules()}
     hooks = []
     model.eval()
     try:
         for path in paths:
-            hook = partial(_pass_on, path, see)
+            hook = partial(pass_on, path)
             hooks.append(model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             for batch in torch.split(images, _AT_ONCE):
+                count = len(batch)
                 model(batch)
     finally:
         for handle in hooks:
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-
-
-def _pass_on(
-    path: str,
-    see: Callable[[str, Consumer, Tensor], None],
-    layer: nn.Module,
-    arguments: tuple[Any, ...],
-    named: dict[str, Any],
-) -> None:
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    see(path, layer, arguments[0] if arguments else named["input"])
 
 
 def input_layout(graph: ChannelGraph, path: str) -> Layout:
@@ -90,10 +92,11 @@ def units(graph: ChannelGraph, path: str, name: str) -> Tensor:
 def windows(layer: Consumer, inputs: Tensor) -> Tensor:
     """The input window of every output, (N, units, output rows, output columns, kernel rows, kernel columns).
 
-    It is a view of the padded inputs. For a linear layer with inputs (N, units), the last four dimensions are 1.
+    It is a view of the padded inputs. For a linear layer with inputs (N, ..., units), what lies between, such as tokens,
+    makes the rows, and the last three dimensions are 1.
     """
     if isinstance(layer, nn.Linear):
-        return inputs[:, :, None, None, None, None]
+        return inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)[..., None, None, None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, symmetric_padding(layer), mode=mode)
     count, channels, *space = padded.shape

@@ -24,7 +24,7 @@ def pfp(graph: ChannelGraph, images: Tensor) -> Scores:
 
     images: (N, C, height, width) on the model's device. Only a few windows are in memory at a time. On a CPU this
     takes as long as about 6 (ResNet-20) to 25 (VGG-16) forward passes. The model does not change.
-    Raises UsageError if there are no images, and for a group that no layer reads.
+    Raises UsageError as `measurable_groups` does.
     """
     groups = measurable_groups(graph, images)
     found = {group.name: images.new_zeros(group.width) for group in groups}
@@ -33,7 +33,7 @@ def pfp(graph: ChannelGraph, images: Tensor) -> Scores:
         for path in group.consumers:
             read.setdefault(path, {})[group.name] = units(graph, path, group.name).to(images.device)
 
-    def see(path: str, layer: Consumer, inputs: Tensor) -> None:
+    def see(path: str, layer: Consumer, inputs: Tensor, _: int) -> None:
         for name, sensitivity in _sensitivities(layer, inputs, read[path]).items():
             found[name] = torch.maximum(found[name], sensitivity.to(found[name]))
 

@@ -20,6 +20,7 @@ from budgetnet.methods.options import FineTuning, Optimization
 from budgetnet.methods.phases import Phase
 from budgetnet.methods.plan import Plan, WidthPlan
 from budgetnet.methods.pruning import allocate, channels_to_keep, coupled_channels, criteria
+from budgetnet.methods.pruning.consumers import measurable_groups
 from budgetnet.methods.pruning.coupled import CoupledChannels, Scores
 from budgetnet.methods.pruning.options import DataDrivenPruning, PenalisedPruning, Pruning
 from budgetnet.methods.pruning.pfp import pfp
@@ -193,6 +194,12 @@ class DataDriven(Prune):
     def __init__(self, optim: Optimization, prune: DataDrivenPruning, finetune: FineTuning) -> None:
         super().__init__(optim, prune, finetune)
         self.wanted = prune.images
+
+    def start(self, training: Training) -> list[Phase]:
+        """Raises UsageError also for a convolution whose channels cannot be judged on images."""
+        phases = super().start(training)
+        measurable_groups(self.graph)  # raises before training rather than after it
+        return phases
 
     def images(self, epochs: int) -> int:
         return self.wanted if self.round_ends(epochs) else 0

@@ -34,7 +34,7 @@ def thinet(graph: ChannelGraph, images: Tensor, seed: int = 0) -> Scores:
     3.2 and algorithm 1 of the paper).
 
     images: (N, C, height, width) on the model's device. seed: selects the sampled outputs. The model does not change.
-    Raises UsageError if there are no images, and for a group that no layer reads.
+    Raises UsageError as `measurable_groups` does.
     """
     groups = measurable_groups(graph, images)
     products = _products(graph, [group.name for group in groups], images, seed)
@@ -58,7 +58,7 @@ def rescale(graph: ChannelGraph, kept: Mapping[str, Sequence[int]], images: Tens
 
     kept: the channels that remain in each group, as for `resize`, which narrows the network afterwards.
     images: (N, C, height, width) on the model's device. seed: selects the sampled outputs.
-    Raises UsageError if there are no images, and for a group that no layer reads.
+    Raises UsageError as `measurable_groups` does.
     """
     measurable_groups(graph, images)
     kept = {name: channels for name, channels in kept.items() if len(channels) < graph.group(name).width}
@@ -113,10 +113,10 @@ def _products(graph: ChannelGraph, names: Sequence[str], images: Tensor, seed: i
     wanted = dict.fromkeys(path for name in names for path in graph.group(name).consumers)
     generator = torch.Generator().manual_seed(seed)
 
-    def see(path: str, layer: Consumer, inputs: Tensor) -> None:
+    def see(path: str, layer: Consumer, inputs: Tensor, count: int) -> None:
         if path not in found:
             found[path] = _Products(graph, path, layer, names)
-        found[path].add(inputs, -(-SAMPLES * len(inputs) // len(images)), generator)
+        found[path].add(inputs, -(-SAMPLES * count // len(images)), generator)
 
     observe(graph, wanted, images, see)
     return found
