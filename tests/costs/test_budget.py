@@ -6,6 +6,7 @@ import pickle
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,8 @@ from budgetnet.errors import UsageError
         ("1.1e3k", 1_100_000),
         (7, 7),
         (4.2e7, 42_000_000),
+        (np.int64(580_000), 580_000),
+        (np.float32(5e5), 500_000),
     ],
 )
 def test_a_whole_quantity_is_parsed_to_an_exact_int(text: str | float, number: int) -> None:

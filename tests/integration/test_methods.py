@@ -22,6 +22,7 @@ from budgetnet.channels.depth import change_depth, find_stages
 from budgetnet.costs import CostModel
 from budgetnet.costs.edges import EdgeCosts
 from budgetnet.data.readers import digits
+from budgetnet.errors import RunError
 from budgetnet.methods.pruning.coupled import coupled_channels
 
 DIGITS = (
@@ -174,6 +175,12 @@ def test_a_method_that_is_killed_goes_on_to_the_same_bits(
     in_an_epoch = At("budgetnet.training.learner.Learner.training_step", 15)
     killed = run(*again, before=resized if rounds(whole(method)) else in_an_epoch)
     assert killed.returncode == -9
+    if method == "bsn":
+        with pytest.raises(RunError, match=r"still searches for its network, .* budgetnet run.dir=.* continues it"):
+            budgetnet.load(tmp_path / "run")
+    elif method in KILLED:
+        with pytest.warns(UserWarning, match=r"is not finished: this is its network after [0-9]+ epochs; budgetnet"):
+            budgetnet.load(tmp_path / "run")
     continued = run(*again)
     assert continued.returncode == 0, continued.stderr
     assert learned(tmp_path / "run") == learned(whole(method))

@@ -18,9 +18,9 @@ class Findings:
     """Everything that one trace finds, and where in the model it stands.
 
     axes: parameter or buffer -> {dimension: labels}. attributes: (module, attribute) -> labels; numbers: the same, of
-    modules that are none of torch's layers. reads: the dimension of a weight along which its layer reads; computed: of a
-    weight that is computed (what of, that dimension, what it reads).
-    producers, consumers: (module, labels) in order of execution. stack: the modules that are being run.
+    modules that are none of torch's layers. reads: the dimension of a weight along which its layer reads; computed: the
+    same of weights that are computed, (from what, the dimension, what is read). producers, consumers: (module, labels)
+    in order of execution. stack: the modules that are being run.
     """
 
     def __init__(self, model: nn.Module, frozen: frozenset[str]) -> None:

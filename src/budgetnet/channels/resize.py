@@ -41,7 +41,8 @@ def resize(
     optimizer: the one that trains the model, if there is one already: without it, it would go on training old tensors.
     init: "he" (the paper: every new tensor entry is drawn with the fan of the grown layer), "zero_out" (He, but the
     function stays the same), "net2wider" (copies of old channels; the function stays the same unless a parameter-free
-    shortcut pads or crops the group, or weights are normalised over their inputs), or "gradmax" (needs `batch` = (inputs, targets), and `loss`).
+    shortcut pads or crops the group, or weights are normalised over their inputs), or "gradmax" (needs `batch` =
+    (inputs, targets), and `loss`).
     seed: makes the new entries a function of (seed, tensor name); None draws from torch's global generator.
     Raises GraphError for an unknown group, an impossible width, an optimizer of another model or whose state cannot
     follow, a DDP-wrapped or an untraced model, and where gradmax cannot be computed. Whatever fails, nothing has

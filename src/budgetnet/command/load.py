@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from budgetnet.data.preprocessing import Preprocessing
 from budgetnet.errors import RunError, UsageError
 from budgetnet.methods.exits.predict import EarlyExit, in_phase, leaving_early
 from budgetnet.methods.structure import give_structure
+from budgetnet.runs.adoption import finished
 from budgetnet.runs.checkpoints import load_checkpoint
 from budgetnet.runs.directory import RunDirectory, is_run_directory
 from budgetnet.runs.origin import changed_code
@@ -82,8 +84,10 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
 
     run: a run directory. which: "best", the epoch that validation selected, or "last"; a run that has selected none yet
     has its last. A network of the user's own is imported by the path that the run was started with.
-    Nothing but plain values is read (`weights_only`). Raises UsageError for a path that is not a run directory, and for
-    a network that cannot be built; and RunError for a run without a checkpoint and for damaged files.
+    Nothing but plain values is read (`weights_only`). A run that is not finished, and code of the user's that has
+    changed, are warned of. Raises UsageError for a path that is not a run directory, and for a network that cannot be
+    built; and RunError for a run without a checkpoint or whose network is still being searched for, and for damaged
+    files.
     """
     directory = Path(run)
     if which not in CHECKPOINTS:
@@ -98,6 +102,12 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     state = load_checkpoint(file)
     channels, (height, width) = len(about["mean"]), about["size"]
     shapes = _Shapes(about["num_classes"], (channels, height, width), config["dataset"]["name"])
+    epochs = int(state["budgetnet"]["epochs"])
+    if not finished(directory):
+        go_on = f"{shlex.join(['budgetnet', f'run.dir={directory}'])} continues it"
+        if state["budgetnet"].get("searching"):
+            raise RunError(f"{directory} still searches for its network, which it does not have yet: {go_on}")
+        warnings.warn(f"{directory} is not finished: this is its network after {epochs} epochs; {go_on}", stacklevel=2)
     if (line := changed_code(directory)) is not None:
         warnings.warn(line, stacklevel=2)
     with _importing(of_task), torch.random.fork_rng(devices=[]):
@@ -112,7 +122,6 @@ def load(run: str | Path, which: str = "best") -> TrainedNetwork:
     except RuntimeError as error:
         raise RunError(f"{file} does not fit backbone={config['backbone']}: {str(error).splitlines()[-1]}") from error
     summary = RunDirectory(directory).summary if is_run_directory(directory) else None
-    epochs = int(state["budgetnet"]["epochs"])
     preprocess, classes = Preprocessing.of(about), tuple(about["classes"])
     net = leaving_early(net, state["state_dict"])
     task = task if isinstance(net, EarlyExit) else task_of(net, task)

@@ -61,7 +61,8 @@ def _go_on(net: nn.Module, run: Path, data: DataModule, outputs: int) -> str:
 def inherited(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The configuration of a run that goes on from another one: with its backbone, dataset and optim, unless typed.
 
-    What a recipe or an experiment says of training applies, where one is chosen. Raises UsageError if `start.from` is no run directory.
+    What a recipe or an experiment says of training applies, where one is chosen. Raises UsageError if `start.from` is
+    no run directory.
     """
     from omegaconf import OmegaConf
 

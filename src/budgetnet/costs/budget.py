@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 
 from budgetnet.errors import RunError, UsageError
 
@@ -229,6 +231,8 @@ def _whole(exact: Fraction, value: Quantity, option: str) -> int:
 
 def _exact(value: Quantity, reference: int | float | None, option: str) -> Fraction:
     """`value` as an exact fraction, so that rounding down does not depend on the last bit of a float."""
+    if isinstance(value, Real) and not isinstance(value, bool | int | float):  # a number of numpy
+        value = operator.index(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UsageError(f"{option}={value}: {_EXPECTED}")
     if not isinstance(value, str):

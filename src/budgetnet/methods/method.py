@@ -332,6 +332,11 @@ class Method:
     def export(self, directory: Path) -> None:
         """Write what the final network is deployed by besides model.pt2 and model.onnx, into a run directory."""
 
+    @property
+    def searching(self) -> bool:
+        """Whether the network is still part of a search, so that it is not by itself what was validated."""
+        return False
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _head(net: nn.Module, outputs: int) -> set[str]:
     """The names of the parameters of the last layer, which gives the outputs: those of as many rows, at the end."""
     found: set[str] = set()
     for name, parameter in reversed(list(net.named_parameters())):
-        if parameter.dim() == 0 or parameter.shape[0] != outputs or (parameter.dim() > 1 and any(name_.endswith("weight") for name_ in found)):
+        second = parameter.dim() > 1 and any(each.endswith("weight") for each in found)
+        if parameter.shape[:1] != (outputs,) or second:
             break
         found.add(name)
     return found

@@ -343,6 +343,7 @@ class Learner(pl.LightningModule):
             "warnings": list(self.warnings.lines),
             "conditions": self._conditions(),
             "method": self.method.state_dict(),
+            "searching": self.method.searching,
         }
         self._random_state = None
 

@@ -63,7 +63,8 @@ def test_scaling_a_column_is_scaling_the_input(kind: str) -> None:
 def inputs_of(graph: ChannelGraph, path: str) -> torch.Tensor:
     """What this layer reads of one random image."""
     seen: list[torch.Tensor] = []
-    observe(graph, [path], torch.randn(1, *graph.input_shape[1:]), lambda _path, _layer, inputs, _count: seen.append(inputs))
+    image = torch.randn(1, *graph.input_shape[1:])
+    observe(graph, [path], image, lambda _path, _layer, inputs, _count: seen.append(inputs))
     (inputs,) = seen
     return inputs
 

@@ -292,6 +292,10 @@ class BSN(Method):
         keep_edges(self.supernet, names)
         self.training.pricing.update()
 
+    @property
+    def searching(self) -> bool:
+        return not self.training.phase.final
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -116,6 +116,10 @@ class DHP(Widened):
         for path in self.hypernetwork.latents.axes:
             self.net.get_parameter(f"{path}.weight").requires_grad_(not resting)
 
+    @property
+    def searching(self) -> bool:
+        return self.hypernetwork is not None
+
     def _end(self) -> None:
         if self.hypernetwork is not None:
             self._rest(False)
@@ -128,7 +132,7 @@ class DHP(Widened):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"searching": self.hypernetwork is not None, "reached": self.reached}
+        return {"searching": self.searching, "reached": self.reached}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reached = state["reached"]

@@ -51,8 +51,9 @@ def observe(
 ) -> None:
     """Run the model in eval mode and call `see(path, layer, inputs, n)` for every call of the consumers at `paths`.
 
-    n: the number of images that are passed; the inputs may be windows or tokens of them. images: (N, C, height, width) on the model's device; they are passed in batches of 64. The state and mode of the
-    model and the random state do not change.
+    n: the number of images that are passed; the inputs may be windows or tokens of them. images: (N, C, height, width)
+    on the model's device; they are passed in batches of 64. The state and mode of the model and the random state do not
+    change.
     """
     model, count = graph.model, 0
 
@@ -92,8 +93,8 @@ def units(graph: ChannelGraph, path: str, name: str) -> Tensor:
 def windows(layer: Consumer, inputs: Tensor) -> Tensor:
     """The input window of every output, (N, units, output rows, output columns, kernel rows, kernel columns).
 
-    It is a view of the padded inputs. For a linear layer with inputs (N, ..., units), what lies between, such as tokens,
-    makes the rows, and the last three dimensions are 1.
+    It is a view of the padded inputs. For a linear layer with inputs (N, ..., units), what lies between, such as
+    tokens, makes the rows, and the last three dimensions are 1.
     """
     if isinstance(layer, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1]).transpose(1, 2)[..., None, None, None]

@@ -69,6 +69,10 @@ class GrowPrune(Method):
         return [self.optim.growing(epochs=epochs), self.finetune.phase(self.optim)]
 
     @property
+    def searching(self) -> bool:
+        return self.indicators is not None
+
+    @property
     def indicators(self) -> Indicators | None:
         """The indicators of all sets of coupled filters, or None after they are folded into the weights."""
         found = dict(self.modules.items()).get("indicators")
