@@ -75,6 +75,10 @@ def test_a_directory_alone_continues_its_run_as_it_was_configured_and_shows_it_w
         assert after[name] == before[name]
     shown = run(f"run.dir={directory}")
     assert shown.returncode == 0 and "lenet5" in shown.stdout and "epoch " not in shown.stderr
+    other = run(f"run.dir={directory}", "optim.lr=0.5")
+    assert other.returncode == 2 and "(differing: optim.lr); choose another run.dir or run.name, or con" in other.stderr
+    none = run(f"run.dir={tmp_path}/none", "logger=csv")
+    assert none.returncode == 2 and f"run.dir={tmp_path}/none holds no run to continue" in none.stderr
 
 
 def test_what_is_no_finished_run_is_refused_in_one_line(short_run: Path, tmp_path: Path) -> None:

@@ -43,9 +43,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that the run in `run.dir` was started with, if nothing is typed that affects what is learned.
+    """The configuration that the run in `run.dir` was started with, unless files of conf/ are chosen.
 
-    So `run.dir=RUN` alone continues a run, or prints it. What is typed beside it applies.
+    So `run.dir=RUN` alone continues a run, or prints it. What is typed beside it applies; if that affects what is
+    learned, it is refused where the two are compared (`runs.adoption`). Raises UsageError if nothing but the directory
+    of a run is typed, and there is none.
     """
     from omegaconf import OmegaConf
 
@@ -53,8 +55,13 @@ def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     section = config.get("run")
     directory = section.get("dir") if isinstance(section, dict) else None
     path = Path(str(directory), "config.yaml")
-    if directory is None or any("/" in option or affects_result(option) for option in options) or not path.is_file():
+    removed = any(override.startswith("~") for override in overrides)
+    if directory is None or removed or any(_is_file(option) and affects_result(option) for option in options):
         return config
+    if not path.is_file():
+        if any(affects_result(option) for option in options):
+            return config
+        raise UsageError(f"run.dir={directory} holds no run to continue; a new one needs a budget: budget.flops=50%")
     try:
         found: Any = OmegaConf.create(read_yaml(path))
     except (OSError, Unreadable):
@@ -106,7 +113,12 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _chooses_a_file(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0]
-    return "/" in key or "@" in key or key.startswith("hydra.") or (CONF / key).is_dir()
+    return key.startswith("hydra.") or _is_file(key)
+
+
+def _is_file(option: str) -> bool:
+    """Whether its values are files of conf/."""
+    return "/" in option or "@" in option or (CONF / option).is_dir()
 
 
 @cache

@@ -102,7 +102,7 @@ def check_same(config: Config, directory: Path) -> None:
     if differing:
         raise UsageError(
             f"{directory} holds a run of another configuration (differing: {', '.join(differing)}); "
-            "choose another run.dir or run.name"
+            f"choose another run.dir or run.name, or continue it by run.dir={directory} alone"
         )
 
 
