@@ -238,6 +238,8 @@ def test_a_smaller_seed_is_named_only_if_one_is_within_the_budget(flops: int, en
     least = {**SEED, "flops": 10_000_000}
     with pytest.raises(UsageError, match=f"of the seed network: {end}$"):
         Budget(flops=flops).check(SEED, LARGEST, least, ", or x")
+    with pytest.raises(UsageError, match=f"of the network of start.from: {end}$"):
+        Budget(flops=flops).check(SEED, LARGEST, least, ", or x", "network of start.from")
 
 
 def test_a_budget_above_the_largest_network_names_both_numbers_and_a_larger_width() -> None:

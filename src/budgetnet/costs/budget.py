@@ -159,6 +159,7 @@ class Budget:
         largest: Mapping[str, int | float],
         least: Mapping[str, int | float] | None = None,
         further: str = "",
+        begins: str = "seed network",
     ) -> None:
         """Check that growth can reach every limit.
 
@@ -166,6 +167,7 @@ class Budget:
         largest: costs of the largest network that growth may reach. Its train cost is ignored, since training can
         always take longer.
         least: costs of the narrowest seed network that may be chosen. further: what else would make it smaller.
+        begins: what growth begins with.
         Raises UsageError, naming all limits that growth cannot reach.
         """
         problems = []
@@ -173,7 +175,7 @@ class Budget:
             if limit < seed[kind]:
                 narrower = " or choose a smaller growth.seed_width" if least is None or limit >= least[kind] else ""
                 problems.append(
-                    f"budget.{kind}={limit:,} is below the {seed[kind]:,} of the seed network:"
+                    f"budget.{kind}={limit:,} is below the {seed[kind]:,} of the {begins}:"
                     f" raise it{narrower}{further}"
                 )
             elif kind != "train_cost" and limit > largest[kind]:

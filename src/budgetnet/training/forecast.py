@@ -125,7 +125,8 @@ def calibrate(
 ) -> dict[float, Timed]:
     """How long a training step and an evaluation take, by FLOPs, for copies of `net` with about `ends` FLOPs.
 
-    batch: of training. held_out: the number of images of an evaluation, of which `size` are in a batch.
+    batch: of training. held_out: the number of images of an evaluation, of which `size` are in a batch; it is timed
+    with those of a training batch at most.
     The network, and the state of the random generators, stay as they are.
     """
     devices = [batch[0].device] if batch[0].device.type == "cuda" else []
@@ -139,15 +140,14 @@ def calibrate(
 
 def _timed_epoch(net: nn.Module, task: Task, batch: tuple[Tensor, Tensor], held_out: int, size: int) -> Timed:
     images, targets = batch
-    size = min(size, held_out)
+    size = min(size, held_out, len(images))  # a batch of evaluation may take minutes; its share is what counts
     net.train()
     step = _timed(lambda: task.loss(net(images), targets).backward(), images)  # type: ignore[no-untyped-call]
     if not size:
         return Timed(step)
-    several = images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
     net.eval()
     with torch.no_grad():
-        return Timed(step, _timed(lambda: net(several), images) * held_out / size)
+        return Timed(step, _timed(lambda: net(images[:size]), images) * held_out / size)
 
 
 def _scaled(net: nn.Module, flops: float) -> nn.Module:

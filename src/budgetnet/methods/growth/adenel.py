@@ -78,13 +78,14 @@ class AdeNeL(Method):
         least = price.costs(seed if training.started else seed_widths(graph, 1, growth.seed_shape, growth.linear))
         linear = [group.name for group in graph.groups if group.kind == "linear" and not growth.linear]
         self.much_stays = graph.share_of(linear) > _SAID
+        wider = ", or let linear layers begin narrow and grow, too: growth.linear=true" if linear else ""
+        prune = ", or prune it: method=l1 prune.epochs=0"
         training.budget.check(
             {**price.costs(seed), "train_cost": shortest},
             price.costs(largest),
             {**least, "train_cost": shortest * least["flops"] // price.flops(seed)},
-            ", or let linear layers begin narrow and grow, too: growth.linear=true"
-            if linear and not training.started
-            else "",
+            prune if training.started else wider,
+            "network of start.from" if training.started else "seed network",
         )
         proportions = graph.widths if growth.seed_shape == "proportional" else seed
         if not training.started:
