@@ -197,3 +197,18 @@ class Five(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.convolution(x).mean((2, 3)))
+
+
+class Closed(nn.Module):
+    """A network whose number of classes is written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 10)
+
+
+class Hasty(nn.Module):
+    """A network that forgets to begin with super().__init__()."""
+
+    def __init__(self, num_classes: int, in_channels: int = 1) -> None:
+        self.head = nn.Linear(in_channels, num_classes)

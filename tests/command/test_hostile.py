@@ -245,6 +245,10 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
     ("+trainer.max_epochs=3", "trainer.max_epochs would go around the run's own clock and cost: use epochs instead"),
     ("logger.name=tensorboard", "logger.name='tensorboard' is unknown"),
     ("run.dir=[1]", "run.dir=[1]"),
+    ("budget.flops=50", "for 50 % of the full one write budget.flops=50%"),
+    ("budget.flops=0.5", "it comes to less than 1; state a larger limit, or a percentage: budget.flops=50%"),
+    ("backbone._target_=budgetnet.backbones.lenet.Lenet5", "budgetnet.backbones.lenet has no 'Lenet5'; did you mean"),
+    ("backbone._target_=nope.Nope", "'nope.Nope' cannot be imported, no module is called 'nope' in the folder where"),
     ("run.name=" + "x" * 300, "expected the name of a directory"),
 ]
 
@@ -252,6 +256,19 @@ FOUND = [  # by lists such as those above: each had a traceback, said nothing, o
 @pytest.mark.parametrize(("override", "message"), [pytest.param(*each, id=each[0][:40] or "empty") for each in FOUND])
 def test_what_such_lists_found_is_refused_by_name(override: str, message: str, front: Front) -> None:
     assert front.throw([*BASE, override]) is None
+    assert not front.built and message in front.text
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("Closed", "Closed takes no number of classes (its constructor takes nothing): give it num_classes"),
+        ("Hasty", "Module.__init__() call): its __init__ begins with super().__init__()"),
+        ("Gates", "'tests.nets.Gates' cannot be imported, tests.nets has no 'Gates'; did you mean 'Gate'"),
+    ],
+)
+def test_what_a_network_of_ones_own_lacks_is_said(target: str, message: str, front: Front) -> None:
+    assert front.throw([*BASE, "backbone=own", f"backbone._target_=tests.nets.{target}"]) is None
     assert not front.built and message in front.text
 
 

@@ -259,7 +259,7 @@ def test_train_cost_is_checked_from_below_only() -> None:
 
 def test_every_limit_that_can_only_be_missed_is_in_the_one_line() -> None:
     with pytest.raises(UsageError) as error:
-        Budget(flops="1M", params="1G", train_cost=1).check(SEED, LARGEST)
+        Budget(flops="1M", params="1G", train_cost=999).check(SEED, LARGEST)
     text = str(error.value)
     assert "\n" not in text
     assert [text.count(f"budget.{kind}=") for kind in ("flops", "params", "train_cost")] == [1, 1, 1]

@@ -52,10 +52,15 @@ def construct(
     classes = list(names(num_classes_name, CLASSES))
     if set(CLASSES) & set(given):
         classes = [""]
+    if not classes and not parameters:
+        raise UsageError(
+            f"backbone: {name} takes no number of classes (its constructor takes nothing): give it num_classes, "
+            "and in_channels where images have other channels"
+        )
     if not classes:
         raise UsageError(
             f"{name} takes no number of classes that is called {', '.join(CLASSES[:3])} or the like: say what it is "
-            f"called, backbone.num_classes_name=..., of {', '.join(parameters) or 'nothing'}"
+            f"called, backbone.num_classes_name=..., of {', '.join(parameters)}"
         )
     channels = [""] if set(CHANNELS) & set(given) else [*names(in_channels_name, CHANNELS), ""]
     refused: TypeError | None = None

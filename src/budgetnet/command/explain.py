@@ -60,6 +60,8 @@ def _unknown_file(error: MissingConfigException) -> Line | None:
 
 
 def _no_override(error: OverrideParseException) -> Line:
+    if re.fullmatch(r"[\w.]+", word := str(error.override)):
+        return f"{word!r} has no value: write {word}=..., without spaces", 2
     reason = error.message.splitlines()[0].removesuffix(f": {error.override}")
     return f"{error.override!r} is not an override such as optim.lr=0.1 ({reason}); quote special characters", 2
 

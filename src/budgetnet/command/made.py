@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import sysconfig
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from budgetnet.backbones.constructors import CLASSES, construct
 from budgetnet.channels import ChannelGraph, GraphError
 from budgetnet.channels.shadow import QuickShapes, Shadow
+from budgetnet.command.targets import why_missing
 from budgetnet.data.datamodule import DataModule
 from budgetnet.data.options import DatasetOptions
 from budgetnet.errors import UsageError
@@ -276,4 +278,11 @@ def blamed_on(section: str) -> Iterator[None]:
         if isinstance(cause, UsageError):
             raise cause from error
         text = " ".join(str(cause).split())
+        missing = re.match(r"Error loading '([^']+)'", text)  # the message of Hydra
+        if missing and (why := why_missing(missing[1])) is not None:
+            raise UsageError(f"{section} cannot be built: {missing[1]!r} cannot be imported, {why}") from error
         raise UsageError(f"{section} cannot be built ({type(cause).__name__}: {text})") from error
+    except AttributeError as error:
+        if "before Module.__init__() call" not in str(error):
+            raise
+        raise UsageError(f"{section} cannot be built ({error}): its __init__ begins with super().__init__()") from error

@@ -56,9 +56,9 @@ def _no_mode(*_: Any, **__: Any) -> None:
 
 
 def _is_dashed(word: str) -> bool:
-    """Whether it is an override with dashes before it, as others take their options: --budget.flops=50%."""
+    """Whether it is an override with dashes before it, as others take their options: --budget.flops=50% or --seed=1."""
     name, equals, _ = word.partition("=")
-    return bool(equals) and name.startswith("--") and name not in _OF_HYDRA
+    return name.startswith("--") and name not in _OF_HYDRA and (bool(equals) or "." in name)
 
 
 def _quoted(word: str) -> str:
@@ -82,7 +82,8 @@ def main() -> int:
         print(text())
         return 0
     if dashed := [word for word in sys.argv[1:] if _is_dashed(word)]:
-        return explain(UsageError(f"{dashed[0]}: options have no dashes, write {dashed[0].lstrip('-')}"))
+        option, equals, value = dashed[0].lstrip("-").partition("=")
+        return explain(UsageError(f"{dashed[0]}: options have no dashes, write {option}={value if equals else '...'}"))
     sys.argv[1:] = map(_quoted, sys.argv[1:])
     read_quickly()
     map_choices_where_read()

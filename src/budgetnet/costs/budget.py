@@ -176,7 +176,7 @@ class Budget:
                 narrower = " or choose a smaller growth.seed_width" if least is None or limit >= least[kind] else ""
                 problems.append(
                     f"budget.{kind}={limit:,} is below the {seed[kind]:,} of the {begins}:"
-                    f" raise it{narrower}{further}"
+                    f" raise it{narrower}{further}{percentage(kind, limit)}"
                 )
             elif kind != "train_cost" and limit > largest[kind]:
                 problems.append(
@@ -211,6 +211,16 @@ def _short(kind: str, value: int | float) -> str:
     return amount(kind, value) if kind == "latency" else format_quantity(value)
 
 
+def percentage(kind: str, limit: int | float) -> str:
+    """A suffix for an error message about a limit that may have been meant as a percentage.
+
+    >>> percentage("flops", 50), percentage("flops", 101)
+    ('; for 50 % of the full one write budget.flops=50%', '')
+    """
+    meant = limit <= 100 and kind in ("flops", "params", "train_cost")
+    return f"; for {limit} % of the full one write budget.{kind}={limit}%" if meant else ""
+
+
 def amount(kind: str, value: int | float) -> str:
     """A cost or a limit with all digits, for messages: "1,164,556", or "2,500us" for a latency."""
     return f"{value:,}{'us' if kind == 'latency' else ''}"
@@ -227,7 +237,8 @@ def _limit(value: Quantity, option: str) -> int | str:
 def _whole(exact: Fraction, value: Quantity, option: str) -> int:
     limit = math.floor(exact)
     if limit < 1:
-        raise UsageError(f"{option}={value}: it comes to less than 1; state a larger limit")
+        part = f", or a percentage: {option}={100 * value:g}%" if isinstance(value, float) else ""
+        raise UsageError(f"{option}={value}: it comes to less than 1; state a larger limit{part}")
     return limit
 
 

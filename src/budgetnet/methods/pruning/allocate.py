@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from budgetnet.costs import CostModel
+from budgetnet.costs.budget import percentage
 from budgetnet.errors import UsageError
 from budgetnet.methods.pruning.coupled import CoupledChannels, Scores, coupled_channels
 
@@ -101,6 +102,7 @@ def check(limits: Mapping[str, int], cost: CostModel, scope: str, images: int = 
             further += f", or lower prune.round_to={round_to}" if round_to > 1 else ""
             raise UsageError(
                 f"budget.{kind}={most:,} is below the {least[kind]:,} of the narrowest network: raise it{further}"
+                f"{percentage(kind, most)}"
             )
 
 
