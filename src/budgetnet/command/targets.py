@@ -11,8 +11,8 @@ from budgetnet.errors import nearest
 def why_missing(target: str) -> str | None:
     """What of a dotted path is missing, with what its module has instead; None if the import fails for another reason.
 
-    >>> why_missing("budgetnet.methods.train.Trian")
-    "budgetnet.methods.train has no 'Trian'; did you mean 'Train'?"
+    >>> why_missing("budgetnet.backbones.lenet.Lenet5")
+    "budgetnet.backbones.lenet has no 'Lenet5'; did you mean 'LeNet5'?"
     """
     names = target.split(".")
     module: ModuleType | None = None

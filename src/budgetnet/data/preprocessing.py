@@ -50,7 +50,8 @@ class Preprocessing:
 
         picture: a file or an image of Pillow, which are cropped and resized; or pixels of 0..255, (height, width) or
         (height, width, channels), of the network's size unless that is any.
-        Raises UsageError for a file that cannot be read, pixels of another shape, and images that are no pictures.
+        Raises UsageError for a file that cannot be read, pixels of another shape, several pictures, and images that are
+        no pictures.
         """
         if not self.mode and isinstance(picture, (str, Path, Image.Image)):
             raise UsageError(f"{picture}: this network takes images of {len(self.mean)} channels, not pictures")
@@ -58,6 +59,8 @@ class Preprocessing:
             pixels = self._fitted(picture)
         else:
             pixels = self._read(Path(picture)) if isinstance(picture, (str, Path)) else np.asarray(picture)
+        if pixels.dtype.kind not in "uifb":
+            raise UsageError(f"a {type(picture).__name__} is no picture: expected a file, an image of Pillow, or pixels")
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
         values = pixels.astype(np.float32)
         height, width = values.shape[:2] if self.any_size and values.ndim == 3 else self.size
