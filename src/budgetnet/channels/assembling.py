@@ -81,16 +81,21 @@ def _term(structure: Structure, cost: Cost, layout_of: Callable[[Tensor], Layout
 
 
 def _reads(run: Run) -> dict[str, int]:
-    """Of each tensor that a layer reads with, or computes such a weight from, the dimension along which it does."""
+    """Of each tensor that a layer reads with, or computes such a weight from, the dimension along which it does.
+
+    What a weight is computed from lies as the weight does, or else, as one that is transposed, where the labels are.
+    """
     found = dict(run.reads)
     for names, computed, source in run.computed:
         roots = run.labels.roots(source)
-        for name in sorted(names):
-            dims = run.axes.get(name, {})
-            for dim in sorted(dims, key=lambda dim: dim != computed):
-                if np.array_equal(run.labels.roots(dims[dim]), roots):
-                    found.setdefault(name, dim)
-                    break
+        roots = roots[roots > 0]
+        along = {
+            name: [dim for dim, own in run.axes.get(name, {}).items() if np.isin(run.labels.roots(own), roots).any()]
+            for name in sorted(names)
+        }
+        straight = {name: computed for name, dims in along.items() if computed in dims}
+        for name, dim in (straight or {name: dims[0] for name, dims in along.items() if dims}).items():
+            found.setdefault(name, dim)
     return found
 
 

@@ -54,7 +54,9 @@ def _draw_he(change: WidthChange, draw: Callable[[str, Tensor, float], Tensor] |
             tensor.copy_(torch.where(new, drawn.to(tensor.device), tensor))
         elif name in graph.fills:
             tensor.masked_fill_(new, graph.fills[name])
-        elif not type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _NORMS):
+        elif leaf.endswith("_mask") or not (
+            type(module).__module__.startswith("torch.nn.modules") or isinstance(module, _NORMS)
+        ):
             old = tensor[~new].double()
             mask = len(old) > 0 and bool(((old == 0) | (old == 1)).all())
             tensor.masked_fill_(new, 1 if mask else old.mean().item() if len(old) else 0)

@@ -42,6 +42,10 @@ def matmul(run: Run, call: Call) -> Any:
             run.read(left, 1, inner[1])
         elif run.of_image(left, right):
             run.labels.mix(inner[0])
+            if not run.of_image(right):
+                run.read(right, summed[1], inner[1])
+            elif not run.of_image(left):
+                run.read(left, summed[0], inner[0])
     cost = run.per_image(price(call.name, call.argument, out), left, right)
     if weight is not None:
         run.axis(weight, 1, layout := run.produce(right, 1, "linear"))
@@ -86,6 +90,9 @@ def einsum(run: Run, call: Call) -> Any:
                 if run.reads.setdefault(name, dim) == dim:
                     continue
             run.labels.mix(vector)
+            for term, tensor in holders:
+                if not run.of_image(tensor):
+                    run.read(tensor, term.index(letter), vector)
     for term, tensor in zip(inputs, operands):
         if (parameter := run.names.get(id(tensor))) is not None:
             for letter in found.keys() & set(term) & set(result):

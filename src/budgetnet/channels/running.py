@@ -79,7 +79,8 @@ class Run(Findings, TorchFunctionMode):
         given = tuple((tuple(t.shape), self.known(t).planes) for t in leaves(out))
         self.events.append(Event(call.name, self.line(), self.current(), planes, given))
         for tensor in leaves(out):
-            if not self.known(tensor).image and (factors := self.factors_of(call)):
+            activation = self.known(tensor).image and call.name in PRICED  # a weight may depend on the image, too
+            if not activation and (factors := self.factors_of(call)):
                 tensor._factors = factors  # type: ignore[attr-defined]
 
     def _pay(self, cost: Price, tensors: Sequence[Tensor]) -> None:
