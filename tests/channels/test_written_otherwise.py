@@ -235,7 +235,7 @@ def test_a_product_with_a_computed_weight_keeps_the_function(
 def test_new_channels_pass_a_mask_of_torchs_pruning() -> None:
     net = Between(lambda m, x: m.c(x), c=prune.random_unstructured(nn.Conv2d(5, 5, 1), "weight", 0.5))
     graph = ChannelGraph.trace(net, IMAGE)
-    resize(net, {name: 8 for name in graph.widths})
+    resize(net, dict.fromkeys(graph.widths, 8))
     assert net.c.weight_mask[5:].eq(1).all() and net.c.weight_mask[:, 5:].eq(1).all()
 
 

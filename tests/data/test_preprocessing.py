@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from budgetnet.data.preprocessing import Preprocessing
+from budgetnet.errors import UsageError
 
 COLOUR = Preprocessing("RGB", (16, 20), (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), crop=0.875)
 GREY = Preprocessing("L", (8, 8), (0.0,), (1.0,))
@@ -32,3 +33,8 @@ def test_pixels_are_taken_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
     expected = (torch.from_numpy(pixels).float() / 255 - torch.tensor(COLOUR.mean)) / torch.tensor(COLOUR.std)
     torch.testing.assert_close(COLOUR(pixels), expected.permute(2, 0, 1)[None])
+
+
+def test_several_pictures_at_once_are_refused() -> None:
+    with pytest.raises(UsageError, match="a list is no picture: expected a file, an image of Pillow, or pixels"):
+        COLOUR(["a.jpg", "b.jpg"])  # type: ignore[arg-type]

@@ -50,6 +50,8 @@ def test_a_network_is_trained_for_more_epochs(short_run: Path, before: dict[str,
     after = gone_on(short_run, tmp_path / "run", "method=train", "epochs=1", "optim.lr=1e-9")
     assert after["widths"] == before["widths"]
     assert after["test_top1"] == pytest.approx(before["test_top1"], abs=3)  # batch norms are none, so little changes
+    shown = run(f"run.dir={tmp_path}/run")
+    assert shown.returncode == 0 and "was finished before" in shown.stdout  # by the rate that it began with
 
 
 def test_other_classes_have_a_new_head_on_the_same_network(

@@ -42,38 +42,38 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that the run in `run.dir` was started with, unless files of conf/ are chosen.
+def saved(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """The configuration of the run in `run.dir`, with what is typed laid over it; None if files of conf/ are chosen.
 
-    So `run.dir=RUN` alone continues a run, or prints it. What is typed beside it applies; if that affects what is
-    learned, it is refused where the two are compared (`runs.adoption`). Raises UsageError if nothing but the directory
-    of a run is typed, and there is none.
+    So `run.dir=RUN` alone continues a run, or prints it. What is typed beside it and affects what is learned is refused
+    where the two are compared (`runs.adoption`), as is a file that is damaged.
     """
     from omegaconf import OmegaConf
 
     options = [override.lstrip("+~").partition("=")[0] for override in overrides]
     section = config.get("run")
     directory = section.get("dir") if isinstance(section, dict) else None
-    path = Path(str(directory), "config.yaml")
-    removed = any(override.startswith("~") for override in overrides)
-    if directory is None or removed or any(_is_file(option) and affects_result(option) for option in options):
-        return config
-    if not path.is_file():
-        if any(affects_result(option) for option in options):
-            return config
-        raise UsageError(f"run.dir={directory} holds no run to continue; a new one needs a budget: budget.flops=50%")
+    path, typed = Path(str(directory), "config.yaml"), OmegaConf.create(config)
+    if directory is None or not path.is_file() or any(_is_file(each) and affects_result(each) for each in options):
+        return None
     try:
         found: Any = OmegaConf.create(read_yaml(path))
     except (OSError, Unreadable):
-        return config  # that it is damaged is said when it is compared (`runs.adoption`)
+        return None
     for option in (*options, "run.dir"):
+        value = OmegaConf.select(typed, option, default=_ABSENT)
+        if value is _ABSENT:  # it was removed, or is a file outside conf/
+            return None
         if option in config:  # a whole section or group, such as logger=csv
-            found[option] = config[option]
+            found[option] = value
         else:
-            OmegaConf.update(found, option, OmegaConf.select(OmegaConf.create(config), option), force_add=True)
+            OmegaConf.update(found, option, value, force_add=True)
     resolved = OmegaConf.to_container(found)
     assert isinstance(resolved, dict)
     return {**config, **{str(key): value for key, value in resolved.items()}}
+
+
+_ABSENT = object()
 
 
 @cache

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from budgetnet.command.declared import declared
 from budgetnet.command.methods import known_sections, refuse_unread, refuse_without_effect, sections_read
 from budgetnet.costs.budget import KINDS, Budget
 from budgetnet.data.options import DatasetOptions
+from budgetnet.errors import UsageError
 from budgetnet.options import check_values, names_of, read
 from budgetnet.sections import Checkpoints, Logging, Place, TrainerOptions, WholeRun
 
@@ -37,7 +39,7 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
     if isinstance(budget, Mapping) and {*budget} <= {*KINDS, "machines"}:
         stated = Budget(**budget)
         if isinstance(method, Mapping) and (its := declared(str(method.get("_target_")))) and its.needs_budget:
-            stated.require()
+            _require(stated, config)
     if (kinds := sections_read(config)) is not None:
         refuse_unread(overrides, {str(config["method"].get("name")): kinds}, known_sections)
         for name, kind in kinds.items():
@@ -47,3 +49,15 @@ def check_early(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> Non
         section = config.get(name)
         if isinstance(section, Mapping) and {*section} <= names_of(kind):
             read(kind, name, section)
+
+
+def _require(budget: Budget, config: Mapping[str, Any]) -> None:
+    """Raises UsageError if no limit is stated; for a directory that was to be continued, it says that there is none."""
+    try:
+        budget.require()
+    except UsageError as error:
+        place = config.get("run")
+        directory = place.get("dir") if isinstance(place, Mapping) else None
+        if directory is None or Path(str(directory), "config.yaml").exists():
+            raise
+        raise UsageError(f"run.dir={directory} holds no run to continue, and for a new one there is {error}") from error

@@ -30,9 +30,12 @@ def refuse_several_devices(trainer: Mapping[str, Any], command: str) -> None:
         )
 
 
-def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool, ending: Ending) -> float:
+def run_job(
+    config: Mapping[str, Any], overrides: Sequence[str], multirun: bool, ending: Ending, begun: bool = False
+) -> float:
     """Run one resolved configuration to its end, with its report, and return its `objective`.
 
+    begun: whether it is that of a run which has begun already, with all that it took from another one.
     Raises the errors of `experiment.run`, and UsageError for options that the method does not read and for a job of a
     sweep that needs several processes.
     """
@@ -44,7 +47,7 @@ def run_job(config: Mapping[str, Any], overrides: Sequence[str], multirun: bool,
 
     if multirun:
         refuse_several_devices(config["trainer"], command_line(["-m", *overrides, "hydra/launcher=local"]))
-    if (config.get("start") or {}).get("from") is not None:
+    if not begun and (config.get("start") or {}).get("from") is not None:
         from budgetnet.command.start import inherited
 
         config = inherited(config, list(overrides))

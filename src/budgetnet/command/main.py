@@ -35,13 +35,15 @@ def job(config: DictConfig) -> float | None:
     try:
         from budgetnet.command.early import check_early
 
-        values = saved(plain(config), overrides)
+        composed = plain(config)
+        begun = saved(composed, overrides)
+        values = composed if begun is None else begun
         check_early(values, () if SWEEP in os.environ else overrides)  # those of a sweep are checked before it begins
         gc.enable()
         from budgetnet.command.job import run_job
         from budgetnet.reports import ending
 
-        return run_job(values, overrides, multirun, ending)
+        return run_job(values, overrides, multirun, ending, begun is not None)
     except Exception as error:
         if not multirun:
             sys.exit(explain(error))

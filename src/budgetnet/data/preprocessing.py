@@ -60,7 +60,8 @@ class Preprocessing:
         else:
             pixels = self._read(Path(picture)) if isinstance(picture, (str, Path)) else np.asarray(picture)
         if pixels.dtype.kind not in "uifb":
-            raise UsageError(f"a {type(picture).__name__} is no picture: expected a file, an image of Pillow, or pixels")
+            kind = type(picture).__name__
+            raise UsageError(f"a {kind} is no picture: expected a file, an image of Pillow, or pixels")
         pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
         values = pixels.astype(np.float32)
         height, width = values.shape[:2] if self.any_size and values.ndim == 3 else self.size
