@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 from budgetnet.errors import nearest
 
@@ -14,22 +14,21 @@ def why_missing(target: str) -> str | None:
     >>> why_missing("budgetnet.backbones.lenet.Lenet5")
     "budgetnet.backbones.lenet has no 'Lenet5'; did you mean 'LeNet5'?"
     """
-    names = target.split(".")
-    module: ModuleType | None = None
+    names, depth = target.split("."), 0
+    found: Any = None
     for count in range(1, len(names) + 1):
         path = ".".join(names[:count])
         try:
-            module = import_module(path)
+            found, depth = import_module(path), count
         except ModuleNotFoundError as error:
             if error.name is not None and path != error.name and not path.startswith(f"{error.name}."):
                 return None  # the module is there, and imports what is not
             break
         except Exception:  # whatever the user's module raises
             return None
-    if module is None:
+    if found is None:
         return f"no module is called {names[0]!r} in the folder where the command starts, nor on PYTHONPATH"
-    found: object = module
-    for count, name in enumerate(names[module.__name__.count(".") + 1 :], start=module.__name__.count(".") + 1):
+    for count, name in enumerate(names[depth:], start=depth):
         if not hasattr(found, name):
             own = vars(found) if hasattr(found, "__dict__") else {}
             public = [each for each, value in own.items() if callable(value) and not each.startswith("_")]
