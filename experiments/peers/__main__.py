@@ -2,7 +2,7 @@
 
 Train a full network, let each tool bring it to the budget, train what is left, and write a row for each to results.csv.
 Rows that are there are not made again. --table writes the table of README.md alone; --runs FOLDER takes this project's
-own runs at the usual cost, which are in FOLDER/peers and FOLDER/peers_resnet20, to own.csv first.
+own runs at the tools' costs, in FOLDER/peers, FOLDER/peers_example and FOLDER/peers_resnet20, to own.csv first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ BEGIN, END = "<!-- the table, by python -m experiments.peers --table -->", "<!--
 COLUMNS = ("network", "cost", "tool", "seed", "test_top1", "val_top1", "flops", "params", "train_cost", "search_cost",
            "seconds", "widths", "versions")  # fmt: skip
 OWN = HERE / "own.csv"
-RUNS = {"vgg8": "peers", "resnet20": "peers_resnet20"}
+RUNS = {
+    ("vgg8", "usual"): "peers",
+    ("vgg8", "example"): "peers_example",
+    ("resnet20", "usual"): "peers_resnet20",
+}
+"""The folder of this project's own runs, by network and cost."""
 STUDIES = {
     "vgg8": HERE.parent / "study_capacity" / "results" / "study.csv",
     "resnet20": HERE.parent / "study_residual" / "results" / "study_resnet20.csv",
@@ -146,22 +151,24 @@ def versions(tool: str) -> str:
 def take(folder: Path) -> None:
     """Put the finished runs of this project into own.csv, in the place of those of the same name."""
     found = [
-        {"network": network, **line}
-        for network, name in RUNS.items() if (folder / name).is_dir()
+        {"network": network, "cost": cost, **line}
+        for (network, cost), name in RUNS.items() if (folder / name).is_dir()
         for line in runs(find_run_directories([folder / name]))
     ]  # fmt: skip
-    names = {(line["network"], line["row"], str(line["seed"])) for line in found}
-    before = [line for line in read_csv(OWN) if (line["network"], line["row"], line["seed"]) not in names]
-    lines = sorted([*before, *found], key=lambda line: (line["network"], line["row"], int(line["seed"])))
-    write_text(OWN, as_csv(("network", *COLUMNS_OF_RUNS), lines))
+
+    def place(line: Row) -> tuple[str, ...]:
+        return str(line["network"]), str(line["cost"]), str(line["row"]), str(line["seed"])
+
+    lines = {place(line): line for line in [*read_csv(OWN), *found]}
+    write_text(OWN, as_csv(("network", "cost", *COLUMNS_OF_RUNS), [lines[key] for key in sorted(lines)]))
 
 
 def own_rows() -> list[Row]:
-    """Rows of this project's own runs: at our cost from the studies, at the usual one from own.csv."""
+    """Rows of this project's own runs: at our cost from the studies, at the others from own.csv."""
     lines: list[Row] = [
         {"network": network, "cost": "ours", **line} for network, file in STUDIES.items() for line in read_csv(file)
     ]
-    lines += [{"cost": "usual", **line} for line in read_csv(OWN)]
+    lines += read_csv(OWN)
     default = {"vgg8": "path", "resnet20": "proportional"}
     named = {"width": "scaled down", **dict.fromkeys(default.values(), "grown, the default")}
     return [
