@@ -23,7 +23,7 @@ from budgetnet.runs.directory import RunDirectory, find_run_directories
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write the files. Returns the exit code: 0, or 2 if there is nothing to report."""
+    """Print the table and write the files. Returns the exit code: 0, 1 if a damaged run is left out, 2 if all are."""
     parser = argparse.ArgumentParser("python -m src.report", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", type=Path, help="run directories, or folders that hold some")
     parser.add_argument("--out", type=Path, help="where to write (default: ./report)")
@@ -41,15 +41,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.paths or options.commands or options.short:
             raise UsageError("expected run directories, or folders that hold some; --commands and --short need --table")
         runs = find_run_directories(options.paths)
-        rows = [final_row(run) for run in runs]
-        print_table(rows)
-        write(rows, options.out or Path("report"))
+        rows, left_out = final_rows(runs)
+        print_table(list(rows.values()))
+        write(list(rows.values()), options.out or Path("report"))
         if options.html is not None:
-            write_html(runs, options.html)
+            write_html(list(rows), options.html)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return int(left_out)
+
+
+def final_rows(runs: Sequence[RunDirectory]) -> tuple[dict[RunDirectory, Row], bool]:
+    """The row of each run, and whether some were left out because they are damaged, which is said.
+
+    Raises UsageError if all are.
+    """
+    rows, errors = {}, []
+    for run in runs:
+        try:
+            rows[run] = final_row(run)
+        except UsageError as error:
+            errors.append(error)
+    if errors and not rows:
+        raise errors[0]
+    for error in errors:
+        print(f"warning: left out: {error}", file=sys.stderr)
+    return rows, bool(errors)
 
 
 def paper_table(options: argparse.Namespace) -> None:

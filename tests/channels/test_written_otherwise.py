@@ -246,6 +246,25 @@ def test_einsum_reads_a_weight_by_the_letters_that_are_summed() -> None:
     assert CostModel(graph).macs({"a": 7, "c": 6, "b": 4}) == 25 * (3 * 7 + 7 * 6 + 6 * 4) + 4 * 3
 
 
+class Attention(nn.Module):
+    """Two heads, by einsum with an ellipsis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(5, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = torch.einsum("...ij,...jd->...id", torch.einsum("...id,...jd->...ij", q, k).softmax(-1), v)
+        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(-1, (5, 5))
+
+
+def test_einsum_that_is_not_followed_costs_what_it_multiplies() -> None:
+    pixels = Between(lambda m, x: m.c(x), channels=8, c=Attention())
+    products = 2 * 2 * 25 * 25 * 4  # of two heads, with the keys and with the values
+    assert CostModel(ChannelGraph.trace(pixels, IMAGE)).flops() == 25 * (15 + 5 * 24 + 8 * 4) + products + 12
+
+
 def test_a_product_of_weights_costs_once_however_many_images_and_its_inner_width_stays() -> None:
     net = Between(lambda m, x: m.c(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), c=LowRank())
     graph = ChannelGraph.trace(net, IMAGE)

@@ -85,7 +85,13 @@ def test_a_fifth_of_every_class_is_tested_on_where_there_are_no_parts(pictures: 
 
 @pytest.mark.parametrize(
     "parts, sizes",
-    [(("train", "val"), [4, 2]), (("train", "test"), [4, 2]), (("train", "valid", "test"), [4, 2, 2])],
+    [
+        (("train", "val"), [4, 2]),
+        (("train", "test"), [4, 2]),
+        (("train", "valid", "test"), [4, 2, 2]),
+        (("Training", "Testing"), [4, 2]),
+        (("Train", "Validation", "TEST"), [4, 2, 2]),
+    ],
 )
 def test_folders_of_parts_are_the_parts(tmp_path: Path, parts: tuple[str, ...], sizes: list[int]) -> None:
     for part, size in zip(parts, sizes, strict=True):
@@ -118,6 +124,10 @@ def test_folders_that_hold_no_dataset_are_named(pictures: Path, tmp_path: Path) 
         draw(parts / part / name / "0.png")
     with pytest.raises(UsageError, match="train and val must have the same classes, but b is in one of them alone"):
         read_class_folders(parts)
+    for part in ("train", "val"):
+        draw(tmp_path / "wrapped" / part / "images" / "cat" / "0.png")
+    with pytest.raises(UsageError, match="train has one class, images: expected a folder of images for each class"):
+        read_class_folders(tmp_path / "wrapped")
 
 
 # -- pixels -----------------------------------------------------------------------------------------------------------

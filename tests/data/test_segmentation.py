@@ -162,6 +162,10 @@ def broken(change: Callable[[Path], object], names: str) -> object:
         broken(lambda p: write(p / "val/masks/1.png", np.zeros((5, 5), np.uint8)), "masks/1.png is 5 pixels wide"),
         broken(lambda p: write(p / "val/masks/1.png", np.full((5, 6), 3, np.uint8)), "of class 3: expected 0 to 2, or"),
         broken(lambda p: write(p / "val/masks/1.png", np.zeros((5, 6, 3), np.uint8)), "of mode RGB: expected one"),
+        broken(
+            lambda p: [write(f, np.uint8(255) * (np.arange(30).reshape(5, 6) % 2 > 0)) for f in p.rglob("masks/*")],
+            "has fewer than two classes: .* black and white masks are to hold 0 and 1",
+        ),
         broken(lambda p: (p / "train/images/0.png").write_bytes(b"nothing"), "images/0.png cannot be read as an image"),
     ],
 )

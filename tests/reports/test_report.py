@@ -139,6 +139,18 @@ def test_the_command_line_writes_table_csv_and_figure(
     assert "| s1 | adenel |" in (out / "table.md").read_text()
 
 
+def test_a_damaged_run_is_left_out_and_said_to_be(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("runs/good")
+    (make_run("runs/bad", seed=1) / "summary.json").write_text("")
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "runs"), "--out", str(out), "--html", str(tmp_path / "page.html")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("warning: left out: ") and "bad" in said and len(said.splitlines()) == 1
+    assert len((out / "runs.csv").read_text().splitlines()) == 2 and (tmp_path / "page.html").is_file()
+
+
 def test_the_command_line_refuses_a_path_without_runs_in_one_line(tmp_path: Path) -> None:
     done = python("-m", "src.report", str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 2

@@ -111,7 +111,7 @@ class Run(Findings, TorchFunctionMode):
 
     def _paid(self, call: Call) -> Any:
         """Run an operation as it is, and count what it costs."""
-        if call.name in PRICED:
+        if call.name in PRICED and call.name != "einsum":  # with an ellipsis or several operands, letters do not tell
             out = call.run()
             cost = price(call.name, call.argument, out)
         else:

@@ -20,7 +20,8 @@ SUFFIXES = (
 )  # fmt: skip
 MOST_PIXELS = 4096
 """The largest height and width to which images are resized."""
-_VALIDATION, _TEST = ("val", "valid", "validation"), "test"
+_TRAIN, _VALIDATION, _TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+"""What the folders of the parts may be called, in small letters or large ones."""
 _LAYOUT = "expected a folder of images for each class in it, or train/ with val/ or test/ that hold such folders"
 
 Sets = tuple[ImageFolder, ImageFolder] | tuple[ImageFolder, ImageFolder, ImageFolder]
@@ -31,22 +32,30 @@ def read_class_folders(
 ) -> Sets:
     """The images below `root/<class>`, or below `root/train/<class>` with `root/val/<class>` or `root/test/<class>`.
 
-    With both val and test the result is (training set, validation set, test set), with one of them (training set, test
-    set). Without either, every class gives the part `test` of its images to the test set, the same for all seeds.
+    The parts may be called `Training`, `valid`, `Testing` and the like, too. With both val and test the result is
+    (training set, validation set, test set), with one of them (training set, test set). Without either, every class
+    gives the part `test` of its images to the test set, the same for all seeds.
     Nothing is downloaded. See `scan` for what counts as an image, and for image_size and exif.
     Raises UsageError for folders that hold no such dataset, parts whose classes differ, and options out of range.
     """
     root = Path(root)
     if not root.is_dir():
         raise UsageError(f"dataset.root={root} is not a directory: {_LAYOUT}")
-    validation = next((name for name in _VALIDATION if (root / name).is_dir()), None)
-    others = [name for name in (validation, _TEST) if name is not None and (root / name).is_dir()]
-    if (root / "train").is_dir() and others:
-        train, *rest = (scan(root / part, image_size, exif) for part in ("train", *others))
-        for part, other in zip(others, rest, strict=True):
+    folders = {path.name.lower(): path.name for path in sorted(root.iterdir()) if path.is_dir()}
+
+    def part(*names: str) -> list[str]:
+        return [folders[name] for name in names if name in folders][:1]
+
+    first, others = part(*_TRAIN), [*part(*_VALIDATION), *part(*_TEST)]
+    if first and others:
+        train, *rest = (scan(root / name, image_size, exif) for name in (*first, *others))
+        if train.num_classes < 2:
+            raise UsageError(f"{root / first[0]} has one class, {train.class_names[0]}: {_LAYOUT}")
+        for name, other in zip(others, rest, strict=True):
             if different := sorted(set(train.class_names) ^ set(other.class_names)):
                 raise UsageError(
-                    f"{root}: train and {part} must have the same classes, but {different[0]} is in one of them alone"
+                    f"{root}: {first[0]} and {name} must have the same classes, but {different[0]} is in one of them "
+                    "alone"
                 )
         return (train, rest[0]) if len(rest) == 1 else (train, rest[0], rest[1])
     images = scan(root, image_size, exif)
@@ -60,7 +69,7 @@ def read_class_folders(
         name = images.class_names[int(torch.bincount(images.labels).argmin())]
         raise UsageError(
             f"{root / name} has {fewest} image{'s'[: fewest != 1]}: expected enough to train and to test on, since "
-            f"there is no folder {root / _TEST}"
+            f"there is no folder {root / 'test'}"
         )
     remaining, held_out = hold_out(images.labels, count, seed=0)
     return images.subset(remaining), replace(images.subset(held_out), left_out="")

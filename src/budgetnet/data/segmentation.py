@@ -34,7 +34,8 @@ def image_masks(root: str | Path, download: bool = False, num_classes: int | Non
     validation set, test set), with one of them (training set, test set).
 
     num_classes: None stands for the largest class in the training masks plus one.
-    Raises UsageError for a missing folder or mask, and for a file that cannot be read or does not fit.
+    Raises UsageError for a missing folder or mask, for training masks of one class, and for a file that cannot be read
+    or does not fit.
     """
     if num_classes is not None and (type(num_classes) is not int or not 0 < num_classes <= MOST_CLASSES):
         raise UsageError(f"dataset.source.num_classes={num_classes!r}: expected 1 to {MOST_CLASSES}, or null")
@@ -57,6 +58,11 @@ def image_masks(root: str | Path, download: bool = False, num_classes: int | Non
             masks[part][number] = _sized(mask, _classes(mask, num_classes), size)
         if num_classes is None:  # the training masks come first
             num_classes = int(masks[part].max(initial=0, where=masks[part] != NO_CLASS)) + 1
+        if part == "train" and len(np.setdiff1d(masks[part], NO_CLASS)) < 2:
+            raise UsageError(
+                f"{root / 'train' / 'masks'} has fewer than two classes: expected 0, 1, ... for the classes of the "
+                f"pixels; {NO_CLASS} stands for none, so that black and white masks are to hold 0 and 1"
+            )
     first, *rest = (ImageArrays.of(images[part], masks[part], num_classes) for part in parts)
     return (first, rest[0]) if len(rest) == 1 else (first, rest[0], rest[1])
 

@@ -26,6 +26,29 @@ def traced(network: nn.Module, *shape: int) -> ChannelGraph:
     return ChannelGraph.trace(network, torch.empty(1, *shape))
 
 
+class Chunked(nn.Module):
+    """Half of the channels are read alone, as in YOLOv8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m = nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.o, self.f = nn.Conv2d(18, 10, 1), nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).chunk(2, 1)
+        return self.f(self.o(torch.cat([left, right, self.m(right)], 1)).mean((2, 3)))
+
+
+def test_a_layer_that_reads_a_part_of_the_channels_has_their_latents() -> None:
+    net = Chunked()
+    axes = Latents.of(traced(net, 3, 8, 8)).axes
+    made = axes["a"][1]
+    assert torch.equal(axes["m"][0], made[6:]) and torch.equal(axes["o"][0][:12], made)
+    assert torch.equal(axes["o"][0][12:], axes["m"][1])
+    Hypernetwork(ChannelGraph.of(net)).write(net)
+    assert net(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+
+
 @pytest.mark.parametrize(("c", "n", "k", "m"), [(3, 5, 3, 8), (1, 4, 5, 2), (6, 2, 1, 4)])
 def test_a_generated_weight_equals_the_definition_entry_by_entry(c: int, n: int, k: int, m: int) -> None:
     z_in, z_out, b0 = normal(c, seed=1), normal(n, seed=2), normal(c, n, seed=3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetnet.channels import ChannelGraph
-from budgetnet.channels.graph import Layout, layout_size, positions_of
+from budgetnet.channels.graph import Layout, layout_size
 from budgetnet.channels.upsampled import upsampled
 from budgetnet.errors import UsageError
 from budgetnet.methods.pruning.coupled import CoupledChannels, coupled_channels
@@ -88,12 +88,13 @@ class Latents:
 
 def _along(graph: ChannelGraph, layout: Layout, known: Mapping[str, Tensor], size: int) -> tuple[Tensor, int]:
     """The latents along an axis, and how many there are altogether with the fixed ones that it adds."""
-    widths = graph.widths
+    widths, offset = graph.widths, 0
     found = torch.full((layout_size(layout, widths),), -1)
-    for name in dict.fromkeys(segment.group for segment in layout):
-        if name is not None and name in known:
-            units = positions_of(layout, name, widths)
-            found[units] = known[name][:, None].expand_as(units)
+    for segment in layout:  # some hold a part of their group alone
+        count = segment.size(widths)
+        if segment.group is not None and segment.group in known:
+            found[offset : offset + count] = known[segment.group][segment.channels(widths)[:count]]
+        offset += count
     fixed = found < 0
     found[fixed] = torch.arange(size, size + int(fixed.sum()))
     return found, size + int(fixed.sum())
