@@ -9,8 +9,10 @@ from commands import SHORT, run
 from killed import At, learned, rounds
 from several import DDP, WATCHED, forked, of_each_rank
 
+UNREAD = ("growth.threshold=", "growth.number=", "growth.ratio=")
 IMPORTANCE = (
-    *SHORT, "growth.policy=cost_aware", "growth.readout=importance", "finetune.epochs=1", "trainer.progress=false"
+    *(each for each in SHORT if not each.startswith(UNREAD)),
+    "growth.policy=cost_aware", "growth.readout=importance", "finetune.epochs=1", "trainer.progress=false",
 )  # fmt: skip
 
 
