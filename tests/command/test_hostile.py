@@ -274,10 +274,11 @@ def test_what_a_network_of_ones_own_lacks_is_said(target: str, message: str, fro
 
 def test_more_validation_images_than_there_are_are_refused_with_what_to_set(front: Front) -> None:
     for part in ("train", "val"):
-        folder = front.root / "data" / "imagenet" / part / "class"
-        folder.mkdir(parents=True)
-        for number in range(20):
-            Image.new("RGB", (9, 9)).save(folder / f"{number}.png")
+        for name in ("bus", "cat"):
+            folder = front.root / "data" / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (9, 9)).save(folder / f"{number}.png")
     small = ["dataset=imagenet", "backbone=resnet18", "logger=csv", "budget.flops=50%", "epochs=200"]
     assert front.throw(small) is None
     assert "dataset.validation=10000: expected less than the 20 training images; set dataset.validation=2" in front.text

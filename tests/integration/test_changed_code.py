@@ -41,7 +41,7 @@ def test_a_changed_network_is_neither_taken_for_what_was_trained_nor_continued_i
     second = again()
     assert f"{directory} was finished before, and nothing is trained" in second.stdout and not second.stderr
 
-    code.write_text(NET.replace("relu", "tanh"))  # of the same costs
+    code.write_text(NET.replace("relu", "sigmoid"))  # of the same costs, and another size: Python goes by that and the second
     finished = again()
     assert finished.returncode == 0 and f"note: {code} changed since {directory} began: choose" in finished.stderr
     (directory / "done.json").unlink()
@@ -53,7 +53,7 @@ def test_a_changed_network_is_neither_taken_for_what_was_trained_nor_continued_i
     with pytest.warns(UserWarning, match="edited_net.py changed since "):
         load(directory)
 
-    code.write_text(NET.replace("width=8", "width=9"))
+    code.write_text(NET.replace("width=8", "width=12"))
     (directory / "done.json").unlink()
     written = {path: path.stat().st_mtime_ns for path in directory.glob("*.*")}
     refused = again()

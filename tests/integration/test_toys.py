@@ -62,7 +62,7 @@ def test_the_report_the_table_and_the_page_name_the_metric_and_no_other(whole: P
 @pytest.mark.soak
 def test_killed_anywhere_it_is_continued_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     command = (*TOYS, f"run.dir={tmp_path}/run", "checkpoint.every_n_steps=1")
-    for before in (At(STEP, 7), At("budgetnet.methods.method.Training.resize", 2, after=True)):
+    for before in (At("budgetnet.methods.method.Training.resize", 2, after=True), At(STEP, 7)):
         assert run(*command, before=before).returncode == -9
     finished = run(*command)
     assert finished.returncode == 0, finished.stderr
