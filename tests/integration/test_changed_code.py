@@ -41,7 +41,7 @@ def test_a_changed_network_is_neither_taken_for_what_was_trained_nor_continued_i
     second = again()
     assert f"{directory} was finished before, and nothing is trained" in second.stdout and not second.stderr
 
-    code.write_text(NET.replace("relu", "sigmoid"))  # of the same costs, and another size: Python goes by that and the second
+    code.write_text(NET.replace("relu", "sigmoid"))  # the same costs, but another size, by which Python knows a change
     finished = again()
     assert finished.returncode == 0 and f"note: {code} changed since {directory} began: choose" in finished.stderr
     (directory / "done.json").unlink()
