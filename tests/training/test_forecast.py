@@ -64,9 +64,11 @@ def test_networks_are_timed_without_a_change_to_the_network_or_to_what_is_drawn(
     net = backbones.build("lenet5", in_channels=1)
     graph = ChannelGraph.trace(net, torch.empty(1, 1, 28, 28))
     before, state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
-    batch = torch.randn(4, 1, 28, 28), torch.arange(4)
+    batch, passed = (torch.randn(4, 1, 28, 28), torch.arange(4)), set[int]()
+    net.register_forward_pre_hook(lambda _, given: passed.add(len(given[0])))
     state = torch.get_rng_state()
     points = calibrate(net, Classification(), batch, [416_520.0, 200_000.0], held_out=30, size=10)
+    assert passed == {4}  # a batch of evaluation may be as long as minutes
     assert torch.equal(torch.get_rng_state(), state) and ChannelGraph.of(net).widths == graph.widths
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert (

@@ -37,7 +37,7 @@ def matmul(run: Run, call: Call) -> Any:
     if bool((inner[0] != 0).any()) or bool((inner[1] != 0).any()):
         run.labels.unite(inner[0], inner[1])
         if weight is not None and run.of_image(left):
-            run.reads.setdefault(weight, 0)
+            run.read(right, 0, inner[1])
         elif left.dim() == 2 and id(left) in run.names and run.of_image(right):
             run.read(left, 1, inner[1])
         elif run.of_image(left, right):
