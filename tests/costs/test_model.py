@@ -9,7 +9,7 @@ from covering import covered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Odd
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from budgetnet import ChannelGraph, CostModel, UsageError, backbones, resize
@@ -106,3 +106,45 @@ def test_an_unknown_group_is_named() -> None:
     cost = CostModel(ChannelGraph.trace(Odd(), torch.empty(1, 3, 8, 8)))
     with pytest.raises(UsageError, match="did you mean 'left'"):
         cost.flops({"lefd": 3})
+
+
+class Packed(nn.LSTM):
+    """It packs its input, for which it has to know the lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        lengths = [x.shape[1]] * len(x)
+        out, _ = super().forward(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))
+        return nn.utils.rnn.pad_packed_sequence(out, batch_first=True)[0]
+
+
+class Bilinear(nn.Bilinear):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x)
+
+
+class Tokens(nn.Module):
+    """Pixels to tokens, which its body mixes."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.body, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 6, 1), body, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(self.b(self.a(x)).flatten(2).transpose(1, 2))
+        return self.head((out[0] if isinstance(out, tuple) else out).mean(1))
+
+
+@pytest.mark.parametrize(
+    "body, frozen, per_token",
+    [
+        (nn.LSTM(6, 8, batch_first=True), False, 4 * 8 * (6 + 8)),
+        (nn.GRU(6, 4, num_layers=2, bidirectional=True, batch_first=True), True, 2 * 3 * 4 * (6 + 4 + 8 + 4)),
+        (Packed(6, 8, batch_first=True), True, 4 * 8 * (6 + 8)),
+        (Bilinear(6, 6, 8), False, 8 * (6 * 6 + 6)),
+        (Bilinear(6, 6, 8), True, 8 * (6 * 6 + 6)),
+    ],
+    ids=["lstm", "frozen gru", "frozen packed lstm", "bilinear", "frozen bilinear"],
+)
+def test_recurrent_and_bilinear_layers_cost_their_products(body: nn.Module, frozen: bool, per_token: int) -> None:
+    graph = ChannelGraph.trace(Tokens(body), torch.empty(1, 3, 4, 4), frozen=("body",) * frozen)
+    assert CostModel(graph).macs({"a": 7}) == 16 * (3 * 7 + 7 * 6 + per_token) + 8 * 4

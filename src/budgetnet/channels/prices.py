@@ -1,8 +1,8 @@
 """What one operation costs: multiply-accumulates as fvcore counts them in eval mode, from the shapes it sees.
 
 Convolutions, linear layers and matrix products are `macs`; norms take 1 to 5 per element, resampling 1 to 4. The rest
-is free. Where fvcore does not look (attention in one call, padding="same", products with an addition) the true number
-is counted.
+is free. Where fvcore does not look (attention in one call, recurrent and bilinear layers, padding="same", products with
+an addition) the true number is counted.
 """
 
 from __future__ import annotations
@@ -134,6 +134,16 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.macs += result.numel() * args[0].shape[-1]
         elif packet in ("addmm", "baddbmm"):
             self.macs += result.numel() * args[1].shape[-1]
+        elif packet in ("mv", "dot", "vdot"):
+            self.macs += args[0].numel()
+        elif packet in ("addmv", "addbmm"):
+            self.macs += args[1].numel() * (args[2].shape[-1] if packet == "addbmm" else 1)
+        elif packet == "_trilinear":  # of nn.Bilinear: (rows, first), (outputs, first, second), (rows, second)
+            self.macs += args[0].shape[0] * args[1].numel() + result.numel() * args[2].shape[-1]
+        elif packet in ("mkldnn_rnn_layer", "_cudnn_rnn"):  # every weight matrix is applied to every step
+            steps = args[0].numel() // args[0].shape[-1]
+            weights = [leaf for leaf in tree_leaves(args[1:3]) if isinstance(leaf, Tensor) and leaf.dim() == 2]
+            self.macs += steps * sum(weight.numel() for weight in weights)
         elif packet in ("convolution", "_convolution"):
             space = args[0] if args[6] else result
             self.macs += space.shape[0] * math.prod(space.shape[2:]) * args[1].numel()
