@@ -186,7 +186,7 @@ class Unread(nn.Module):
 @pytest.mark.parametrize("criterion", [thinet, pfp, lambda graph, images: rescale(graph, {}, images)])
 def test_a_group_that_no_layer_reads_and_a_batch_without_images_are_refused(criterion: Criterion) -> None:
     graph = ChannelGraph.trace(Unread(), torch.empty(1, 3, 4, 4))
-    with pytest.raises(UsageError, match=r"no layer reads the channels of 'first'.*such as l1") as refusal:
+    with pytest.raises(UsageError, match=r"no Conv2d or Linear reads the channels of 'first'.*such as l1") as refusal:
         criterion(graph, torch.randn(2, 3, 4, 4))
     assert "\n" not in str(refusal.value)
     for images in (torch.empty(0), torch.empty(0, 3, 4, 4)):

@@ -24,8 +24,8 @@ _AT_ONCE = 64  # images in a forward pass
 def measurable_groups(graph: ChannelGraph, images: Tensor | None = None) -> list[WidthGroup]:
     """The width groups of convolutions, all of which can be scored by their effect on their consumers.
 
-    images: (N, C, height, width), or None before there are any. Raises UsageError if N is 0, for a group that no layer
-    reads, and for one that a layer reads which is neither a Conv2d nor a Linear.
+    images: (N, C, height, width), or None before there are any. Raises UsageError if N is 0, for a group that no Conv2d
+    or Linear reads, and for one that another layer reads too.
     """
     if images is not None and (images.dim() < 2 or not len(images)):
         raise UsageError(f"channels cannot be judged on images of shape {tuple(images.shape)}: pass at least one image")
@@ -33,8 +33,8 @@ def measurable_groups(graph: ChannelGraph, images: Tensor | None = None) -> list
     for group in groups:
         if not group.consumers:
             raise UsageError(
-                f"no layer reads the channels of {group.name!r}, so that they cannot be judged on images; use a method "
-                "that reads the weights alone, such as l1"
+                f"no Conv2d or Linear reads the channels of {group.name!r}, so that they cannot be judged on images; "
+                "use a method that reads the weights alone, such as l1"
             )
         for path in group.consumers:
             if not isinstance(layer := graph.model.get_submodule(path), Consumer):
