@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnyBatchNorm",
+    "inside_function_transform",
     "is_compiler_error",
     "leave_signals_alone",
     "process_group_backend",
@@ -82,6 +83,11 @@ class _OfCompiledModules(type):
 
 class CompiledModule(metaclass=_OfCompiledModules):
     """torch._dynamo.OptimizedModule for `isinstance`, without an import of the compiler."""
+
+
+def inside_function_transform() -> bool:
+    """Whether torch.vmap, or another transform of torch.func, runs what is called now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_compiler_error(error: BaseException) -> bool:

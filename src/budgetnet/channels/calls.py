@@ -145,6 +145,9 @@ _DUNDER = {
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
     "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d",
     "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "log_softmax_": "log_softmax",
+    "fractional_max_pool2d_with_indices": "fractional_max_pool2d",
+    "fractional_max_pool3d_with_indices": "fractional_max_pool3d",
+    "log_sigmoid": "logsigmoid", "_threshold": "threshold", "col2im": "fold",
 }  # fmt: skip
 
 

@@ -228,6 +228,18 @@ def windows(run: Run, call: Call) -> Any:
     return out
 
 
+def fold(run: Run, call: Call) -> Any:
+    """F.fold: (N, C·k·k, positions) to (N, C, H, W), the windows of a channel added."""
+    x, out = first(call), call.run()
+    planes = list[Plane]()
+    if run.known(x).planes:
+        labels = run.vector(x, x.dim() - 2, call.name).reshape(out.shape[-3], -1)
+        run.labels.unite(labels[:, :1], labels)
+        planes = [vector_plane(labels[:, 0], out.dim() - 3, out.dim())]
+    run.carry(out, planes, image=run.of_image(x))
+    return out
+
+
 def sliding(run: Run, call: Call) -> Any:
     """Tensor.unfold: windows along one dimension, which are a new last one."""
     x, out = first(call), call.run()
@@ -256,5 +268,5 @@ MOVEMENTS: dict[str, Rule] = {
     **dict.fromkeys(("repeat", "tile"), repeat),
     "cat": concatenate, "stack": stack, "pad": pad,
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"), rearrange),
-    "repeat_interleave": repeat_interleave, "im2col": windows, "unfold": sliding,
+    "repeat_interleave": repeat_interleave, "im2col": windows, "fold": fold, "unfold": sliding,
 }  # fmt: skip

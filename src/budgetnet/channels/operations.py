@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from budgetnet.channels.calls import Call, first, leaves
@@ -103,6 +104,15 @@ def reduce(run: Run, call: Call) -> Any:
             ]
         run.carry(tensor, own, image=source.image)
     return out
+
+
+def similarity(run: Run, call: Call) -> Any:
+    """cosine_similarity and pairwise_distance: what meets along a dimension is multiplied, and summed there."""
+    one, other = call.tensors
+    dim = call.argument(2, "dim", 1) if call.name == "cosine_similarity" else -1
+    product = elementwise(run, Call("mul", torch.mul, (one, other), {}, call.tensors))
+    keepdim = call.argument(4, "keepdim", False)
+    return reduce(run, Call("mean", torch.mean, (product, dim, keepdim), {}, [product]))
 
 
 def along(run: Run, call: Call) -> Any:
@@ -231,8 +241,9 @@ _REDUCTIONS = _words(
 )
 _SPATIAL = _words(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d interpolate "
-    "upsample upsample_nearest upsample_bilinear grid_sample max_unpool1d max_unpool2d max_unpool3d"
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "fractional_max_pool2d fractional_max_pool3d interpolate upsample upsample_nearest upsample_bilinear grid_sample "
+    "max_unpool1d max_unpool2d max_unpool3d"
 )
 _TRANSFORMS = [
     f"fft_{way}{kind}{dims}" for way in ("", "i") for kind in ("fft", "rfft", "hfft") for dims in ("", "2", "n")
@@ -259,5 +270,6 @@ RULES: dict[str, Rule | None] = {
     **PRODUCTS,
     **dict.fromkeys(_TRANSFORMS, transform),
     **dict.fromkeys(("sort", "topk", "argsort", "kthvalue", "msort"), ordered),
+    **dict.fromkeys(("cosine_similarity", "pairwise_distance"), similarity),
     "local_response_norm": neighbours, "match_channels": match_channels,
 }  # fmt: skip

@@ -113,8 +113,8 @@ def fixed(run: Run, call: Call) -> Any:
 
 _WHOLE = (
     "multi_head_attention_forward", "scaled_dot_product_attention", "addmm", "baddbmm", "addbmm", "mv", "dot", "vdot",
-    "lstm", "gru", "rnn_tanh", "rnn_relu", "outer", "cdist", "kron", "tensordot", "_native_multi_head_attention",
-    "bilinear", "affine_grid",
+    "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "bilinear",
+    "outer", "cdist", "kron", "tensordot", "_native_multi_head_attention", "affine_grid",
 )  # fmt: skip
 
 PRODUCTS: dict[str, Rule] = {

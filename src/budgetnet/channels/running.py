@@ -20,6 +20,7 @@ from budgetnet.channels.calls import Call, Cost, Event, Place, collect, leaves, 
 from budgetnet.channels.findings import Findings
 from budgetnet.channels.graph import GraphError
 from budgetnet.channels.prices import PRICED, Price, metered, price
+from budgetnet.internals import inside_function_transform
 
 Rule = Callable[["Run", Call], Any]
 
@@ -43,6 +44,11 @@ class Run(Findings, TorchFunctionMode):
         rule = self.rules.get(name, None if name.startswith("get ") else unknown)
         if rule is None:
             return func(*args, **kwargs)
+        if inside_function_transform():
+            raise GraphError(
+                f"{self.place(name)} runs inside torch.vmap or the like, where it is not seen which channels meet; "
+                "trace with frozen=('the module that calls vmap',), on the command line 'backbone.frozen=[...]'"
+            )
         tensors: list[Tensor] = []
         collect(args, tensors)
         if kwargs:
