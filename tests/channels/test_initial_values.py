@@ -10,6 +10,7 @@ from nets import odd, step
 from torch import nn
 
 from budgetnet import ChannelGraph, backbones, resize
+from budgetnet.channels import GraphError
 
 
 def test_new_entries_have_the_fan_of_the_grown_layer() -> None:
@@ -141,3 +142,62 @@ def test_a_gradmax_step_behind_a_batch_norm_is_no_longer_than_any_other() -> Non
     optimizer.step()
     assert all(parameter.abs().max() < 10 for parameter in net.parameters())
     assert nn.functional.cross_entropy(net(x), y) < loss
+
+
+class Attends(nn.Module):
+    """Pixels that attend to each other, in one call or written out."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.whole = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Linear(6, 2), whole
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.b(torch.tanh(self.a(x))).flatten(2).transpose(1, 2)
+        if self.whole:
+            heads = t[:, None].contiguous()
+            return self.head(nn.functional.scaled_dot_product_attention(heads, heads, heads).mean((1, 2)))
+        return self.head(((t @ t.transpose(1, 2) / 6**0.5).softmax(-1) @ t).mean(1))
+
+
+def test_gradmax_reaches_through_attention() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3, 4, 4), torch.randint(2, (8,))
+    written, whole = Attends(False), Attends(True)
+    whole.load_state_dict(written.state_dict())
+    for net in (written, whole):
+        ChannelGraph.trace(net, x)
+        resize(net, {"a": 6}, init="gradmax", batch=(x, y), seed=0)
+    assert whole.b.weight[:, 4:].any()
+    torch.testing.assert_close(whole.b.weight, written.b.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_gradmax_narrows_like_any_other_and_refuses_what_has_no_gradient_at_zero() -> None:
+    torch.manual_seed(0)
+    pool = nn.Sequential(nn.ReLU(), nn.LPPool2d(2, 2))  # its root of zeros has no derivative
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), pool, nn.Conv2d(5, 2, 1), nn.Flatten(), nn.Linear(8, 2))
+    x, y = torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 0, 1])
+    ChannelGraph.trace(net, x)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(GraphError, match="gradient of empty filters of '0' is not finite"):
+        resize(net, {"0": 6}, init="gradmax", batch=(x, y), seed=0)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    resize(net, {"0": [0, 3]}, init="gradmax", batch=(x, y))
+    assert torch.equal(net[0].weight, before["0.weight"][[0, 3]])
+
+
+def test_a_linear_weight_that_a_product_reads_grows_like_a_linear_layer() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.einsum("nchw,dc->nd", self.a(x), self.b.weight))
+
+    net, x = Product(), torch.randn(4, 3, 4, 4)
+    graph = ChannelGraph.trace(net, x)
+    assert [group.kind for group in graph.groups] == ["convolution", "linear"]
+    before = net(x)
+    resize(net, {"a": 5, "b": 8}, init="gradmax", batch=(x, torch.tensor([0, 1, 0, 1])), seed=0)
+    assert net.b.weight.shape == (8, 5) and net.b.bias.shape == (6,)
+    torch.testing.assert_close(net(x), before, rtol=0, atol=0.1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from budgetnet.channels.graph import Graph, GraphError
 from budgetnet.channels.width_change import WidthChange
@@ -26,10 +27,11 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
 
     Where a batch norm follows, it is its scale that starts at zero, and the filter where its first step would lead: a
     norm divides by the deviation of what it gets, so that a filter at zero would take a step 1/√ε times too long, to
-    full strength at once.
+    full strength at once. Raises GraphError where the gradient at zero is not finite.
     """
-    model = change.graph.model
-    grown = [name for name, source in change.sources.items() if bool((source < 0).any())]
+    model, grown = change.graph.model, _grown(change)
+    if not grown:
+        return
     columns = {name: _columns(change, name) for name in grown}
     drawn = {name: _close(change, name) for name in grown}
     for name in grown:
@@ -41,10 +43,15 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
     incoming = {
         name: [model.get_parameter(f"{p}.weight") for p in change.graph.group(name).producers] for name in grown
     }
+    producers = [weight for name in grown for weight in incoming[name]]
+
+    def lost() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
+            return loss(model(batch[0]), batch[1])
+
     try:
-        producers = [weight for name in grown for weight in incoming[name]]
         for _ in range(_ITERATIONS):
-            value = loss(model(batch[0]), batch[1])
+            value = lost()
             consumers = [weight for name in grown for weight, _, _ in columns[name]]
             first = torch.autograd.grad(value, producers, create_graph=True, allow_unused=True)
             taken = iter(first)
@@ -58,7 +65,7 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
             for name in grown:
                 gradients = [next(second) for _ in columns[name]]
                 _write(columns[name], _orthonormal(_select(columns[name], gradients)))
-        slopes = iter(torch.autograd.grad(loss(model(batch[0]), batch[1]), producers, materialize_grads=True))
+        slopes = iter(torch.autograd.grad(lost(), producers, materialize_grads=True))
         for name in grown:
             _aim(change, name, [-next(slopes) for _ in incoming[name]], drawn[name])
     finally:
@@ -67,17 +74,26 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
     with torch.no_grad():
         for name in grown:
             _rescale(columns[name])
+            if not all(bool(weight.isfinite().all()) for weight, _, _ in columns[name]):
+                raise GraphError(f"init='gradmax': the gradient of empty filters of {name!r} is not finite; use 'he'")
+
+
+def _grown(change: WidthChange) -> list[str]:
+    return [name for name, source in change.sources.items() if bool((source < 0).any())]
 
 
 def check_reach(change: WidthChange) -> None:
     """Raises GraphError where a growing group is made or read by something else than plain layers."""
-    graph = change.graph
-    for name in change.sources:
+    graph, grown = change.graph, _grown(change)
+    read = {segment.group for layout in graph.reading.values() for segment in layout}
+    for name in grown:
         if graph.group(name).kind == "other":
             raise GraphError(f"init='gradmax' needs layers whose filters are the channels of {name!r}; use 'he'")
+        if name not in read:
+            raise GraphError(f"init='gradmax' needs layers that read the channels of {name!r}; use 'he'")
     parameters = dict(graph.model.named_parameters())
     for tensor, layout in graph.reading.items():
-        reads = [s for s in layout if s.group in change.sources]
+        reads = [s for s in layout if s.group in grown]
         if any(s.parts > 1 for s in reads):
             raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
         if reads and (graph.reads[tensor] != 1 or tensor not in parameters):
@@ -132,7 +148,9 @@ def _close(change: WidthChange, name: str) -> list[Tensor]:
     new = (change.sources[name] < 0).nonzero().flatten()
     with torch.no_grad():
         for producer in change.graph.group(name).producers:
-            shift = getattr(model.get_submodule(change.graph.norm_after.get(producer, producer)), "bias", None)
+            shifting = change.graph.norm_after.get(producer, producer)
+            resized = f"{shifting}.bias" in change.graph.axes
+            shift = getattr(model.get_submodule(shifting), "bias", None) if resized else None
             weight = model.get_parameter(f"{producer}.weight")
             drawn.append(weight[new.to(weight.device)].clone())
             if shift is None:  # nothing to nudge: leave a trace of the He weights instead
