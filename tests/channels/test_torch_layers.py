@@ -127,3 +127,10 @@ def test_what_runs_inside_vmap_is_refused_and_priced_once_it_is_frozen() -> None
     graph = ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("layer",))
     assert graph.widths == {"b": 4}
     assert CostModel(graph).macs() == 16 * (3 * 5 + 5 * 5 + 5 * 4) + 4 * 2
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_frozen_layer_that_computes_its_weight_stays_as_it_is(name: str) -> None:
+    layer = getattr(nn.utils.parametrizations, name)(nn.Conv2d(5, 5, 1))
+    graph = ChannelGraph.trace(Around(layer, 2), torch.empty(1, 3, 4, 4), frozen=("layer",))
+    assert graph.widths == {"b": 4} and graph.verify() == {"b": "function kept"}

@@ -113,7 +113,12 @@ class Findings:
 
     def of_image(self, *tensors: Tensor) -> bool:
         """Whether something of this is computed from the input, not of weights alone."""
-        return any(self.known(tensor).image for tensor in tensors)
+        return any(self._of_image(tensor) for tensor in tensors)
+
+    def _of_image(self, tensor: Tensor) -> bool:
+        """It gives a parameter no labels: one of a frozen module has none."""
+        carried: Carried | None = getattr(tensor, "_carried", None)
+        return id(tensor) not in self.names and tensor.is_meta if carried is None else carried.image
 
     def carry(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
     norm divides by the deviation of what it gets, so that a filter at zero would take a step 1/√ε times too long, to
     full strength at once. Raises GraphError where the gradient at zero is not finite.
     """
-    model, grown = change.graph.model, _grown(change)
+    model, grown = change.graph.model, change.growing()
     if not grown:
         return
     columns = {name: _columns(change, name) for name in grown}
@@ -75,29 +75,25 @@ def gradmax(change: WidthChange, batch: tuple[Tensor, Tensor], loss: Callable[[T
         for name in grown:
             _rescale(columns[name])
             if not all(bool(weight.isfinite().all()) for weight, _, _ in columns[name]):
-                raise GraphError(f"init='gradmax': the gradient of empty filters of {name!r} is not finite; use 'he'")
+                raise GraphError(f"init='gradmax': empty filters of {name!r} have no finite gradient; use 'he'")
 
 
-def _grown(change: WidthChange) -> list[str]:
-    return [name for name, source in change.sources.items() if bool((source < 0).any())]
-
-
-def check_reach(change: WidthChange) -> None:
-    """Raises GraphError where a growing group is made or read by something else than plain layers."""
-    graph, grown = change.graph, _grown(change)
+def obstacle(graph: Graph, names: Collection[str]) -> str | None:
+    """Why GradMax cannot make new channels of these groups, or None: only plain layers may make and read them."""
     read = {segment.group for layout in graph.reading.values() for segment in layout}
-    for name in grown:
+    for name in names:
         if graph.group(name).kind == "other":
-            raise GraphError(f"init='gradmax' needs layers whose filters are the channels of {name!r}; use 'he'")
+            return f"the channels of {name!r} are not the filters of a layer"
         if name not in read:
-            raise GraphError(f"init='gradmax' needs layers that read the channels of {name!r}; use 'he'")
+            return f"no layer reads the channels of {name!r}"
     parameters = dict(graph.model.named_parameters())
     for tensor, layout in graph.reading.items():
-        reads = [s for s in layout if s.group in grown]
-        if any(s.parts > 1 for s in reads):
-            raise GraphError(f"init='gradmax' does not reach through the grouped convolution {tensor!r}; use 'he'")
-        if reads and (graph.reads[tensor] != 1 or tensor not in parameters):
-            raise GraphError(f"init='gradmax' does not reach through {tensor!r}; use 'he'")
+        grown = [segment for segment in layout if segment.group in names]
+        if any(segment.parts > 1 for segment in grown):
+            return f"the grouped convolution {tensor.rpartition('.')[0]!r} reads those of {grown[0].group!r}"
+        if grown and (graph.reads[tensor] != 1 or tensor not in parameters):
+            return f"{tensor!r}, which reads the channels of {grown[0].group!r}, is not the weight of a layer"
+    return None
 
 
 _Columns = list[tuple[nn.Parameter, Tensor, int]]

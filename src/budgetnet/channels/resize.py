@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from budgetnet.channels.gradmax import check_reach
+from budgetnet.channels.gradmax import obstacle
 from budgetnet.channels.graph import Graph, GraphError, layout_size
 from budgetnet.channels.initialise import INITIALISATIONS, initialise
 from budgetnet.channels.shadow import set_attribute
@@ -72,8 +72,8 @@ def resize(
     change = WidthChange(graph, widths, sources, seed)
     if init == "net2wider":
         change.duplicate()
-    if init == "gradmax":
-        check_reach(change)
+    if init == "gradmax" and (why := obstacle(graph, change.growing())):
+        raise GraphError(f"init='gradmax' does not reach these channels, as {why}; use 'he'")
     operate(change, lambda: initialise(change, init, batch, loss), optimizer)
     return graph
 

@@ -39,6 +39,10 @@ class WidthChange:
             if any(segment.group in self.sources for layout in dims.values() for segment in layout)
         ]
 
+    def growing(self) -> list[str]:
+        """The groups that get new channels."""
+        return [name for name, source in self.sources.items() if bool((source < 0).any())]
+
     def generator(self, name: str) -> torch.Generator | None:
         """A CPU generator keyed by (seed, name); None (torch's global one) without a seed."""
         return tensor_generator(self.seed, name)

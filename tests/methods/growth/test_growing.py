@@ -9,9 +9,12 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from short_run import Fit, metrics
+from torch import Tensor, nn
 
+from budgetnet import ChannelGraph, UsageError
 from budgetnet.command.build import build
 from budgetnet.command.compose import composed
+from budgetnet.methods.growth.growing import must_reach
 from budgetnet.training.learner import Learner
 
 NORMED = ("backbone=own", "backbone._target_=nets.Small", "growth.seed_width=3", "budget.flops=50%")
@@ -31,6 +34,26 @@ class Lengths(Callback):
             self.rounds = method.training.round
             weights = [method.net.get_parameter(f"{name}.weight") for name in method.graph.norm_after]
             self.found.append(torch.cat([weight.detach().flatten(1).norm(dim=1) for weight in weights]))
+
+
+class Grouped(nn.Sequential):
+    """A convolution that a grouped one reads."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        grouped = nn.Conv2d(8, 8, 3, groups=2)
+        super().__init__(nn.Conv2d(in_channels, 8, 3, stride=4), grouped, nn.Flatten(), nn.Linear(200, num_classes))
+
+
+class Compared(nn.Module):
+    """Two convolutions that a product alone reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.head((torch.softmax(q @ k.transpose(1, 2), -1) @ v).mean(1))
 
 
 LENGTHS = "+callbacks.lengths._target_=test_growing.Lengths"
@@ -97,3 +120,27 @@ def test_it_is_said_that_most_of_a_network_does_not_grow(
     if "backbone=lenet5" in overrides:
         own.remove("backbone._target_=test_growing.Wide")
     assert build(composed([*own, *overrides]), tmp_path).method.chosen() == chosen
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("init=gradmax", "the grouped convolution '1' reads those of '0'"),
+        ("policy=gradient", "the grouped convolution '1' reads those of '0'"),
+        ("init=firefly", "the channels of '0' are in 2 blocks"),
+        ("readout=firefly", "the channels of '0' are in 2 blocks"),
+    ],
+)
+def test_what_new_channels_cannot_be_made_or_scored_by_is_said_before_training(option: str, why: str, fit: Fit) -> None:
+    policy = "growth.policy=cost_aware"
+    with pytest.raises(UsageError, match=rf"growth\.{option} does not reach all channels of Grouped: {why}; leave"):
+        fit("backbone=own", "backbone._target_=test_growing.Grouped", policy, f"growth.{option}")
+
+
+def test_channels_that_a_product_alone_reads_are_reached_by_neither() -> None:
+    graph = ChannelGraph.trace(Compared(), torch.empty(1, 3, 4, 4))
+    for init in ("gradmax", "firefly"):
+        with pytest.raises(UsageError, match="no layer reads the channels of 'q'"):
+            must_reach(graph, ["q"], init=init)
+        must_reach(graph, ["v"], init=init)
+    must_reach(graph, ["q", "v"], init="net2wider", policy="uniform", readout="path")

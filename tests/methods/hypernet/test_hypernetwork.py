@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -173,3 +174,14 @@ def test_a_proximal_step_is_the_soft_threshold_while_more_than_the_floor_reach_t
     assert torch.equal(shrunk, F.softshrink(z, 0.1))
     assert torch.equal(shrink(z, step=0.1, floor=3, threshold=0.05), z)
     assert torch.equal(shrink(-z, 0.1, 2, 0.05), -shrunk)
+
+
+@pytest.mark.parametrize("computed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_convolution_that_computes_its_weight_is_refused_until_it_is_frozen(
+    computed: Callable[[nn.Module], nn.Module],
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), computed(nn.Conv2d(4, 6, 1)), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1))
+    with pytest.raises(UsageError, match=r"'1' computes its own .*backbone\.frozen"):
+        Hypernetwork(traced(net, 3, 4, 4))
+    hypernetwork = Hypernetwork(ChannelGraph.trace(net, torch.empty(1, 3, 4, 4), frozen=("1",)))
+    assert set(hypernetwork()) == {"0.weight", "2.weight", "3.weight"}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from nets import Odd
+from torch import nn
 from torch.func import functional_call
 
 from budgetnet import ChannelGraph, backbones, resize
@@ -185,3 +186,20 @@ def test_every_indicator_gets_a_gradient_from_the_masked_network() -> None:
     weights = masked(graph.model, columns(graph, numbers, len(indicators.scores)), indicators.masks())
     functional_call(graph.model, weights, (torch.randn(4, 3, 32, 32),)).square().sum().backward()
     assert indicators.scores.grad is not None and (indicators.scores.grad != 0).all()
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv1d, nn.Conv3d])
+def test_a_mask_scales_what_any_convolution_reads(convolution: type[nn.Conv1d] | type[nn.Conv3d]) -> None:
+    net = nn.Sequential(convolution(3, 4, 1), convolution(4, 6, 1, groups=2), convolution(6, 2, 1))
+    shape = (1, 3, *(4,) * (net[0].weight.dim() - 2))
+    graph = ChannelGraph.trace(net, torch.empty(shape))
+    found = coupled_channels(graph)
+    numbers = by_channel(found, torch.arange(sum(sizes(found))))
+    masks = torch.rand(sum(sizes(found)))
+    images, own = torch.randn(shape), by_channel(found, masks)
+    given = functional_call(net, masked(net, columns(graph, numbers, len(masks)), masks), (images,))
+    for name, values in own.items():
+        layer = net.get_submodule(name)
+        layer.weight.data *= values.reshape(-1, *[1] * (layer.weight.dim() - 1))
+        layer.bias.data *= values
+    torch.testing.assert_close(given, net(images))

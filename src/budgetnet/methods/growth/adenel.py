@@ -27,6 +27,7 @@ from budgetnet.methods.growth.growing import (
     growth_course,
     growth_limits,
     growth_shortfall,
+    must_reach,
     rounds_must_fit,
     with_candidates,
 )
@@ -92,6 +93,8 @@ class AdeNeL(Method):
             resize_untrained(self.net, seed, training.seed)
         allowed = {name: largest[name] for name in growing_groups(graph, growth.linear)}
         self.planner = Planner(price, growth, allowed, training.seed, proportions)
+        may_grow = [name for name, width in allowed.items() if width > seed[name]]
+        must_reach(graph, may_grow, init=growth.init, policy=self.planner.policy, readout=growth.readout)
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 

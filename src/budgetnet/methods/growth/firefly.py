@@ -45,8 +45,7 @@ def firefly_candidates(
     steps: all candidates are trained together in so many gradient steps on the one batch.
     radius: the relative size of each candidate's change, which training does not alter.
 
-    The result is a function of the arguments. Raises GraphError for a group of several blocks, which a grouped
-    convolution or a GroupNorm reads.
+    The result is a function of the arguments. Raises GraphError where there is an `obstacle`.
     """
     candidates = Candidates(net, new_channels, seed, radius, loss)
     candidates.train(batch, steps)
@@ -65,7 +64,7 @@ class Candidates:
     splits: the number of splits among the candidates of each group.
     scores: for each candidate of a group, the rate at which its gate lowers the loss, -∂L/∂gate, with all gates at 1.
 
-    Raises GraphError for a group of several blocks.
+    Raises GraphError where there is an `obstacle`.
     """
 
     def __init__(self, net: nn.Module, new_channels: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
@@ -73,7 +72,8 @@ class Candidates:
         self.graph = ChannelGraph.of(self.net)
         self.before = self.graph.widths
         self.scores: dict[str, list[float]] = {}
-        self._refuse_blocks(new_channels)
+        if why := obstacle(self.graph, new_channels):
+            raise GraphError(f"firefly does not reach these channels, as {why}; use 'he'")
         split = splittable(self.graph, new_channels)
         self.splits = {name: self.before[name] if name in split else 0 for name in new_channels}
         sources = {
@@ -102,11 +102,6 @@ class Candidates:
             self._add_splits(name, change.generator(f"firefly/{name}"), radius * filter_norms[name][:count])
         for name in self.splits:  # after all copies have been made
             self._halve_columns(name)
-
-    def _refuse_blocks(self, names: Iterable[str]) -> None:
-        for name in names:
-            if (blocks := self.graph.group(name).blocks) > 1:
-                raise GraphError(f"firefly does not support {name!r}, whose channels are in {blocks} blocks; use 'he'")
 
     def _norms(self, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The norms of filters and of outgoing weights, (width,) by group, before the network is widened."""
@@ -273,6 +268,20 @@ class Candidates:
                     mask[positions_of(dims[1], name, self.graph.widths)[before:]] = 0
             masks.append(mask.reshape(-1, *[1] * (weight.dim() - 2)))
         return masks
+
+
+def obstacle(graph: ChannelGraph, names: Collection[str]) -> str | None:
+    """Why there are no candidates for these groups, or None.
+
+    A grouped convolution or a GroupNorm reads a group in blocks, or no weight reads it.
+    """
+    read = {segment.group for layout in graph.reading.values() for segment in layout}
+    for name in names:
+        if (blocks := graph.group(name).blocks) > 1:
+            return f"the channels of {name!r} are in {blocks} blocks"
+        if name not in read:
+            return f"no layer reads the channels of {name!r}"
+    return None
 
 
 def splittable(graph: ChannelGraph, growing: Collection[str]) -> set[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
-from budgetnet.channels import rescale_filters
+from budgetnet.channels import ChannelGraph, rescale_filters
+from budgetnet.channels.gradmax import obstacle as gradmax_obstacle
+from budgetnet.errors import UsageError
 from budgetnet.methods.growth.firefly import Candidates, load
+from budgetnet.methods.growth.firefly import obstacle as firefly_obstacle
 from budgetnet.methods.growth.options import NewChannels, Rounds
 from budgetnet.methods.growth.policy import Limit
 from budgetnet.methods.method import Images, Method, Training, must_fit
@@ -95,6 +98,20 @@ def rounds_must_fit(epochs: int, rounds: Rounds, finetune: FineTuning) -> None:
     """Raises UsageError if a run of `epochs` epochs is too short for a round and fine-tuning."""
     round = f"growth.epochs_per_round={rounds.epochs_per_round}"
     must_fit(epochs, rounds.epochs_per_round + finetune.epochs, round, f"finetune.epochs={finetune.epochs}")
+
+
+def must_reach(graph: ChannelGraph, groups: Collection[str], **options: str) -> None:
+    """Raises UsageError, before training, for a growth option that cannot make or score new channels of these groups.
+
+    options: what growth.init, policy and readout are, by name.
+    """
+    obstacles = {"gradmax": gradmax_obstacle, "gradient": gradmax_obstacle, "firefly": firefly_obstacle}
+    for option, value in options.items():
+        if value in obstacles and (why := obstacles[value](graph, groups)):
+            raise UsageError(
+                f"growth.{option}={value} does not reach all channels of {type(graph.model).__name__}: {why}; leave "
+                f"growth.{option} at its default"
+            )
 
 
 def with_candidates(plan: WidthPlan, candidates: Candidates) -> WidthPlan:

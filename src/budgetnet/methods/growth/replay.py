@@ -8,7 +8,7 @@ from itertools import pairwise
 from budgetnet.channels.untrained import resize_untrained
 from budgetnet.errors import UsageError
 from budgetnet.methods.growth.firefly import firefly_candidates
-from budgetnet.methods.growth.growing import SLIM, grow, with_candidates
+from budgetnet.methods.growth.growing import SLIM, grow, must_reach, with_candidates
 from budgetnet.methods.growth.options import NewChannels, ReplayOptions
 from budgetnet.methods.method import Images, Method, Training, must_fit
 from budgetnet.methods.options import FineTuning, Optimization
@@ -64,6 +64,8 @@ class Replay(Method):
                 raise UsageError(
                     f"budget.{kind}={most:,} is below the {costs[kind]:,} of the run that is replayed: raise it"
                 )
+        widened = [name for name, width in schedule[last].items() if width > schedule[0][name]]
+        must_reach(self.graph, widened, init=self.growth.init)
         resize_untrained(self.net, schedule[0], training.seed)
         return [self.optim.growing(), self.finetune.phase(self.optim)]
 

@@ -44,12 +44,19 @@ class Latents:
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> Latents:
-        """Raises UsageError for a network without a group of convolutions that may change."""
+        """Raises UsageError for a network without convolutions that may change, and for one that computes a weight."""
         convolutions = {
             path: module
             for path, module in graph.model.named_modules()
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and (path, "in_channels") in graph.attributes
         }
+        for path, module in convolutions.items():
+            if module._parameters.get("weight") is None:
+                raise UsageError(
+                    f"a hypernetwork makes the weights of all convolutions, and {path!r} computes its own "
+                    f"(weight_norm, spectral_norm or the like): keep it as it is, backbone.frozen=[{path}], or use "
+                    "another method"
+                )
         size, places = 0, []
         parts: dict[str, list[tuple[int, Tensor]]] = {}
         for each in shrinking_sets(graph):

@@ -18,6 +18,8 @@ from budgetnet.internals import symmetric_padding
 Consumer = nn.Conv2d | nn.Linear
 """A consumer in the channel graph. A depthwise convolution is none, since it passes its group on."""
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 _AT_ONCE = 64  # images in a forward pass
 
 
@@ -130,9 +132,9 @@ def scale_columns(layer: Consumer, factors: Tensor) -> None:
     layer.weight.detach().mul_(by_column(layer, factors))
 
 
-def by_column(layer: Consumer, factors: Tensor) -> Tensor:
+def by_column(layer: Consumer | nn.Conv1d | nn.Conv3d, factors: Tensor) -> Tensor:
     """Factors of a layer's input units, (units,), in a shape that multiplies its weight. Differentiable."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = layer.groups if isinstance(layer, CONVOLUTIONS) else 1
     rows, width = layer.weight.shape[:2]
     by_group = factors.to(layer.weight).reshape(groups, 1, width).expand(-1, rows // groups, -1)
     return by_group.reshape(rows, width, *[1] * (layer.weight.dim() - 2))

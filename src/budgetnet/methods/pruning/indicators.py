@@ -18,7 +18,7 @@ from budgetnet.channels.graph import layout_size
 from budgetnet.costs import CostModel
 from budgetnet.methods.pruning import allocate
 from budgetnet.methods.pruning.allocate import Fits
-from budgetnet.methods.pruning.consumers import by_column, input_layout, units
+from budgetnet.methods.pruning.consumers import CONVOLUTIONS, by_column, input_layout, units
 from budgetnet.methods.pruning.coupled import CoupledChannels
 
 
@@ -190,6 +190,6 @@ def masked(net: nn.Module, by_path: Mapping[str, Tensor], masks: Tensor) -> dict
     factors, found = torch.cat([masks, masks.new_ones(1)]), {}
     for path, own in by_path.items():
         layer = net.get_submodule(path)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        assert isinstance(layer, (*CONVOLUTIONS, nn.Linear))
         found[f"{path}.weight"] = layer.weight * by_column(layer, factors[own])
     return found
