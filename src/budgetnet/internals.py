@@ -28,6 +28,7 @@ __all__ = [
     "inside_function_transform",
     "is_compiler_error",
     "leave_signals_alone",
+    "no_onnx_log",
     "process_group_backend",
     "quick_imports",
     "symmetric_padding",
@@ -83,6 +84,17 @@ class _OfCompiledModules(type):
 
 class CompiledModule(metaclass=_OfCompiledModules):
     """torch._dynamo.OptimizedModule for `isinstance`, without an import of the compiler."""
+
+
+@contextmanager
+def no_onnx_log() -> Iterator[None]:
+    """Where torch.onnx.export fails it writes the whole graph to the standard output, below Python's own."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def inside_function_transform() -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def test_a_file_with_one_altered_weight_is_caught_and_not_written(
     assert (tmp_path / wrong).read_bytes() == b"of an earlier run"
 
 
-def test_a_format_that_cannot_hold_a_network_is_named_and_the_other_one_can_be_written(tmp_path: Path) -> None:
+def test_a_format_that_cannot_hold_a_network_is_named_and_the_other_one_can_be_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Inverse(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,7 +130,7 @@ def test_a_format_that_cannot_hold_a_network_is_named_and_the_other_one_can_be_w
     with pytest.raises(RunError, match=r"^model.onnx cannot hold this network \(.*pinv.*deploy from best.ckpt"):
         export_model(Inverse(), (3, 8, 8), tmp_path, ["model.onnx"])
     export_model(Inverse(), (3, 8, 8), tmp_path, ["model.pt2"])
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"] and capfd.readouterr().out == ""
 
 
 def test_logits_that_are_not_numbers_are_caught(net: nn.Module, tmp_path: Path) -> None:
@@ -145,3 +148,15 @@ def test_backbones_are_exported(name: str, tmp_path: Path) -> None:
     images = torch.randn(3, 3, 32, 32)
     for logits in logits_of_files(tmp_path, images).values():
         torch.testing.assert_close(logits, net.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_are_computed_in_every_pass_are_exported_as_they_are_now(
+    norm: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(nn.Conv2d(4, 5, 3)), nn.Flatten(), nn.Linear(80, 2))
+    for _ in range(3):
+        net(torch.randn(4, 3, 8, 8))
+    names = list(net.state_dict())
+    assert max(export_model(net, (3, 8, 8), tmp_path).values()) < 1e-5
+    assert list(net.state_dict()) == names

@@ -1,4 +1,4 @@
-"""A copy of a model without storage, which runs at any widths."""
+"""Copies of a model: whole, and without storage, so that it runs at any widths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from budgetnet.channels.calls import Call, leaves, name_of, one_device
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def copy_of(net: AnyModule) -> AnyModule:
+    """A deep copy, also where the last pass has left a computed weight in a module, as nn.utils.weight_norm does."""
+    attributes = [value for module in net.modules() for value in vars(module).values()]
+    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(net, {id(value): value.detach().clone() for value in computed})
 
 
 class Shadow:

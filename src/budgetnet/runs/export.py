@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -15,8 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 
+from budgetnet.channels.shadow import copy_of
 from budgetnet.errors import RunError, in_one_line
+from budgetnet.internals import no_onnx_log
 from budgetnet.runs.records import write_text
 from budgetnet.tasks import Output, each_of
 
@@ -58,7 +61,7 @@ def export_model(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    net = copy.deepcopy(net).to("cpu", torch.float32).eval().requires_grad_(False)
+    net = copy_of(net).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*net.parameters(), *net.buffers()):
         tensor.data = tensor.data.contiguous()
     about = {} if about is None else {**about, "opset": OPSET}
@@ -75,17 +78,34 @@ def _written(
 ) -> dict[str, float]:
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
-    differences = {}
+    settled, differences = _settled(net), {}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as work:
         for name in names:
             write, load = _FORMATS[name]
             with _blamed_on(name):
-                write(net, example, dynamic, Path(work, name), about)
+                write(settled, example, dynamic, Path(work, name), about)
                 exported = load(Path(work, name))
             differences[name] = _largest_difference(name, net, exported, input_shape, any_size)
         for name in differences:
             os.replace(Path(work, name), directory / name)
     return differences
+
+
+def _settled(net: nn.Module) -> nn.Module:
+    """A copy with plain weights where each pass computes them anew, as by spectral_norm, which ONNX cannot hold."""
+    net = copy_of(net)
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):  # remove_parametrizations alters the class, which copies share
+            computed = module.get_submodule("parametrizations").named_children()
+            weights = {name: getattr(module, name).detach() for name, _ in computed}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight, False))
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(module, hook.name)
+    return net
 
 
 @contextmanager
@@ -124,7 +144,7 @@ def _load_pt2(path: Path) -> Callable[[Tensor], Output]:
 def _write_onnx(net: nn.Module, example: Tensor, dynamic: Mapping[int, str], path: Path, about: About) -> None:
     with torch.no_grad():
         names = _output_names(net(example))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_onnx_log():
         # the exporter that replaces this one takes 11 s instead of 0.4 s and writes small models as two files
         warnings.simplefilter("ignore")
         torch.onnx.export(

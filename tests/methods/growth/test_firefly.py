@@ -193,3 +193,15 @@ def test_channels_that_come_in_steps_are_judged_by_their_mean() -> None:
     budget = [Limit("flops", "flops", 10 * plans.cost.flops())]
     plan = plans.plan(1, {"conv1": 0.9}, budget, scores={"conv1": [5.0, 0.0, 0.0], "conv2": [3.0, 4.0]})
     assert plan.changes == {"conv2": 6}
+
+
+def test_a_network_whose_last_pass_left_a_computed_weight_is_copied() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.utils.weight_norm(nn.Conv2d(4, 5, 1)), nn.Conv2d(5, 4, 1), nn.Flatten())
+    batch = torch.randn(4, 3, 2, 2), torch.arange(4)
+    ChannelGraph.trace(net, batch[0])
+    net(batch[0])  # with a gradient, so that copy.deepcopy refuses it
+    candidates = firefly_candidates(net, {"0": 2}, batch, steps=1)
+    start = candidates.start({"0": 6})
+    resize(net, {"0": 6})
+    load(net, start)
+    assert net(batch[0]).isfinite().all()

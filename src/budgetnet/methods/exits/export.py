@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.backbones.stages import stages
 from budgetnet.errors import RunError
+from budgetnet.internals import no_onnx_log
 from budgetnet.methods.exits.allocation import confidences
 from budgetnet.methods.exits.budgeted import NEVER, Setting, early_exit
 from budgetnet.methods.exits.predict import ABOUT, ExportedExits
@@ -79,7 +80,7 @@ def _write(stage: nn.Module, maps: dict[str, Tensor], file: Path) -> dict[str, T
     """Write a stage that reads these tensors, and return what the next one reads."""
     _, *rest = stage(*maps.values())
     out = ["logits", *(f"next_{number}" for number in range(1, len(rest) + 1))]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_onnx_log():
         warnings.simplefilter("ignore")  # of the exporter that is kept for small files, as in runs/export.py
         torch.onnx.export(
             stage,

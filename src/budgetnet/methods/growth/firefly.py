@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional
 from budgetnet.channels import ChannelGraph, GraphError, resize
 from budgetnet.channels.graph import layout_size, positions_of
 from budgetnet.channels.initialise import leaks
+from budgetnet.channels.shadow import copy_of
 from budgetnet.channels.width_change import WidthChange
 from budgetnet.methods.growth.gradients import Loss
 from budgetnet.methods.growth.slices import ChannelSlice, Side, norms, times
@@ -68,7 +68,7 @@ class Candidates:
     """
 
     def __init__(self, net: nn.Module, new_channels: Mapping[str, int], seed: int, radius: float, loss: Loss) -> None:
-        self.net, self.seed, self.criterion = copy.deepcopy(net).eval(), seed, loss
+        self.net, self.seed, self.criterion = copy_of(net).eval(), seed, loss
         self.graph = ChannelGraph.of(self.net)
         self.before = self.graph.widths
         self.scores: dict[str, list[float]] = {}
@@ -203,7 +203,7 @@ class Candidates:
                 self._columns(name, range(count)), self._columns(name, self._copies(name)), strict=True
             ):
                 part.add(tensors, times([copied.read(tensors)], whole)[0])
-        grown = copy.deepcopy(self.net)
+        grown = copy_of(self.net)
         load(grown, tensors)
         narrower = {name: channels for name, channels in selected.items() if len(channels) < self.graph.widths[name]}
         wider = {name: width for name, width in widths.items() if width > len(selected[name])}

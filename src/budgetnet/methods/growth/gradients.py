@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph, resize
 from budgetnet.channels.gradmax import norm_scale
+from budgetnet.channels.shadow import copy_of
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Maps (outputs, targets) to a scalar."""
@@ -32,7 +32,7 @@ def growth_gradients(
 
     Raises GraphError for a group that GradMax does not support, such as one that a grouped convolution reads.
     """
-    trial = copy.deepcopy(net)
+    trial = copy_of(net)
     graph = ChannelGraph.of(trial)
     old = {name: graph.group(name) for name in groups}
     wider = {name: group.width + group.blocks for name, group in old.items()}

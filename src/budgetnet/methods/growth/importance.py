@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from budgetnet.channels import ChannelGraph
+from budgetnet.channels.shadow import copy_of
 from budgetnet.methods.growth.gradients import Loss
 
 IMAGES = 1024
@@ -35,7 +35,7 @@ def channel_importance(
     images: (inputs, targets), divided into batches of `batch` images, in eval mode. loss: maps (outputs, targets) to a
     scalar. The traced `net` does not change.
     """
-    trial = copy.deepcopy(net).eval().requires_grad_()
+    trial = copy_of(net).eval().requires_grad_()
     graph = ChannelGraph.of(trial)
     tensors = {name: [t for path in graph.group(name).producers for t in _scaling(graph, path)] for name in groups}
     batches = list(zip(*(torch.split(each, batch) for each in images), strict=True))
