@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnyBatchNorm",
-    "inside_function_transform",
+    "batched_by_vmap",
     "is_compiler_error",
     "leave_signals_alone",
     "no_onnx_log",
@@ -97,9 +97,13 @@ def no_onnx_log() -> Iterator[None]:
         torch._C._jit_onnx_log = log
 
 
-def inside_function_transform() -> bool:
-    """Whether torch.vmap, or another transform of torch.func, runs what is called now."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def batched_by_vmap(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor of which torch.vmap shows a function one slice, or None where it does not."""
+    functorch, mapped = torch._C._functorch, False
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        mapped = mapped or functorch.is_batchedtensor(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor if mapped else None
 
 
 def is_compiler_error(error: BaseException) -> bool:

@@ -185,19 +185,36 @@ def test_gradmax_narrows_like_any_other_and_refuses_what_has_no_gradient_at_zero
     assert torch.equal(net[0].weight, before["0.weight"][[0, 3]])
 
 
+class Product(nn.Module):
+    """Reads the weight of a linear layer by einsum: its filters are the channels, or its inputs are."""
+
+    def __init__(self, filters: bool) -> None:
+        super().__init__()
+        self.a, self.head, self.equation = nn.Conv2d(3, 4, 1), nn.Linear(6, 2), f"nchw,{'dc' if filters else 'cd'}->nd"
+        self.b = nn.Linear(4, 6) if filters else nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.einsum(self.equation, self.a(x), self.b.weight))
+
+
 def test_a_linear_weight_that_a_product_reads_grows_like_a_linear_layer() -> None:
-    class Product(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 6), nn.Linear(6, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(torch.einsum("nchw,dc->nd", self.a(x), self.b.weight))
-
-    net, x = Product(), torch.randn(4, 3, 4, 4)
+    net, x = Product(filters=True), torch.randn(4, 3, 4, 4)
     graph = ChannelGraph.trace(net, x)
     assert [group.kind for group in graph.groups] == ["convolution", "linear"]
     before = net(x)
     resize(net, {"a": 5, "b": 8}, init="gradmax", batch=(x, torch.tensor([0, 1, 0, 1])), seed=0)
     assert net.b.weight.shape == (8, 5) and net.b.bias.shape == (6,)
     torch.testing.assert_close(net(x), before, rtol=0, atol=0.1)
+
+
+def test_a_linear_weight_whose_inputs_are_the_channels_of_a_product_is_no_layer_that_grows() -> None:
+    net, x = Product(filters=False), torch.randn(4, 3, 4, 4)
+    graph = ChannelGraph.trace(net, x)
+    assert [(group.name, group.kind, group.producers) for group in graph.groups] == [
+        ("a", "convolution", ("a",)),
+        ("b", "other", ()),
+    ]
+    with pytest.raises(GraphError, match="the channels of 'b' are not the filters of a layer"):
+        resize(net, {"b": 8}, init="gradmax", batch=(x, torch.tensor([0, 1, 0, 1])))
+    resize(net, {"a": 5, "b": 8}, init="zero_out")
+    assert net.b.weight.shape == (5, 8)

@@ -134,3 +134,25 @@ def test_a_frozen_layer_that_computes_its_weight_stays_as_it_is(name: str) -> No
     layer = getattr(nn.utils.parametrizations, name)(nn.Conv2d(5, 5, 1))
     graph = ChannelGraph.trace(Around(layer, 2), torch.empty(1, 3, 4, 4), frozen=("layer",))
     assert graph.widths == {"b": 4} and graph.verify() == {"b": "function kept"}
+
+
+def test_vmap_over_what_has_no_channels_is_followed() -> None:
+    def causal(m: nn.Module, x: Tensor) -> Tensor:
+        places = torch.arange(5, device=x.device)
+        mask = torch.vmap(torch.vmap(lambda i, j: (i >= j).to(x.dtype), (None, 0)), (0, None))(places, places)
+        return x * mask
+
+    followed(Between(causal))
+    followed(Between(lambda m, x: x * torch.vmap(lambda row: row.norm())(m.c.weight).mean(), c=nn.Embedding(7, 3)))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_product_that_sums_over_its_batch_costs_all_of_it(frozen: bool) -> None:
+    class Summed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.flatten(2)
+            return torch.addbmm(rows.new_zeros(5, 5), rows, rows.transpose(1, 2)).expand(len(x), 5, 5)[..., None]
+
+    net = Between(lambda m, x: m.c(x), c=Summed())
+    graph = ChannelGraph.trace(net, torch.empty(1, 3, 5, 5), frozen=("c",) * frozen)
+    assert CostModel(graph).macs() == 25 * 3 * 5 + 5 * 25 * 5 + 25 // 5 * 5 * 4 + 4 * 3

@@ -116,7 +116,7 @@ class Findings:
         return any(self._of_image(tensor) for tensor in tensors)
 
     def _of_image(self, tensor: Tensor) -> bool:
-        """It gives a parameter no labels: one of a frozen module has none."""
+        """Without `known`, which gives labels to a parameter: inside a frozen module it is to have none."""
         carried: Carried | None = getattr(tensor, "_carried", None)
         return id(tensor) not in self.names and tensor.is_meta if carried is None else carried.image
 

@@ -92,7 +92,7 @@ def obstacle(graph: Graph, names: Collection[str]) -> str | None:
         if any(segment.parts > 1 for segment in grown):
             return f"the grouped convolution {tensor.rpartition('.')[0]!r} reads those of {grown[0].group!r}"
         if grown and (graph.reads[tensor] != 1 or tensor not in parameters):
-            return f"{tensor!r}, which reads the channels of {grown[0].group!r}, is not the weight of a layer"
+            return f"{tensor!r} reads those of {grown[0].group!r} otherwise than a Conv2d or Linear does"
     return None
 
 

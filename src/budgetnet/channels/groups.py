@@ -108,7 +108,8 @@ class Structure:
             for number in distinct(groups):
                 group = self.groups[number]
                 whole = len(channels) == group.width and (groups == number).all()
-                if whole and self._is_layer(path, leaf) and (channels == np.arange(group.width)).all():
+                whole = whole and (channels == np.arange(group.width)).all()
+                if whole and self._is_layer(path, leaf) and self._are_filters(name, number):
                     if path not in group.producers:
                         group.producers.append(path)
                     group.kind = "convolution" if "convolution" in (group.kind, kind) else kind
@@ -130,6 +131,11 @@ class Structure:
             for number in dict.fromkeys(groups[groups >= 0].tolist()):
                 if self._is_layer(path, leaf) and path not in self.groups[number].consumers:
                     self.groups[number].consumers.append(path)
+
+    def _are_filters(self, name: str, number: int) -> bool:
+        """Whether a group lies along the first dimension of a weight: a product may make channels along another one."""
+        first = self.run.axes.get(name, {}).get(0)
+        return first is not None and bool((self.along(first)[0] == number).all())
 
     def _is_layer(self, path: str, leaf: str) -> bool:
         """Whether a weight is the filters of a convolution, or the units of a linear layer, of torch or like it."""

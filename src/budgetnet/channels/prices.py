@@ -98,7 +98,7 @@ _PRICES: dict[str, Callable[[Callable[..., Any], Any], Price]] = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     "linear": _linear,
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), _matmul),
-    **dict.fromkeys(("addmm", "baddbmm", "addbmm"), _added_matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), _added_matmul),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "batch_norm": _batch_norm,
@@ -134,7 +134,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.macs += result.numel() * args[0].shape[-1]
         elif packet in ("addmm", "baddbmm"):
             self.macs += result.numel() * args[1].shape[-1]
-        elif packet in ("mv", "dot", "vdot"):
+        elif packet in ("mv", "dot"):
             self.macs += args[0].numel()
         elif packet in ("addmv", "addbmm"):
             self.macs += args[1].numel() * (args[2].shape[-1] if packet == "addbmm" else 1)

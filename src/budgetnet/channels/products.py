@@ -49,7 +49,7 @@ def matmul(run: Run, call: Call) -> Any:
     cost = run.per_image(price(call.name, call.argument, out), left, right)
     if weight is not None:
         run.axis(weight, 1, layout := run.produce(right, 1, "linear"))
-        run.producers.append((weight, "linear", layout))
+        run.producers.append((weight, "other", layout))
     run.term(run.current(), cost, inner[0], *(plane.labels.reshape(-1) for plane in results))
     run.carry(out, results, image=run.of_image(left, right))
     return out
@@ -97,7 +97,8 @@ def einsum(run: Run, call: Call) -> Any:
         if (parameter := run.names.get(id(tensor))) is not None:
             for letter in found.keys() & set(term) & set(result):
                 if not any(letter in other for other, t in zip(inputs, operands) if t is not tensor):
-                    run.producers.append((parameter, "linear", found[letter]))
+                    kind = "linear" if tensor.dim() == 2 else "other"
+                    run.producers.append((parameter, kind, found[letter]))
     if len(operands) == 2:
         cost = run.per_image(price(call.name, call.argument, out), *operands)
         run.term(run.current(), cost, *found.values())

@@ -20,7 +20,7 @@ from budgetnet.channels.calls import Call, Cost, Event, Place, collect, leaves, 
 from budgetnet.channels.findings import Findings
 from budgetnet.channels.graph import GraphError
 from budgetnet.channels.prices import PRICED, Price, metered, price
-from budgetnet.internals import inside_function_transform
+from budgetnet.internals import batched_by_vmap
 
 Rule = Callable[["Run", Call], Any]
 
@@ -44,15 +44,15 @@ class Run(Findings, TorchFunctionMode):
         rule = self.rules.get(name, None if name.startswith("get ") else unknown)
         if rule is None:
             return func(*args, **kwargs)
-        if inside_function_transform():
-            raise GraphError(
-                f"{self.place(name)} runs inside torch.vmap or the like, where it is not seen which channels meet; "
-                "trace with frozen=('the module that calls vmap',), on the command line 'backbone.frozen=[...]'"
-            )
         tensors: list[Tensor] = []
         collect(args, tensors)
         if kwargs:
             collect(kwargs.values(), tensors)
+        if any(map(self._mapped, tensors)):
+            raise GraphError(
+                f"{self.place(name)} is inside torch.vmap, where it is not seen which channels meet; call vmap in a "
+                "module of its own, and trace with frozen=('its path',), on the command line 'backbone.frozen=[...]'"
+            )
         if len(tensors) > 1:
             args, kwargs = one_device(tensors, args, kwargs)
         call = Call(name, func, args, kwargs, tensors)
@@ -69,6 +69,13 @@ class Run(Findings, TorchFunctionMode):
                 )
             tensor._uses = getattr(tensor, "_uses", 0) + 1  # type: ignore[attr-defined]
         return self.follow(rule, call)
+
+    @staticmethod
+    def _mapped(tensor: Tensor) -> bool:
+        """Whether torch.vmap goes over something that is computed from the image or has channels."""
+        whole = batched_by_vmap(tensor)
+        carried = None if whole is None else getattr(whole, "_carried", None)
+        return carried is not None and (carried.image or bool(carried.planes))
 
     def follow(self, rule: Rule, call: Call) -> Any:
         """Run one operation by its rule, and note what it gave."""

@@ -21,7 +21,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 def copy_of(net: AnyModule) -> AnyModule:
     """A deep copy, also where the last pass has left a computed weight in a module, as nn.utils.weight_norm does."""
-    attributes = [value for module in net.modules() for value in vars(module).values()]
+    attributes = [*net.buffers(), *(value for module in net.modules() for value in vars(module).values())]
     computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
     return copy.deepcopy(net, {id(value): value.detach().clone() for value in computed})
 

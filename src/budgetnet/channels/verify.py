@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from budgetnet.channels.graph import Graph, GraphError, WidthGroup
 from budgetnet.channels.initialise import fill_silently, leaks
 from budgetnet.channels.resize import operate, source_of
 from budgetnet.channels.running import Run
+from budgetnet.channels.shadow import copy_of
 from budgetnet.channels.width_change import WidthChange
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -166,12 +166,7 @@ class _Proof:
 
 def _twin(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that keeps computed weights (pruning masks, weight_norm)."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    twin = copy.deepcopy(model, memo)
+    twin = copy_of(model)
     if "_channel_graph" not in twin.__dict__:  # a torch.fx.GraphModule, which copies some attributes only
         twin.__dict__["_channel_graph"] = replace(Graph.of(model), model=twin)
     return twin

@@ -78,12 +78,12 @@ def _written(
 ) -> dict[str, float]:
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     dynamic = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
-    settled, differences = _settled(net), {}
+    differences = {}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".export-") as work:
         for name in names:
             write, load = _FORMATS[name]
             with _blamed_on(name):
-                write(settled, example, dynamic, Path(work, name), about)
+                write(_settled(net), example, dynamic, Path(work, name), about)
                 exported = load(Path(work, name))
             differences[name] = _largest_difference(name, net, exported, input_shape, any_size)
         for name in differences:

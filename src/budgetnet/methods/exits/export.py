@@ -6,7 +6,6 @@ operators that few runtimes have, and thresholds beside the files can be changed
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from budgetnet.backbones.exits import ExitNetwork
 from budgetnet.backbones.stages import stages
+from budgetnet.channels.shadow import copy_of
 from budgetnet.errors import RunError
 from budgetnet.internals import no_onnx_log
 from budgetnet.methods.exits.allocation import confidences
@@ -48,7 +48,7 @@ def export_exits(
     The thresholds are those of `chosen`; without, no image leaves early. Raises RunError if what the files compute is
     another than what the network does; then no file is written or replaced.
     """
-    network = copy.deepcopy(network).to("cpu", torch.float32).eval().requires_grad_(False)
+    network = copy_of(network).to("cpu", torch.float32).eval().requires_grad_(False)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.contiguous()
     limits = [NEVER] * (network.exits - 1) if chosen is None else list(chosen.thresholds[:-1])

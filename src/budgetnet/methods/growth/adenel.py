@@ -93,10 +93,15 @@ class AdeNeL(Method):
             resize_untrained(self.net, seed, training.seed)
         allowed = {name: largest[name] for name in growing_groups(graph, growth.linear)}
         self.planner = Planner(price, growth, allowed, training.seed, proportions)
-        may_grow = [name for name, width in allowed.items() if width > seed[name]]
-        must_reach(graph, may_grow, init=growth.init, policy=self.planner.policy, readout=growth.readout)
         self.initial_norms = initial_norms(sparse_sets(graph, growth.linear))
         return [self.optim.growing(), self.finetune.phase(self.optim)]
+
+    def check(self, continued: bool) -> None:
+        """Raises UsageError where the policy, readout or initialisation does not support a group that may grow."""
+        if not continued:  # a run that was begun may never widen that group
+            planner, growth = self.planner, self.growth
+            may_grow = [name for name, width in planner.max_widths.items() if width > self.graph.widths[name]]
+            must_reach(self.graph, may_grow, init=growth.init, policy=planner.policy, readout=growth.readout)
 
     # -- optimizer ----------------------------------------------------------------------------------------------------
 

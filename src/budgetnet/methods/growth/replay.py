@@ -64,10 +64,13 @@ class Replay(Method):
                 raise UsageError(
                     f"budget.{kind}={most:,} is below the {costs[kind]:,} of the run that is replayed: raise it"
                 )
-        widened = [name for name, width in schedule[last].items() if width > schedule[0][name]]
-        must_reach(self.graph, widened, init=self.growth.init)
         resize_untrained(self.net, schedule[0], training.seed)
         return [self.optim.growing(), self.finetune.phase(self.optim)]
+
+    def check(self, continued: bool) -> None:
+        """Raises UsageError where the initialisation does not support a group that grows."""
+        first, last = self.schedule[0], self.schedule[max(self.schedule)]
+        must_reach(self.graph, [name for name in last if last[name] > first[name]], init=self.growth.init)
 
     def round_ends(self, epochs: int) -> bool:
         """Whether the replayed run had a round after `epochs` epochs."""
